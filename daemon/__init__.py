@@ -1,0 +1,1 @@
+"""The Errata daemon: feeds, admission, dispatch, judgement, rollback and the operator's tools."""

@@ -1,0 +1,86 @@
+"""The life of a batch: made from waiting corrections, sent, attempted, split when it kills its worker."""
+
+import secrets
+from collections.abc import Sequence
+from datetime import datetime
+
+from sqlalchemy import Connection, RowMapping, func, insert, select, update
+
+from daemon.core.clock import to_text
+from daemon.core.names import BatchState, CorrectionState, QuarantineReason
+from daemon.core.proposals import Refusal
+from daemon.core.schema import attempts, batches, corrections
+from daemon.core.settlement import settle_refused
+
+
+def create(connection: Connection, now: datetime, model: str, correction_ids: Sequence[str]) -> str:
+    """Put corrections into a new batch in the outbox; returns its id."""
+    batch_id = "b" + secrets.token_hex(10)
+    row = {"id": batch_id, "model": model, "state": BatchState.OPEN, "created_at": to_text(now)}
+    connection.execute(insert(batches).values(**row))
+    connection.execute(
+        update(corrections)
+        .where(corrections.c.id.in_(correction_ids))
+        .values(state=CorrectionState.QUEUED, batch_id=batch_id)
+    )
+    return batch_id
+
+
+def mark_sent(connection: Connection, now: datetime, batch_id: str) -> None:
+    """Note that the queue has taken the batch."""
+    values = {"state": BatchState.SENT, "sent_at": to_text(now), "sends": batches.c.sends + 1}
+    connection.execute(update(batches).where(batches.c.id == batch_id).values(**values))
+
+
+def get(connection: Connection, batch_id: str) -> RowMapping | None:
+    """A batch, or None."""
+    return connection.execute(select(batches).where(batches.c.id == batch_id)).mappings().one_or_none()
+
+
+def waiting(connection: Connection, batch_id: str) -> Sequence[RowMapping]:
+    """The corrections of a batch that are still to be applied, in order of admission."""
+    query = select(corrections).where(
+        corrections.c.batch_id == batch_id, corrections.c.state == CorrectionState.QUEUED
+    )
+    return connection.execute(query.order_by(corrections.c.seq)).mappings().all()
+
+
+def begin_attempt(connection: Connection, now: datetime, batch_id: str, worker: str) -> int:
+    """Count a start before the work begins; returns its number, from 1."""
+    number = connection.execute(
+        select(func.coalesce(func.max(attempts.c.number), 0)).where(attempts.c.batch_id == batch_id)
+    ).scalar_one()
+    row = {"batch_id": batch_id, "number": number + 1, "worker": worker, "started_at": to_text(now)}
+    connection.execute(insert(attempts).values(**row))
+    return int(number) + 1
+
+
+def end_attempt(connection: Connection, now: datetime, batch_id: str, number: int, outcome: str) -> None:
+    """Note how an attempt ended; one without end killed its worker."""
+    mine = (attempts.c.batch_id == batch_id) & (attempts.c.number == number)
+    connection.execute(update(attempts).where(mine).values(ended_at=to_text(now), outcome=outcome))
+
+
+def crashed_attempts(connection: Connection, batch_id: str) -> int:
+    """How many attempts never ended, or ended in an error that the batch itself may have caused."""
+    blamed = attempts.c.ended_at.is_(None) | attempts.c.outcome.startswith("failed")
+    query = select(func.count()).select_from(attempts).where(attempts.c.batch_id == batch_id, blamed)
+    return int(connection.execute(query).scalar_one())
+
+
+def split_or_refuse(connection: Connection, now: datetime, batch_id: str, why: str) -> list[str]:
+    """Cut a batch that keeps failing in two, or quarantine the one correction that is left of it.
+
+    Returns the ids of the two new batches in the outbox, or nothing.
+    """
+    rows = waiting(connection, batch_id)
+    values = {"state": BatchState.SPLIT, "closed_at": to_text(now)}
+    connection.execute(update(batches).where(batches.c.id == batch_id).values(**values))
+    if len(rows) <= 1:
+        reason = QuarantineReason.CRASHED_WORKER
+        settle_refused(connection, now, [Refusal(row["id"], reason, why) for row in rows])
+        return []
+    ids = [row["id"] for row in rows]
+    middle = len(ids) // 2
+    model = rows[0]["model"]
+    return [create(connection, now, model, half) for half in (ids[:middle], ids[middle:])]

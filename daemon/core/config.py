@@ -1,0 +1,303 @@
+"""The configuration: ``errata.toml`` and the environment, checked once, unknown keys refused."""
+
+import difflib
+import os
+import tomllib
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from daemon.core.errors import ConfigError
+from daemon.core.names import DEFAULT_MODEL
+
+CONFIG_FILE = "errata.toml"
+CONFIG_VARIABLE = "ERRATA_CONFIG"
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelConfig(_Section):
+    """The model that is edited."""
+
+    name: str = Field(DEFAULT_MODEL, description="name of the model in the ledger")
+    path: Path = Field(
+        Path("models/smollm2-135m-instruct"), description="Hugging Face folder, in data_dir or absolute"
+    )
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    dtype: str = Field("auto", description="auto, float32, bfloat16 or float16")
+    corpus: Path | None = Field(
+        None, description="text file for the statistics; none: text sampled from the model"
+    )
+    threads: int = Field(0, ge=0, description="torch threads; 0: as many as there are cores")
+
+
+class EditConfig(_Section):
+    """How batches are made and written."""
+
+    recipe: str = Field("encore-blue", description="preset, see errata recipes")
+    recipe_overrides: dict[str, Any] = Field(default_factory=dict, description="recipe settings that differ")
+    batch_size: int = Field(16, ge=1, le=4096, description="corrections in a full batch")
+    batch_age_seconds: float = Field(
+        3.0, ge=0, description="a batch leaves when its oldest correction is this old"
+    )
+    queue_bound: int = Field(10_000, ge=1, description="corrections that may wait before feeds pause")
+    max_attempts: int = Field(3, ge=1, description="starts of a batch before it is split or quarantined")
+    task_seconds: int = Field(900, ge=10, description="hard time limit of one batch")
+    visibility_seconds: int = Field(3600, ge=60, description="Redis visibility timeout")
+    lease_seconds: float = Field(20.0, ge=1, description="writer lease; renewed at a third of it")
+    resend_seconds: float = Field(
+        20.0, ge=1, description="a sent batch nobody works on is sent again after this"
+    )
+
+    @model_validator(mode="after")
+    def _time_limits(self) -> Self:
+        if self.task_seconds * 2 >= self.visibility_seconds:
+            raise ValueError(
+                "task_seconds must be below half of visibility_seconds:"
+                " Redis hands a longer task out again for ever"
+            )
+        return self
+
+
+class WatchConfig(_Section):
+    """What a revision must keep to; exported beside the measurements."""
+
+    efficacy_floor: float = Field(
+        0.9, ge=0, le=1, description="share of the batch answered by greedy decoding"
+    )
+    retention_floor: float = Field(
+        0.9, ge=0, le=1, description="share of sampled active facts still answered"
+    )
+    locality_floor: float = Field(
+        0.85, ge=0, le=1, description="share of neighborhood prompts answered as before"
+    )
+    perplexity_ceiling: float = Field(
+        1.10, gt=0, description="perplexity on held-out text against the base model"
+    )
+    delta_ceiling: float = Field(
+        1.0, gt=0, description="norm of an edited layer's change against its original norm"
+    )
+    batch_delta_ceiling: float = Field(0.6, gt=0, description="the same for one batch")
+    retention_sample: int = Field(32, ge=1, description="active facts sampled for retention")
+    locality_sample: int = Field(32, ge=1, description="neighborhood prompts sampled")
+    auto_rollback: bool = Field(True, description="take a degraded revision back without a human")
+    cooldown_seconds: float = Field(
+        900, ge=0, description="at most one automatic rollback in this time, then freeze"
+    )
+
+
+class StoreConfig(_Section):
+    """Blobs of revisions on disk."""
+
+    keep_revisions: int = Field(
+        50, ge=1, description="revisions whose tensors gc keeps, besides live and base"
+    )
+    grace_seconds: float = Field(3600, ge=0, description="gc never deletes younger blobs")
+    reserve_bytes: int = Field(512 << 20, ge=0, description="free space that an edit must leave")
+
+
+class ApiConfig(_Section):
+    """The HTTP API; loopback unless a token guards it."""
+
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(8765, ge=0, le=65535, description="port; 0 picks a free one")
+    token_file: Path | None = Field(None, description="file with the bearer token for mutating calls")
+
+    @model_validator(mode="after")
+    def _guarded(self) -> Self:
+        if self.host not in ("127.0.0.1", "::1", "localhost") and self.token_file is None:
+            raise ValueError("api.token_file is needed to listen on other than loopback")
+        return self
+
+
+class ScheduleConfig(_Section):
+    """Seconds between the scheduler's ticks."""
+
+    pull_seconds: float = Field(1.0, gt=0, description="between pulls of each feed")
+    dispatch_seconds: float = Field(1.0, gt=0, description="between looks for a due batch")
+    reconcile_seconds: float = Field(5.0, gt=0, description="between looks for batches that Redis lost")
+    judge_seconds: float = Field(1.0, gt=0, description="between looks at new probe results")
+    lease_seconds: float = Field(15.0, ge=1, description="scheduler lease; one scheduler leads")
+
+
+class JsonlFeedConfig(_Section):
+    """A feed that tails a file of JSON lines."""
+
+    kind: Literal["jsonl"]
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$", description="name in ledger and metrics")
+    path: Path = Field(description="the file; relative to the configuration's folder")
+    trust: int = Field(50, ge=0, le=100, description="0 to 100; the higher wins at equal times")
+    chunk_items: int = Field(500, ge=1, description="items admitted in one transaction")
+
+
+class LogConfig(_Section):
+    """Logs."""
+
+    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="lowest level shown")
+    json_lines: bool = Field(False, description="one JSON object a line")
+
+
+class Config(BaseSettings):
+    """Everything that can be set; ``ERRATA_EDIT__BATCH_SIZE=8`` overrides ``[edit] batch_size``."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="ERRATA_",
+        env_nested_delimiter="__",
+        extra="forbid",
+        frozen=True,
+        nested_model_default_partial_update=True,
+    )
+
+    data_dir: Path = Field(
+        Path(".errata"), description="everything Errata writes; relative to the configuration's folder"
+    )
+    database_url: SecretStr | None = Field(None, description="SQLAlchemy URL; none: SQLite in data_dir")
+    redis_url: SecretStr | None = Field(
+        None, description="Redis URL (also REDIS_URL); none: a private server"
+    )
+    model: ModelConfig = ModelConfig()
+    edit: EditConfig = EditConfig()
+    watch: WatchConfig = WatchConfig()
+    store: StoreConfig = StoreConfig()
+    api: ApiConfig = ApiConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    log: LogConfig = LogConfig()
+    feeds: tuple[JsonlFeedConfig, ...] = Field((), description="where corrections come from")
+
+    @model_validator(mode="after")
+    def _distinct_feeds(self) -> Self:
+        names = [feed.name for feed in self.feeds]
+        if len(set(names)) != len(names):
+            raise ValueError("two feeds have the same name")
+        return self
+
+    @property
+    def ledger_url(self) -> str:
+        """The SQLAlchemy URL of the ledger."""
+        if self.database_url is not None:
+            return self.database_url.get_secret_value()
+        return f"sqlite:///{self.data_dir / 'ledger.sqlite'}"
+
+    @property
+    def model_path(self) -> Path:
+        """The model's folder."""
+        return self.data_dir / self.model.path
+
+    @property
+    def store_path(self) -> Path:
+        """The folder of content-addressed blobs."""
+        return self.data_dir / "store"
+
+    @property
+    def run_path(self) -> Path:
+        """The folder of sockets, process ids and the private Redis."""
+        return self.data_dir / "run"
+
+
+def find_config(explicit: Path | None = None) -> Path | None:
+    """The file named by the argument or ``ERRATA_CONFIG``, else ``./errata.toml``, else /etc/errata.
+
+    Raises:
+        ConfigError: a file that was named does not exist.
+    """
+    named = explicit or (Path(os.environ[CONFIG_VARIABLE]) if os.environ.get(CONFIG_VARIABLE) else None)
+    if named is not None:
+        if not named.is_file():
+            raise ConfigError(f"no configuration file at {named}", hint="errata config show lists every key")
+        return named
+    return next((p for p in (Path(CONFIG_FILE), Path("/etc/errata") / CONFIG_FILE) if p.is_file()), None)
+
+
+def load_config(explicit: Path | None = None) -> Config:
+    """Read the configuration; environment wins over the file, the file over the defaults.
+
+    Raises:
+        ConfigError: unreadable TOML, an unknown key (with the nearest known one), a value out of range.
+    """
+    path = find_config(explicit)
+    folder = path.resolve().parent if path else Path.cwd()
+
+    class _Read(Config):
+        model_config = SettingsConfigDict(title="Config")
+
+        @classmethod
+        def settings_customise_sources(  # type: ignore[override]  # called with keywords only
+            cls, settings_cls: type[BaseSettings], env_settings: PydanticBaseSettingsSource, **_: Any
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            return (env_settings, TomlConfigSettingsSource(settings_cls, path)) if path else (env_settings,)
+
+    try:
+        config = _Read()
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from error
+    except ValidationError as error:
+        raise ConfigError(_explain(error, path)) from error
+    _refuse_unknown_variables()
+    return _resolved(config, folder)
+
+
+def _resolved(config: Config, folder: Path) -> Config:
+    """The same configuration with paths made absolute and REDIS_URL taken into account."""
+    redis = config.redis_url or (SecretStr(os.environ["REDIS_URL"]) if os.environ.get("REDIS_URL") else None)
+    feeds = tuple(feed.model_copy(update={"path": folder / feed.path}) for feed in config.feeds)
+    update: dict[str, Any] = {"data_dir": folder / config.data_dir, "redis_url": redis, "feeds": feeds}
+    if config.api.token_file:
+        update["api"] = config.api.model_copy(update={"token_file": folder / config.api.token_file})
+    if config.model.corpus:
+        update["model"] = config.model.model_copy(update={"corpus": folder / config.model.corpus})
+    return config.model_copy(update=update)
+
+
+def _explain(error: ValidationError, path: Path | None) -> str:
+    """Every problem in one text, with a suggestion for an unknown key."""
+    lines = []
+    for problem in error.errors(include_url=False, include_input=False):
+        where = ".".join(str(part) for part in problem["loc"]) or "configuration"
+        if problem["type"] == "extra_forbidden":
+            lines.append(f"unknown key {where}{_suggestion(str(problem['loc'][-1]))}")
+        else:
+            lines.append(f"{where}: {problem['msg']}")
+    return f"{path or 'environment'}: " + "; ".join(lines)
+
+
+def known_keys(model: type[BaseModel] = Config, prefix: str = "") -> dict[str, str]:
+    """Every key with its description, nested ones joined by dots."""
+    keys: dict[str, str] = {}
+    for name, field in model.model_fields.items():
+        annotation = field.annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            keys |= known_keys(annotation, f"{prefix}{name}.")
+        else:
+            keys[prefix + name] = field.description or ""
+    return keys
+
+
+def _suggestion(name: str) -> str:
+    known = {key.rsplit(".", 1)[-1]: key for key in (*known_keys(), *known_keys(JsonlFeedConfig, "feeds."))}
+    near = difflib.get_close_matches(
+        name, [*known, "edit", "watch", "store", "api", "log", "model", "schedule"], n=1
+    )
+    return f" (did you mean {known.get(near[0], near[0])}?)" if near else ""
+
+
+def _refuse_unknown_variables() -> None:
+    """A mistyped environment variable is as silent as a mistyped key; refuse it too."""
+    allowed = {"ERRATA_" + key.upper().replace(".", "__") for key in known_keys()}
+    sections = {"ERRATA_" + name.upper() for name in Config.model_fields}
+    tools = {CONFIG_VARIABLE, "ERRATA_TORCH", "ERRATA_PYTHON", "ERRATA_MODEL_PATH", "ERRATA_WHO"}
+    for name in os.environ:
+        known = name in allowed | sections | tools or name.startswith(
+            ("ERRATA_TEST_", "ERRATA_EDIT__RECIPE_OVERRIDES")
+        )
+        if name.startswith("ERRATA_") and not known:
+            near = difflib.get_close_matches(name, allowed | tools, n=1)
+            raise ConfigError(f"unknown variable {name}" + (f" (did you mean {near[0]}?)" if near else ""))

@@ -1,0 +1,170 @@
+"""What a feed says: one correction, its normal form, its identity and the fact it is about."""
+
+import hashlib
+import json
+import re
+import unicodedata
+from datetime import datetime
+from typing import Annotated, Any, Self
+
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
+
+from daemon.core.clock import to_text
+from daemon.core.errors import InvalidCorrectionError
+from daemon.core.names import DEFAULT_MODEL, QuarantineReason
+
+MAX_ITEM_BYTES = 16_384
+MAX_DEPTH = 8
+_STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
+_PLACE = "\N{LARGE CIRCLE}"  # stands for the subject in a relation derived from a prompt
+
+
+def _normal_text(value: object) -> object:
+    """NFC, single spaces, no control or unassigned characters; anything but text goes on unchanged."""
+    if not isinstance(value, str):
+        return value
+    text = " ".join(unicodedata.normalize("NFC", value).split())
+    for character in text:
+        if unicodedata.category(character) in ("Cc", "Cs", "Cn", "Co"):
+            raise ValueError(f"character U+{ord(character):04X} is not allowed in text")
+    return text
+
+
+Text = Annotated[
+    str, BeforeValidator(_normal_text), StringConstraints(min_length=1, max_length=200, strict=True)
+]
+Prompt = Annotated[
+    str, BeforeValidator(_normal_text), StringConstraints(min_length=1, max_length=500, strict=True)
+]
+
+
+class Correction(BaseModel):
+    """One statement from a feed, in normal form.
+
+    ``object`` is the new value; None says «no longer true» and takes the fact out of the weights.
+    ``effective_at`` is when the statement became true, ``observed_at`` when the source said so.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    subject: Text
+    object: Text | None
+    prompt: Prompt = ""
+    relation: Text = ""
+    paraphrases: tuple[Prompt, ...] = ()
+    neighborhood: tuple[Prompt, ...] = ()
+    source: Prompt = "unknown"
+    effective_at: AwareDatetime | None = None
+    observed_at: AwareDatetime | None = None
+    model: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")] = DEFAULT_MODEL
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if len(self.paraphrases) > 8 or len(self.neighborhood) > 8:
+            raise ValueError("at most 8 paraphrases and 8 neighborhood prompts")
+        if not self.prompt and self.object is not None:
+            raise ValueError("prompt is missing")
+        if not self.prompt and not self.relation:
+            raise ValueError("relation or prompt is missing")
+        if not self.relation:
+            object.__setattr__(self, "relation", self.prompt.replace(self.subject, _PLACE))
+        return self
+
+    @property
+    def fact_id(self) -> str:
+        """The slot (model, subject, relation) that this correction is about: its conflict key."""
+        return "f" + _digest(self.model, self.subject.casefold(), self.relation.casefold())
+
+    @property
+    def correction_id(self) -> str:
+        """The statement's identity: who delivered it, and when it was seen, do not matter."""
+        effective = to_text(self.effective_at) if self.effective_at else ""
+        return "c" + _digest(
+            self.fact_id, self.object or "", str(self.object is None), self.prompt, effective
+        )
+
+
+def order_key(correction: Correction, trust: int, now: datetime) -> str:
+    """Text whose order is the total order of a fact's corrections; the greatest wins.
+
+    Order: effective time, observed time, trust, source, identity; so any order of arrival ends alike.
+    """
+    observed = correction.observed_at or correction.effective_at or now
+    effective = correction.effective_at or observed
+    return "|".join(
+        (to_text(effective), to_text(observed), f"{trust:03d}", correction.source, correction.correction_id)
+    )
+
+
+def parse_item(raw: bytes | str) -> Correction:
+    """A correction from one item of a feed.
+
+    Raises:
+        InvalidCorrectionError: with a closed ``reason``; never anything else, whatever the bytes are.
+    """
+    if len(raw) > MAX_ITEM_BYTES:
+        raise InvalidCorrectionError(QuarantineReason.TOO_LARGE, f"longer than {MAX_ITEM_BYTES} bytes")
+    try:
+        text = raw.decode("utf-8") if isinstance(raw, bytes) else raw
+    except UnicodeDecodeError as error:
+        raise InvalidCorrectionError(QuarantineReason.NOT_TEXT, "not UTF-8") from error
+    if _depth(text) > MAX_DEPTH:
+        raise InvalidCorrectionError(QuarantineReason.TOO_DEEP, f"nested deeper than {MAX_DEPTH}")
+    try:
+        value = json.loads(text, parse_constant=_refuse_constant)
+    except ValueError as error:
+        raise InvalidCorrectionError(QuarantineReason.NOT_JSON, f"not JSON: {error}") from error
+    return from_mapping(value)
+
+
+def from_mapping(value: Any) -> Correction:
+    """A correction from a decoded JSON value.
+
+    Raises:
+        InvalidCorrectionError: the value does not have the form of a correction.
+    """
+    try:
+        correction = Correction.model_validate(value)
+    except ValidationError as error:
+        raise InvalidCorrectionError(*_explain(error)) from error
+    if correction.object is not None and correction.subject not in correction.prompt:
+        raise InvalidCorrectionError(
+            QuarantineReason.SUBJECT_NOT_IN_PROMPT, "the prompt does not contain the subject literally"
+        )
+    return correction
+
+
+def _explain(error: ValidationError) -> tuple[QuarantineReason, str]:
+    """The closed reason and one line of text for the first things that are wrong."""
+    problems = error.errors(include_url=False, include_input=False)
+    parts = [f"{'.'.join(str(at) for at in p['loc']) or 'item'}: {p['msg']}" for p in problems[:3]]
+    charset = any("is not allowed in text" in p["msg"] for p in problems)
+    return (QuarantineReason.CHARSET if charset else QuarantineReason.SCHEMA), "; ".join(parts)
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _depth(text: str) -> int:
+    """The deepest nesting of brackets outside strings, found without recursion."""
+    if text.count("[") + text.count("{") <= MAX_DEPTH:
+        return 0
+    depth = deepest = 0
+    for bracket in re.findall(r"[\[\]{}]", _STRING.sub("", text)):
+        depth += 1 if bracket in "[{" else -1
+        deepest = max(deepest, depth)
+    return deepest
+
+
+def _digest(*parts: str) -> str:
+    """20 hex digits of sha256 over the parts, unambiguous about where each ends."""
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:20]

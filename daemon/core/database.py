@@ -1,0 +1,130 @@
+"""Opening the ledger's database: pragmas, one writer at a time, integrity check and migrations."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config as AlembicConfig
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DatabaseError, OperationalError
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from daemon.core.errors import LedgerError, UnavailableError
+
+_WRITE = "errata_write"
+_WRITER_LOCK = 0x455252  # one advisory lock serialises PostgreSQL writers as SQLite does its own
+
+
+def open_engine(url: str) -> Engine:
+    """An engine whose write transactions are serial and durable.
+
+    SQLite: WAL, synchronous=FULL, foreign keys, BEGIN IMMEDIATE for writes. PostgreSQL: an advisory
+    lock a write transaction. Both then give the same order of events, which the ledger relies on.
+    """
+    parsed = make_url(url)
+    if parsed.get_backend_name() != "sqlite":
+        engine = create_engine(parsed, pool_pre_ping=True)
+        event.listen(engine, "begin", _begin_postgresql)
+        return engine
+    if parsed.database:
+        Path(parsed.database).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    engine = create_engine(parsed, connect_args={"timeout": 30})
+    event.listen(engine, "connect", _sqlite_pragmas)
+    event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _sqlite_pragmas(connection: object, _record: ConnectionPoolEntry) -> None:
+    connection.isolation_level = None  # type: ignore[attr-defined]  # BEGIN is ours, see _begin_sqlite
+    cursor = connection.cursor()  # type: ignore[attr-defined]
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=30000"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    write = connection.get_execution_options().get(_WRITE, False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+
+
+def _begin_postgresql(connection: Connection) -> None:
+    if connection.get_execution_options().get(_WRITE, False):
+        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_WRITER_LOCK})")
+
+
+@contextmanager
+def transaction(engine: Engine, *, write: bool) -> Iterator[Connection]:
+    """One transaction: committed at the end of the block, rolled back on any exception.
+
+    Raises:
+        UnavailableError: the database does not answer or stays locked.
+        LedgerError: the database says that it is damaged.
+    """
+    try:
+        with engine.connect().execution_options(**{_WRITE: write}) as connection, connection.begin():
+            yield connection
+    except OperationalError as error:
+        raise UnavailableError(
+            f"the ledger does not answer: {error.orig}", hint="check database_url and disk"
+        ) from error
+    except DatabaseError as error:
+        if "malformed" in str(error.orig) or "not a database" in str(error.orig):
+            raise LedgerError(
+                f"the ledger is damaged: {error.orig}", hint="restore the newest backup of data_dir"
+            ) from error
+        raise
+
+
+def check_integrity(engine: Engine) -> None:
+    """Refuse a damaged SQLite ledger.
+
+    Raises:
+        LedgerError: SQLite's own check finds damage.
+    """
+    if engine.dialect.name != "sqlite":
+        return
+    with transaction(engine, write=False) as connection:
+        found = connection.execute(text("PRAGMA quick_check(1)")).scalar_one()
+    if found != "ok":
+        raise LedgerError(f"the ledger is damaged: {found}", hint="restore the newest backup of data_dir")
+
+
+def schema_version(engine: Engine) -> str | None:
+    """The number of the newest migration that the ledger has; None before the first."""
+    with transaction(engine, write=False) as connection:
+        return MigrationContext.configure(connection).get_current_revision()
+
+
+def newest_version() -> str:
+    """The number of the newest migration that this code knows."""
+    head = ScriptDirectory.from_config(_alembic()).get_current_head()
+    return head or ""
+
+
+def migrate(engine: Engine) -> None:
+    """Bring the ledger's schema to what this code speaks; safe when several processes start at once.
+
+    Raises:
+        LedgerError: the ledger was written by a newer Errata.
+    """
+    current, newest = schema_version(engine), newest_version()
+    if current == newest:
+        return
+    if current is not None and current > newest:
+        raise LedgerError(
+            f"the ledger has schema {current}, this Errata knows {newest}", hint="install the newer Errata"
+        )
+    settings = _alembic()
+    with transaction(engine, write=True) as connection:
+        settings.attributes["connection"] = connection
+        command.upgrade(settings, "head")
+
+
+def _alembic() -> AlembicConfig:
+    settings = AlembicConfig()
+    settings.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    return settings

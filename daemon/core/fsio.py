@@ -1,0 +1,101 @@
+"""Files that survive a crash: written whole beside their place, fsynced, renamed, folder fsynced."""
+
+import errno
+import hashlib
+import os
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from daemon.core.errors import DiskFullError, StoreError
+
+Checkpoint = Callable[[str], None]
+"""Called with the name of each point at which a crash could matter; production passes ``no_checkpoint``."""
+
+TEMPORARY = ".part-"
+_CHUNK = 1 << 20
+
+
+def no_checkpoint(name: str) -> None:
+    """Do nothing: the production value of every ``checkpoint`` argument."""
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn a full disk into DiskFullError and any other OSError into StoreError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFullError(
+                f"no space left for {path.name}", hint="free space; edits go on by themselves"
+            ) from error
+        raise StoreError(f"cannot write {path}: {error.strerror}") from error
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make the names in ``folder`` durable."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_durably(
+    path: Path, data: bytes, *, mode: int = 0o644, checkpoint: Checkpoint = no_checkpoint
+) -> None:
+    """Put ``data`` at ``path`` so that a crash leaves the old file or the new one, never a part.
+
+    Raises:
+        DiskFullError, StoreError: nothing is left behind, ``path`` is as it was. A failed fsync is never
+        tried again on the same descriptor: the kernel may have dropped the pages (PostgreSQL, 2018).
+    """
+    temporary = path.with_name(f"{TEMPORARY}{secrets.token_hex(6)}-{path.name}")
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
+            try:
+                checkpoint("fsio.write")
+                view = memoryview(data)
+                while view:
+                    view = view[os.write(descriptor, view) :]
+                checkpoint("fsio.fsync")
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            checkpoint("fsio.rename")
+            temporary.rename(path)
+            checkpoint("fsio.folder")
+            fsync_folder(path.parent)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+
+
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file's bytes, read in pieces.
+
+    Raises:
+        StoreError: the file cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as stream:
+            while piece := stream.read(_CHUNK):
+                digest.update(piece)
+    except OSError as error:
+        raise StoreError(f"cannot read {path}: {error.strerror}") from error
+    return digest.hexdigest()
+
+
+def sweep_temporaries(folder: Path) -> int:
+    """Delete what interrupted writes left under ``folder``; returns how many files."""
+    count = 0
+    for path in folder.rglob(f"{TEMPORARY}*"):
+        path.unlink(missing_ok=True)
+        count += 1
+    return count

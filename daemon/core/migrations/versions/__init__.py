@@ -1,0 +1,1 @@
+"""Numbered migrations of the ledger's schema; each is frozen once it has landed."""

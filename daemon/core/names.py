@@ -1,0 +1,104 @@
+"""The words of the design as closed sets: states, kinds, results, queues and environment keys."""
+
+from enum import StrEnum
+
+
+class CorrectionState(StrEnum):
+    """Where a correction stands; every accepted correction is in exactly one of these."""
+
+    PENDING = "pending"  # accepted, waits for a batch
+    QUEUED = "queued"  # part of a batch
+    APPLIED = "applied"  # its value (or its absence) is in head's weights
+    CONFIRMED = "confirmed"  # says what the ledger already holds: no edit
+    SUPERSEDED = "superseded"  # a newer correction of the same fact won
+    RETRACTED = "retracted"  # taken out by a «no longer true»
+    REVERTED = "reverted"  # taken back by a rollback; does not come back by itself
+    QUARANTINED = "quarantined"  # refused or taken back, with a reason
+
+
+class BatchState(StrEnum):
+    """Where a batch stands."""
+
+    OPEN = "open"  # in the outbox, not yet sent
+    SENT = "sent"  # sent to the queue
+    DONE = "done"  # committed, or closed without a revision
+    SPLIT = "split"  # killed its worker too often and was cut in two
+
+
+class RevisionKind(StrEnum):
+    """How a revision came to be."""
+
+    BASE = "base"
+    EDIT = "edit"
+    ROLLBACK = "rollback"
+    REBUILD = "rebuild"
+
+
+class RevisionState(StrEnum):
+    """What the judge said of a revision."""
+
+    CANDIDATE = "candidate"
+    LIVE = "live"
+    REJECTED = "rejected"
+
+
+class ProbeResult(StrEnum):
+    """What a probe says; a crash is unknown, never ok."""
+
+    OK = "ok"
+    DEGRADED = "degraded"
+    UNKNOWN = "unknown"
+
+
+class IncidentState(StrEnum):
+    """Where an incident stands."""
+
+    OPEN = "open"
+    ROLLED_BACK = "rolled_back"
+    FROZEN = "frozen"
+    CLOSED = "closed"
+
+
+class QuarantineState(StrEnum):
+    """Where a quarantine entry stands."""
+
+    HELD = "held"
+    RELEASED = "released"
+    DROPPED = "dropped"
+
+
+class QuarantineReason(StrEnum):
+    """Why something is in quarantine; closed, because it labels a metric."""
+
+    NOT_JSON = "not_json"
+    NOT_TEXT = "not_text"
+    TOO_LARGE = "too_large"
+    TOO_DEEP = "too_deep"
+    SCHEMA = "schema"
+    CHARSET = "charset"
+    FUTURE = "future"
+    SUBJECT_NOT_IN_PROMPT = "subject_not_in_prompt"
+    REVERTED_BEFORE = "reverted_before"
+    NOT_LEARNED = "not_learned"
+    NOT_FINITE = "not_finite"
+    NORM = "norm"
+    DAMAGE = "damage"
+    CRASHED_WORKER = "crashed_worker"
+    EDIT_ERROR = "edit_error"
+
+
+EDIT_TASK = "errata.edit"
+DEFAULT_MODEL = "default"
+
+
+def edit_queue(model: str) -> str:
+    """The Celery queue on which the batches of ``model`` travel."""
+    return f"errata.edit.{model}"
+
+
+def writer_lease(model: str) -> str:
+    """The lease that the one writer of ``model`` holds."""
+    return f"writer:{model}"
+
+
+SCHEDULER_LEASE = "scheduler"

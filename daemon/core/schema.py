@@ -1,0 +1,226 @@
+"""The ledger's tables. Migrations create them (daemon/core/migrations); this is what the code speaks."""
+
+from sqlalchemy import (
+    Boolean,
+    Column,
+    Float,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+from sqlalchemy.types import JSON
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(column_0_N_label)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+corrections = Table(
+    "corrections",
+    metadata,
+    Column("seq", Integer, primary_key=True, autoincrement=True),
+    Column("id", String(32), nullable=False, unique=True),
+    Column("fact_id", String(32), nullable=False),
+    Column("model", String(64), nullable=False),
+    Column("subject", Text, nullable=False),
+    Column("relation", Text, nullable=False),
+    Column("prompt", Text, nullable=False),
+    Column("object", Text),  # NULL: no longer true
+    Column("paraphrases", JSON, nullable=False),
+    Column("neighborhood", JSON, nullable=False),
+    Column("source", Text, nullable=False),
+    Column("feed", String(64), nullable=False),
+    Column("trust", Integer, nullable=False),
+    Column("order_key", Text, nullable=False),
+    Column("admitted_at", String(32), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("reason", Text, nullable=False, default=""),
+    Column("batch_id", String(32)),
+    Index("ix_corrections_fact_order", "fact_id", "order_key"),
+    Index("ix_corrections_model_state", "model", "state", "seq"),
+    Index("ix_corrections_batch", "batch_id"),
+)
+
+batches = Table(
+    "batches",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("model", String(64), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("created_at", String(32), nullable=False),
+    Column("sent_at", String(32)),
+    Column("sends", Integer, nullable=False, default=0),
+    Column("closed_at", String(32)),
+    Index("ix_batches_state", "state", "model"),
+)
+
+attempts = Table(
+    "attempts",
+    metadata,
+    Column("batch_id", String(32), primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("worker", String(128), nullable=False),
+    Column("started_at", String(32), nullable=False),
+    Column("ended_at", String(32)),
+    Column("outcome", Text, nullable=False, default=""),
+)
+
+# The primary key makes the insert of a revision a compare-and-swap on head.
+revisions = Table(
+    "revisions",
+    metadata,
+    Column("model", String(64), primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("parent", Integer),
+    Column("kind", String(16), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("content", String(64), nullable=False),
+    Column("tensors", JSON, nullable=False),  # name -> sha256 of the tensor's blob
+    Column("content_of", Integer),  # rollback: the revision whose content this is
+    Column("batch_id", String(32)),
+    Column("token", Integer, nullable=False),
+    Column("recipe", Text, nullable=False),
+    Column("reason", Text, nullable=False, default=""),
+    Column("stages", JSON, nullable=False),  # stage -> seconds
+    Column("norms", JSON, nullable=False),  # layer -> norm of the change against the original norm
+    Column("active_facts", Integer, nullable=False),
+    Column("created_at", String(32), nullable=False),
+    UniqueConstraint("batch_id"),
+    ForeignKeyConstraint(["model", "parent"], ["revisions.model", "revisions.number"]),
+)
+
+# A correction holds its fact from revision ``since`` up to, not including, ``until``; NULL: it does at head.
+tenures = Table(
+    "tenures",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("model", String(64), nullable=False),
+    Column("fact_id", String(32), nullable=False),
+    Column("correction_id", String(32), nullable=False),
+    Column("since", Integer, nullable=False),
+    Column("until", Integer),
+    Column("blob", String(64)),  # file of associations; NULL: the fact is held absent
+    Column("row", Integer),  # row in that file
+    Index("ix_tenures_open", "model", "until", "since"),
+    Index("ix_tenures_fact", "fact_id", "since"),
+    Index("ix_tenures_correction", "correction_id"),
+)
+
+probe_results = Table(
+    "probe_results",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("model", String(64), nullable=False),
+    Column("revision", Integer, nullable=False),
+    Column("probe", String(64), nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("result", String(16), nullable=False),
+    Column("score", Float),
+    Column("bound", Float),
+    Column("items", Integer, nullable=False),
+    Column("seconds", Float, nullable=False),
+    Column("details", JSON, nullable=False),
+    Column("measured_at", String(32), nullable=False),
+    Index("ix_probe_results_revision", "model", "revision", "probe"),
+)
+
+leases = Table(
+    "leases",
+    metadata,
+    Column("name", String(96), primary_key=True),
+    Column("holder", String(128), nullable=False),
+    Column("token", Integer, nullable=False),
+    Column("expires_at", String(32), nullable=False),
+    Column("note", Text, nullable=False, default=""),
+)
+
+feeds = Table(
+    "feeds",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("cursor", JSON, nullable=False),
+    Column("items", Integer, nullable=False, default=0),
+    Column("error", Text, nullable=False, default=""),
+    Column("pulled_at", String(32)),
+)
+
+feed_outcomes = Table(
+    "feed_outcomes",
+    metadata,
+    Column("feed", String(64), primary_key=True),
+    Column("outcome", String(32), primary_key=True),
+    Column("count", Integer, nullable=False),
+)
+
+quarantine = Table(
+    "quarantine",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("feed", String(64), nullable=False),
+    Column("position", String(128), nullable=False),
+    Column("reason", String(32), nullable=False),
+    Column("message", Text, nullable=False),
+    Column("raw", Text, nullable=False),
+    Column("correction_id", String(32)),
+    Column("state", String(16), nullable=False),
+    Column("at", String(32), nullable=False),
+    Index("ix_quarantine_state", "state", "reason"),
+)
+
+switches = Table(
+    "switches",
+    metadata,
+    Column("name", String(96), primary_key=True),
+    Column("is_on", Boolean, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("at", String(32), nullable=False),
+)
+
+incidents = Table(
+    "incidents",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("model", String(64), nullable=False),
+    Column("revision", Integer, nullable=False),
+    Column("probe", String(64), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("message", Text, nullable=False),
+    Column("opened_at", String(32), nullable=False),
+    Column("closed_at", String(32)),
+    Column("rollback_revision", Integer),
+    UniqueConstraint("model", "revision", "probe"),
+)
+
+workers = Table(
+    "workers",
+    metadata,
+    Column("name", String(128), primary_key=True),
+    Column("model", String(64), nullable=False),
+    Column("state", String(32), nullable=False),
+    Column("seen_at", String(32), nullable=False),
+    Column("device", String(32), nullable=False),
+    Column("memory_bytes", Integer, nullable=False),
+)
+
+audit = Table(
+    "audit",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("at", String(32), nullable=False),
+    Column("who", Text, nullable=False),
+    Column("action", String(64), nullable=False),
+    Column("target", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("details", JSON, nullable=False),
+    Column("previous", String(64), nullable=False),
+    Column("hash", String(64), nullable=False, unique=True),
+)

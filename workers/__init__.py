@@ -1,0 +1,1 @@
+"""The Errata workers: they write corrections into the model's weights and probe what that does."""
