@@ -111,9 +111,13 @@ class DiskFullError(StoreError):
 
 
 class EditError(ErrataError):
-    """An edit was refused by a guard; the weights are as they were."""
+    """An edit was refused by a guard; the weights are as they were. ``reason`` is a quarantine reason."""
 
     code = "edit"
+
+    def __init__(self, message: str, *, reason: str = "edit_error", hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.reason = reason
 
 
 class ModelError(ErrataError):

@@ -1,0 +1,137 @@
+"""The outbox: waiting corrections become batches, batches go to the queue, what Redis lost goes again."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Protocol, cast
+
+import redis
+from kombu.exceptions import KombuError
+from sqlalchemy import Connection, func, select
+
+from daemon.core import batches, leases
+from daemon.core.broker import celery_app, redis_url
+from daemon.core.clock import to_text
+from daemon.core.config import Config
+from daemon.core.errors import UnavailableError
+from daemon.core.ledger import Ledger
+from daemon.core.names import EDIT_TASK, BatchState, CorrectionState, edit_queue, writer_lease
+from daemon.core.schema import batches as batch_table
+from daemon.core.schema import corrections, switches
+
+
+class Queue(Protocol):
+    """The queue of batch ids, one a model."""
+
+    def send(self, model: str, batch_id: str) -> None:
+        """Put an id on the queue, or raise UnavailableError."""
+        ...
+
+    def depth(self, model: str) -> int:
+        """How many ids wait on the queue; raises UnavailableError."""
+        ...
+
+
+class CeleryQueue:
+    """The queue over Celery and Redis; a message carries a batch's id alone, the ledger has the rest."""
+
+    def __init__(self, config: Config) -> None:
+        self._app = celery_app(config)
+        self._redis = redis.Redis.from_url(redis_url(config), socket_timeout=5, socket_connect_timeout=5)
+
+    def send(self, model: str, batch_id: str) -> None:
+        """Put an id on the queue.
+
+        Raises:
+            UnavailableError: Redis does not take it.
+        """
+        with _redis_errors():
+            self._app.send_task(EDIT_TASK, args=[batch_id], queue=edit_queue(model), retry=False)
+
+    def depth(self, model: str) -> int:
+        """How many ids wait and are with no worker.
+
+        Raises:
+            UnavailableError: Redis does not answer.
+        """
+        with _redis_errors():
+            return cast(int, self._redis.llen(edit_queue(model)))
+
+
+@contextmanager
+def _redis_errors() -> Iterator[None]:
+    try:
+        yield
+    except (KombuError, redis.RedisError, OSError) as error:
+        raise UnavailableError(
+            f"Redis does not answer: {error}", hint="batches stay in the outbox and go when it is back"
+        ) from error
+
+
+def is_paused(connection: Connection, model: str) -> bool:
+    """Whether an operator or the judge holds back all edits of ``model``."""
+    query = select(switches.c.is_on).where(switches.c.name == f"paused:{model}")
+    return bool(connection.execute(query).scalar())
+
+
+def make_batches(ledger: Ledger, config: Config) -> int:
+    """Make batches of waiting corrections while one is full or its oldest is old enough; returns how many."""
+    model, made = config.model.name, 0
+    while True:
+        with ledger.write() as connection:
+            if is_paused(connection, model) or not (ids := _due(connection, ledger, config)):
+                return made
+            batches.create(connection, ledger.clock.now(), model, ids)
+        made += 1
+
+
+def _due(connection: Connection, ledger: Ledger, config: Config) -> list[str]:
+    """The oldest waiting corrections when they make a batch now."""
+    waiting = select(corrections.c.id, corrections.c.admitted_at).where(
+        corrections.c.model == config.model.name, corrections.c.state == CorrectionState.PENDING
+    )
+    rows = connection.execute(waiting.order_by(corrections.c.seq).limit(config.edit.batch_size)).all()
+    ripe = to_text(ledger.clock.now() - timedelta(seconds=config.edit.batch_age_seconds))
+    if len(rows) >= config.edit.batch_size or (rows and min(row.admitted_at for row in rows) <= ripe):
+        return [row.id for row in rows]
+    return []
+
+
+def send_open(ledger: Ledger, queue: Queue) -> int:
+    """Send every batch of the outbox; returns how many.
+
+    Raises:
+        UnavailableError: Redis does not take them; they stay in the outbox.
+    """
+    return _send(ledger, queue, BatchState.OPEN)
+
+
+def reconcile(ledger: Ledger, config: Config, queue: Queue) -> int:
+    """Send again what was sent long ago and nobody works on: Redis lost it, or its worker died.
+
+    A batch that arrives twice does no harm: the second worker finds it done. Returns how many were sent.
+    """
+    model = config.model.name
+    with ledger.read() as connection:
+        now = ledger.clock.now()
+        if leases.current_note(connection, now, writer_lease(model)):
+            return 0  # the queue is moving
+        ripe = to_text(now - timedelta(seconds=config.edit.resend_seconds))
+        sent = (batch_table.c.model == model) & (batch_table.c.state == BatchState.SENT)
+        count = connection.execute(select(func.count()).select_from(batch_table).where(sent)).scalar_one()
+    if queue.depth(model) >= count:
+        return 0  # all of them still wait; nothing was lost
+    return _send(ledger, queue, BatchState.SENT, before=ripe)
+
+
+def _send(ledger: Ledger, queue: Queue, state: BatchState, before: str | None = None) -> int:
+    with ledger.read() as connection:
+        query = select(batch_table.c.id, batch_table.c.model).where(batch_table.c.state == state)
+        if before is not None:
+            query = query.where(batch_table.c.sent_at <= before)
+        due = connection.execute(query.order_by(batch_table.c.created_at, batch_table.c.id)).all()
+    for batch_id, model in due:
+        queue.send(model, batch_id)
+        with ledger.write() as connection:
+            batches.mark_sent(connection, ledger.clock.now(), batch_id)
+    return len(due)

@@ -1,0 +1,28 @@
+"""The Celery application of a worker process: ``celery -A workers.app worker``."""
+
+from typing import Any
+
+from celery import Celery
+from celery.signals import setup_logging
+
+from daemon.core.broker import celery_app
+from daemon.core.config import load_config
+from daemon.core.log import configure_logging
+from workers.tasks import register
+
+
+def _make() -> Celery:
+    config = load_config()
+    application = celery_app(config)
+    register(application, config)
+    return application
+
+
+@setup_logging.connect  # type: ignore[untyped-decorator]
+def _logs(**_: Any) -> None:
+    """Our logs in place of Celery's."""
+    config = load_config()
+    configure_logging(config.log.level, json_lines=config.log.json_lines)
+
+
+app = _make()

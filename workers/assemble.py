@@ -1,0 +1,87 @@
+"""Putting a worker's parts together: model, statistics, editor, store, ledger, session."""
+
+import torch
+
+from daemon.core.config import Config
+from daemon.core.errors import ModelError
+from daemon.core.ledger import Ledger
+from daemon.core.log import get_logger
+from workers.editing.editor import Editor
+from workers.editing.model import EditableModel, load_model
+from workers.editing.recipes import Recipe, resolve
+from workers.editing.statistics import Progress, Statistics, load_or_compute
+from workers.session import Session
+from workers.store import Store
+
+log = get_logger("errata.worker")
+
+
+class SessionHolder:
+    """The session of this process, made when it is first needed; never before the fork."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._session: Session | None = None
+
+    def session(self) -> Session:
+        """The session, loading the model on the first call.
+
+        Raises:
+            ModelError: the model's folder is missing or not editable.
+        """
+        if self._session is None:
+            ledger = Ledger.open(self._config.ledger_url)
+            editor = make_editor(self._config)
+            store = Store(self._config.store_path)
+            found(ledger, store, editor, self._config)
+            self._session = Session(ledger, store, editor, self._config)
+            log.info("ready", model=self._config.model.name, device=str(editor.model.device))
+        return self._session
+
+    def forget(self) -> None:
+        """Drop everything after an error that may have left memory in doubt; the next call starts clean."""
+        self._session = None
+
+
+def open_model(config: Config) -> EditableModel:
+    """The configured model from its folder.
+
+    Raises:
+        ModelError: missing, unreadable, or of an unknown architecture.
+    """
+    if config.model.threads:
+        torch.set_num_threads(config.model.threads)
+    if not (config.model_path / "config.json").is_file():
+        raise ModelError(f"no model at {config.model_path}", hint="errata prepare, or set model.path")
+    return load_model(config.model_path, device=config.model.device, dtype=config.model.dtype)
+
+
+def make_editor(config: Config, progress: Progress | None = None) -> Editor:
+    """An editor at the base weights, with its statistics computed or read from the cache."""
+    model = open_model(config)
+    recipe = chosen_recipe(config, model)
+    return Editor(model, statistics_for(config, model, recipe, progress), recipe)
+
+
+def chosen_recipe(config: Config, model: EditableModel) -> Recipe:
+    """The configured preset with its overrides.
+
+    Raises:
+        ConfigError: unknown preset or setting.
+    """
+    return resolve(config.edit.recipe, config.edit.recipe_overrides, model.n_layers)
+
+
+def statistics_for(
+    config: Config, model: EditableModel, recipe: Recipe, progress: Progress | None = None
+) -> Statistics:
+    """Second moments, prefixes and norm anchors of the clean model, cached in data_dir by model hash."""
+    return load_or_compute(
+        model, recipe.layers, config.data_dir / "statistics", config.model.corpus, progress
+    )
+
+
+def found(ledger: Ledger, store: Store, editor: Editor, config: Config) -> None:
+    """Write revision 0 if it is not there."""
+    tensors = {name: store.put({name: tensor}) for name, tensor in editor.published().items()}
+    ledger.found(config.model.name, tensors, editor.recipe.name)

@@ -1,0 +1,141 @@
+"""The commands that need the model; they join ``errata`` by the entry point group ``errata.commands``."""
+
+import json
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from daemon.core.config import Config
+    from workers.editing.editor import Editor
+
+Json = Annotated[bool, typer.Option("--json", help="print one JSON document instead of a table")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the workers' commands to the application of ``errata``."""
+    app.command("prepare")(prepare)
+    app.command("ask")(ask)
+    app.command("probe")(probe)
+    app.command("recipes")(recipes)
+    app.command("tour")(tour)
+
+
+def prepare(context: typer.Context) -> None:
+    """Get the default model if it is missing, prepare its statistics and found revision 0.
+
+    Example: errata prepare
+    """
+    from workers.prepare import prepare_model
+
+    console = Console(stderr=True)
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+    )
+    with bar:
+        shown: dict[str, int] = {}
+
+        def step(name: str, done: int, total: int) -> None:
+            if name not in shown:
+                shown[name] = bar.add_task(name, total=total)
+            bar.update(shown[name], completed=done, total=total)
+
+        prepare_model(_config(context), step)
+    console.print("the model is ready: revision 0 is its base")
+
+
+def ask(
+    context: typer.Context,
+    prompt: Annotated[str, typer.Argument(help="text that the model continues")],
+    at: Annotated[str | None, typer.Option(help="revision; without it, head")] = None,
+    base: Annotated[bool, typer.Option("--base", help="ask the unedited model")] = False,
+    tokens: Annotated[int, typer.Option(min=1, max=512, help="longest answer in tokens")] = 24,
+    as_json: Json = False,
+) -> None:
+    """Ask the model at head, at a revision, or as it was before any edit.
+
+    Examples: errata ask "The capital of France is" | errata ask --at 3 "..." | errata ask --base "..."
+    """
+    from daemon.core.errors import ConfigError
+
+    if base and at is not None:
+        raise ConfigError("--base and --at exclude each other", hint="--base is --at 0")
+    number, editor = _at(context, "0" if base else at)
+    answer = editor.model.greedy([prompt], tokens)[0]
+    if as_json:
+        typer.echo(json.dumps({"revision": number, "prompt": prompt, "answer": answer}, ensure_ascii=False))
+    else:
+        typer.echo(f"{prompt}{answer}")
+
+
+def probe(
+    context: typer.Context,
+    revision: Annotated[str | None, typer.Argument(help="revision; without it, head")] = None,
+    as_json: Json = False,
+) -> None:
+    """Run the probes on a revision and add the results to the ledger.
+
+    Examples: errata probe | errata probe 12 --json
+    """
+    from workers.inspect import probe_revision
+
+    number, rows = probe_revision(_config(context), revision)
+    if as_json:
+        found = [
+            {"probe": r.probe, "result": str(r.result), "score": r.score, "bound": r.bound, "items": r.items}
+            for r in rows
+        ]
+        typer.echo(json.dumps({"revision": number, "probes": found}))
+        return
+    table = Table("probe", "result", "score", "bound", "items", "seconds", title=f"revision {number}")
+    for r in rows:
+        score = "-" if r.score is None else f"{r.score:.4f}"
+        table.add_row(r.probe, r.result, score, f"{r.bound:.3f}", str(r.items), f"{r.seconds:.1f}")
+    Console().print(table)
+
+
+def recipes(as_json: Json = False) -> None:
+    """List the editing recipes that ``edit.recipe`` may name.
+
+    Example: errata recipes --json
+    """
+    from workers.editing.recipes import PRESETS
+
+    if as_json:
+        typer.echo(json.dumps({name: recipe.model_dump() for name, recipe in PRESETS.items()}))
+        return
+    table = Table("recipe", "layers", "what it is")
+    for name, recipe in PRESETS.items():
+        table.add_row(name, str(recipe.layers), recipe.summary)
+    Console().print(table)
+
+
+def tour(
+    context: typer.Context,
+    once: Annotated[bool, typer.Option("--once", help="end when the feeds are drained")] = False,
+) -> None:
+    """Show the whole way: prepare, run, edit from the feeds, before and after, one rollback and back.
+
+    Example: errata tour --once
+    """
+    from workers.tour import run_tour
+
+    run_tour(_config(context), context.obj["config_file"], once=once)
+
+
+def _config(context: typer.Context) -> "Config":
+    config: Config = context.obj["config"]()
+    return config
+
+
+def _at(context: typer.Context, revision: str | None) -> "tuple[int, Editor]":
+    from workers.inspect import show_revision
+
+    return show_revision(_config(context), revision)

@@ -1,0 +1,297 @@
+"""One batch from the queue into a revision: lease, head, plan, forget, write, guard, verify, probe, commit.
+
+``Session.run`` is the worker's main path; read it from top to bottom. Whatever goes wrong before the commit,
+head is as it was: the edit happens on this process's copy of the weights, which is put back.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from daemon.core import batches
+from daemon.core.chain import head
+from daemon.core.config import Config
+from daemon.core.errors import EditError, ErrataError, FencedError, StaleHeadError
+from daemon.core.fsio import Checkpoint, no_checkpoint
+from daemon.core.ledger import Ledger
+from daemon.core.log import get_logger
+from daemon.core.names import BatchState, QuarantineReason
+from daemon.core.proposals import ProbeRow, Proposal, Refusal, Written
+from daemon.core.settlement import close_batch, settle_refused
+from workers.editing.editor import Associations, Editor
+from workers.keeper import LeaseKeeper, worker_name
+from workers.loading import Loaded, load_head
+from workers.pairs import load_pairs, save_pairs
+from workers.plan import Fact, Plan, active_facts, active_pairs, make_plan
+from workers.probes import FAST, BaseAnswers, ProbeContext, run_probes
+from workers.store import Store
+
+log = get_logger("errata.session")
+_PLANS = 5  # times a batch is planned again when rollbacks keep moving head
+
+
+class Outcome(StrEnum):
+    """How a delivery of a batch ended."""
+
+    COMMITTED = "committed"
+    NOTHING_TO_DO = "nothing to do"
+    ALREADY_DONE = "already done"
+    SPLIT = "split"
+
+
+@dataclass
+class Edit:
+    """What one attempt did to the weights in memory."""
+
+    written: list[tuple[Fact, Associations]] = field(default_factory=list)
+    refused: list[Refusal] = field(default_factory=list)
+    probes: list[ProbeRow] = field(default_factory=list)
+
+
+class Session:
+    """The one writer of one model in this process."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        store: Store,
+        editor: Editor,
+        config: Config,
+        *,
+        checkpoint: Checkpoint = no_checkpoint,
+    ) -> None:
+        self.ledger, self.store, self.editor, self.config = ledger, store, editor, config
+        self.model = config.model.name
+        self._checkpoint = checkpoint
+        self._loaded: Loaded | None = None
+        self._base = BaseAnswers(editor)
+
+    def run(self, batch_id: str) -> Outcome:
+        """Apply a batch exactly once, however often it is delivered.
+
+        Raises:
+            LeaseHeldError: another writer is at work; the batch comes again. DiskFullError: likewise.
+            Any other error counts as a failed attempt; a batch that keeps failing is split.
+        """
+        if not self._is_open(batch_id):
+            return Outcome.ALREADY_DONE
+        with LeaseKeeper(
+            self.ledger, self.model, self.config.edit.lease_seconds, batch_id, str(self.editor.model.device)
+        ) as keeper:
+            if not self._is_open(batch_id):
+                return Outcome.ALREADY_DONE
+            if self._gives_up(batch_id):
+                return Outcome.SPLIT
+            with self._attempt(batch_id):
+                return self._apply(keeper, batch_id)
+
+    def _apply(self, keeper: LeaseKeeper, batch_id: str) -> Outcome:
+        """Plan, edit and commit; again when a rollback moved head meanwhile."""
+        for _ in range(_PLANS):
+            try:
+                return self._edit_once(keeper, batch_id)
+            except (StaleHeadError, FencedError) as error:
+                log.info("planned again", batch=batch_id, why=str(error))
+                keeper.retake()
+        raise StaleHeadError(f"head moved {_PLANS} times under batch {batch_id}")
+
+    def _edit_once(self, keeper: LeaseKeeper, batch_id: str) -> Outcome:
+        """One plan on one head."""
+        self.store.require_space(self.config.store.reserve_bytes)
+        stages = Stages(self.ledger)
+        with stages.measure("load"):
+            parent = self._load()
+        plan = self._plan(batch_id, parent)
+        if plan.empty:
+            with self.ledger.write() as connection:
+                close_batch(connection, self.ledger.clock.now(), batch_id)
+            return Outcome.NOTHING_TO_DO
+        before = self.editor.checkpoint()
+        try:
+            edit = self._write(plan, stages)
+            self._checkpoint("session.written")
+            if not edit.written and not plan.removals:
+                return self._refuse_all(batch_id, edit)
+            with stages.measure("probe"):
+                edit.probes = self._probe(plan, edit, parent)
+            with stages.measure("save"):
+                proposal = self._proposal(batch_id, parent, plan, edit, stages)
+            self._checkpoint("session.saved")
+            number = self.ledger.commit(keeper.lease, proposal)
+        except BaseException:
+            self.editor.rollback_to(before)
+            raise
+        self._loaded = Loaded(number, proposal.tensors)
+        log.info(
+            "committed", batch=batch_id, revision=number, facts=len(edit.written), refused=len(edit.refused)
+        )
+        self._checkpoint("session.committed")
+        return Outcome.COMMITTED
+
+    def _refuse_all(self, batch_id: str, edit: Edit) -> Outcome:
+        """Close a batch of which nothing was left; the weights are as they were, so no revision is made."""
+        with self.ledger.write() as connection:
+            now = self.ledger.clock.now()
+            settle_refused(connection, now, edit.refused)
+            close_batch(connection, now, batch_id)
+        log.warning("batch refused", batch=batch_id, refused=len(edit.refused))
+        return Outcome.NOTHING_TO_DO
+
+    # -- before the edit ------------------------------------------------------------------------------
+
+    def _is_open(self, batch_id: str) -> bool:
+        with self.ledger.read() as connection:
+            batch = batches.get(connection, batch_id)
+        return batch is not None and batch["state"] in (BatchState.OPEN, BatchState.SENT)
+
+    def _gives_up(self, batch_id: str) -> bool:
+        """Split a batch that was started too often; its halves go through the outbox."""
+        with self.ledger.write() as connection:
+            starts = batches.crashed_attempts(connection, batch_id)
+            if starts < self.config.edit.max_attempts:
+                return False
+            why = f"its batch failed {starts} times"
+            halves = batches.split_or_refuse(connection, self.ledger.clock.now(), batch_id, why)
+        log.warning("batch split", batch=batch_id, starts=starts, halves=halves)
+        return True
+
+    @contextmanager
+    def _attempt(self, batch_id: str) -> Iterator[None]:
+        """Count a start before the work, and say how it ended; a killed process says nothing."""
+        with self.ledger.write() as connection:
+            number = batches.begin_attempt(connection, self.ledger.clock.now(), batch_id, worker_name())
+        self._checkpoint("session.attempt")
+        outcome = "ended"
+        try:
+            yield
+        except ErrataError as error:
+            outcome = f"later: {error}" if error.retryable else f"failed: {error}"
+            raise
+        except Exception as error:
+            outcome = f"failed: {type(error).__name__}: {error}"
+            raise
+        finally:
+            with self.ledger.write() as connection:
+                batches.end_attempt(connection, self.ledger.clock.now(), batch_id, number, outcome)
+
+    def _load(self) -> int:
+        """Bring the editor to head; a warm worker that wrote head itself has nothing to do."""
+        with self.ledger.read() as connection:
+            current = head(connection, self.model)
+            pairs = active_pairs(connection, self.model, current["number"])
+        if self._loaded is None or self._loaded.number != current["number"]:
+            self._loaded = None
+            self._loaded = load_head(self.store, self.editor, current, pairs)
+        return int(current["number"])
+
+    def _plan(self, batch_id: str, parent: int) -> Plan:
+        with self.ledger.read() as connection:
+            waiting = batches.waiting(connection, batch_id)
+            return make_plan(connection, self.model, parent, waiting)
+
+    # -- the edit -------------------------------------------------------------------------------------
+
+    def _write(self, plan: Plan, stages: "Stages") -> Edit:
+        """Take out what is to go, write the rest, and leave out what a guard or the verification refuses."""
+        edit = Edit()
+        with stages.measure("forget"):
+            self._forget_replaced(plan.removals)
+        with stages.measure("write"):
+            self._write_guarded(plan.writes, edit)
+        with stages.measure("verify"):
+            self._drop_unlearned(edit)
+        return edit
+
+    def _write_guarded(self, facts: Sequence[Fact], edit: Edit) -> None:
+        """Write facts; where a guard refuses the whole, halve it until the guilty fact stands alone."""
+        if not facts:
+            return
+        before = self.editor.checkpoint()
+        try:
+            self._forget_replaced(facts)
+            associations = self.editor.write([fact.request() for fact in facts])
+            self.editor.guard(self.config.watch.batch_delta_ceiling, self.config.watch.delta_ceiling)
+        except EditError as error:
+            self.editor.rollback_to(before)
+            if len(facts) == 1:
+                edit.refused.append(Refusal(facts[0].correction_id, error.reason, error.message))
+                return
+            middle = len(facts) // 2
+            self._write_guarded(facts[:middle], edit)
+            self._write_guarded(facts[middle:], edit)
+            return
+        edit.written += [(fact, associations.select([i])) for i, fact in enumerate(facts)]
+
+    def _forget_replaced(self, facts: Sequence[Fact]) -> None:
+        pairs = [fact.replaces for fact in facts if fact.replaces is not None]
+        if pairs:
+            self.editor.forget(load_pairs(self.store, pairs, self.editor.layers))
+
+    def _drop_unlearned(self, edit: Edit) -> None:
+        """Take out facts that greedy decoding does not answer; their old value, if any, comes back."""
+        verdicts = self.editor.verify([fact.request() for fact, _ in edit.written])
+        kept = []
+        for (fact, association), verdict in zip(edit.written, verdicts, strict=True):
+            if verdict.ok:
+                kept.append((fact, association))
+                continue
+            self.editor.forget(association)
+            if fact.replaces is not None:
+                self.editor.remember(load_pairs(self.store, [fact.replaces], self.editor.layers))
+            message = f"after the edit the model answers {verdict.answer[:60]!r}"
+            edit.refused.append(Refusal(fact.correction_id, QuarantineReason.NOT_LEARNED, message))
+        edit.written = kept
+
+    # -- after the edit -------------------------------------------------------------------------------
+
+    def _probe(self, plan: Plan, edit: Edit, parent: int) -> list[ProbeRow]:
+        written = [fact for fact, _ in edit.written]
+        gone = {f.replaces.correction_id for f in (*written, *plan.removals) if f.replaces is not None}
+        with self.ledger.read() as connection:
+            pairs = [p for p in active_pairs(connection, self.model, parent) if p.correction_id not in gone]
+            older = active_facts(connection, pairs)
+        context = ProbeContext(self.editor, written, older, self.config.watch, self._base, seed=parent + 1)
+        return run_probes(FAST, context, self.ledger.clock)
+
+    def _proposal(self, batch_id: str, parent: int, plan: Plan, edit: Edit, stages: "Stages") -> Proposal:
+        """Write the blobs, then describe the revision that they make."""
+        tensors = {name: self.store.put({name: tensor}) for name, tensor in self.editor.published().items()}
+        blob = (
+            save_pairs(self.store, Associations.concat([pair for _, pair in edit.written]))
+            if edit.written
+            else None
+        )
+        written = [Written(fact.correction_id, row) for row, (fact, _) in enumerate(edit.written)]
+        written += [Written(fact.correction_id, None) for fact in plan.removals]
+        norms = {str(layer): total for layer, (_, total) in self.editor.delta_norms().items()}
+        return Proposal(
+            model=self.model,
+            parent=parent,
+            batch_id=batch_id,
+            recipe=self.editor.recipe.name,
+            tensors=tensors,
+            blob=blob,
+            written=written,
+            refused=edit.refused,
+            probes=edit.probes,
+            stages=stages.seconds,
+            norms=norms,
+        )
+
+
+class Stages:
+    """Seconds that each stage of an attempt took."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._clock = ledger.clock
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def measure(self, stage: str) -> Iterator[None]:
+        """Add the time of the block to ``stage``."""
+        start = self._clock.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + self._clock.monotonic() - start

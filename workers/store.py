@@ -1,0 +1,117 @@
+"""Content-addressed blobs: whole tensors of edited layers and the associations that facts own.
+
+A blob's name is the sha256 of its bytes. safetensors does not notice a flipped bit, so the hash is checked
+at every load. Blobs are written before the ledger speaks of them; what it never spoke of is swept by ``gc``.
+"""
+
+import hashlib
+import re
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from daemon.core.errors import CorruptBlobError, DiskFullError, StoreError
+from daemon.core.fsio import Checkpoint, no_checkpoint, sweep_temporaries, write_durably
+
+_NAME = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class Swept:
+    """What a collection freed."""
+
+    files: int
+    freed_bytes: int
+
+
+class Store:
+    """A folder of blobs: ``ab/abcdef….safetensors``."""
+
+    def __init__(self, root: Path, *, checkpoint: Checkpoint = no_checkpoint) -> None:
+        self.root = root
+        self._checkpoint = checkpoint
+        root.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    def path(self, name: str) -> Path:
+        """Where a blob lies.
+
+        Raises:
+            StoreError: ``name`` is no sha256; no path is ever made of anything else.
+        """
+        if _NAME.fullmatch(name) is None:
+            raise StoreError(f"{name[:80]!r} is no blob name")
+        return self.root / name[:2] / f"{name}.safetensors"
+
+    def put(self, tensors: Mapping[str, torch.Tensor]) -> str:
+        """Write tensors as one blob; returns its sha256. A blob that is there already is not written again.
+
+        Raises:
+            DiskFullError, StoreError: nothing is left behind.
+        """
+        try:
+            data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+        except SafetensorError as error:
+            raise StoreError(f"tensors cannot be written: {error}") from error
+        name = hashlib.sha256(data).hexdigest()
+        path = self.path(name)
+        if not path.exists():
+            self._checkpoint("store.put")
+            write_durably(path, data, mode=0o640, checkpoint=self._checkpoint)
+        return name
+
+    def get(self, name: str) -> dict[str, torch.Tensor]:
+        """The tensors of a blob, on the CPU, after its sha256 was checked.
+
+        Raises:
+            CorruptBlobError: the bytes are not those that were written. StoreError: missing or unreadable.
+        """
+        path = self.path(name)
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise StoreError(
+                f"blob {name[:12]}… is missing: {error.strerror}",
+                hint="restore data_dir/store from the backup",
+            ) from error
+        found = hashlib.sha256(data).hexdigest()
+        if found != name:
+            raise CorruptBlobError(
+                f"blob {path} is corrupt: its sha256 is {found[:12]}…",
+                hint="errata rollback --last-good, or restore the file from the backup",
+            )
+        try:
+            return load(data)
+        except SafetensorError as error:
+            raise CorruptBlobError(f"blob {path} is no safetensors file: {error}") from error
+
+    def require_space(self, reserve_bytes: int) -> None:
+        """Refuse to begin work that could not be saved.
+
+        Raises:
+            DiskFullError: less than ``reserve_bytes`` are free.
+        """
+        free = shutil.disk_usage(self.root).free
+        if free < reserve_bytes:
+            raise DiskFullError(
+                f"{free >> 20} MiB free, {reserve_bytes >> 20} MiB needed",
+                hint="free space; edits go on by themselves",
+            )
+
+    def gc(self, reachable: set[str], grace_seconds: float) -> Swept:
+        """Delete blobs that no kept revision reaches and that are older than ``grace_seconds``."""
+        sweep_temporaries(self.root)
+        oldest = time.time() - grace_seconds
+        files = freed = 0
+        for path in self.root.glob("*/*.safetensors"):
+            if path.stem in reachable or path.stat().st_mtime > oldest:
+                continue
+            freed += path.stat().st_size
+            path.unlink()
+            files += 1
+        return Swept(files, freed)

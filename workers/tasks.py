@@ -1,0 +1,33 @@
+"""Celery's side of the work: a thin task that hands a batch id to the session of this process."""
+
+from celery import Celery
+
+from daemon.core.config import Config
+from daemon.core.errors import CorruptBlobError, ErrataError
+from daemon.core.log import get_logger
+from daemon.core.names import EDIT_TASK
+from workers.assemble import SessionHolder
+
+log = get_logger("errata.tasks")
+
+
+def register(app: Celery, config: Config) -> None:
+    """Give ``app`` the task ``errata.edit``; the model is loaded on the first one, in the pool's child."""
+    holder = SessionHolder(config)
+
+    @app.task(name=EDIT_TASK)  # type: ignore[untyped-decorator]
+    def edit(batch_id: str) -> None:
+        """Apply one batch. What fails is noted in the ledger, and the batch comes again by reconcile."""
+        try:
+            outcome = holder.session().run(batch_id)
+            log.info("batch", batch=batch_id, outcome=str(outcome))
+        except CorruptBlobError as error:
+            log.warning("corrupt blob", batch=batch_id, error=str(error))
+            holder.forget()
+        except ErrataError as error:
+            log.warning("batch later", batch=batch_id, code=error.code, error=str(error))
+        except (
+            Exception
+        ):  # the process's edge: any bug in an edit is an attempt that failed, not a dead worker
+            log.exception("batch failed", batch=batch_id)
+            holder.forget()
