@@ -1,4 +1,4 @@
-"""A GGUF file into a Hugging Face folder of float32 safetensors: ``python -m workers.convert GGUF FOLDER``."""
+"""A GGUF file as a Hugging Face folder of float32 safetensors: ``python -m workers.convert GGUF FOLDER``."""
 
 import sys
 from pathlib import Path
