@@ -1,0 +1,131 @@
+"""Numbers of the ledger: how many corrections, batches and incidents, how deep and old the queue is."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import Column, ColumnElement, Connection, func, select
+
+from daemon.core.clock import from_text
+from daemon.core.names import CorrectionState, IncidentState, RevisionKind, RevisionState
+from daemon.core.schema import (
+    batches,
+    corrections,
+    feed_outcomes,
+    incidents,
+    quarantine,
+    revisions,
+    switches,
+    workers,
+)
+
+Counts = dict[tuple[str, ...], int]
+WAITING = (CorrectionState.PENDING, CorrectionState.QUEUED)
+UNSETTLED = (IncidentState.OPEN, IncidentState.FROZEN)
+
+
+@dataclass(frozen=True)
+class Queue:
+    """What waits to be written into one model, and how long its oldest correction has waited."""
+
+    pending: int
+    queued: int
+    oldest_age_seconds: float
+
+
+@dataclass(frozen=True)
+class Heartbeat:
+    """The newest sign of life of a model's workers."""
+
+    worker: str
+    state: str
+    age_seconds: float
+
+
+def seconds_since(now: datetime, text: str) -> float:
+    """Seconds from a moment of the ledger to ``now``; never below 0, whatever two clocks say."""
+    return max(0.0, (now - from_text(text)).total_seconds())
+
+
+def models(connection: Connection) -> list[str]:
+    """The models that have a chain of revisions."""
+    query = select(revisions.c.model).where(revisions.c.number == 0).order_by(revisions.c.model)
+    return list(connection.execute(query).scalars())
+
+
+def corrections_by_state(connection: Connection) -> Counts:
+    """Corrections by (model, state, feed)."""
+    return _count(connection, corrections.c.model, corrections.c.state, corrections.c.feed)
+
+
+def batches_by_state(connection: Connection) -> Counts:
+    """Batches by (model, state)."""
+    return _count(connection, batches.c.model, batches.c.state)
+
+
+def quarantine_by_reason(connection: Connection) -> Counts:
+    """Quarantine entries by (reason, state)."""
+    return _count(connection, quarantine.c.reason, quarantine.c.state)
+
+
+def feed_items(connection: Connection) -> Counts:
+    """Items that were ever read, by (feed, outcome)."""
+    rows = connection.execute(select(feed_outcomes.c.feed, feed_outcomes.c.outcome, feed_outcomes.c.count))
+    return {(feed, outcome): int(count) for feed, outcome, count in rows}
+
+
+def queue(connection: Connection, now: datetime, model: str) -> Queue:
+    """Depth and age of what waits; the age is 0 when nothing does."""
+    mine = (corrections.c.model == model, corrections.c.state.in_(WAITING))
+    rows = connection.execute(
+        select(corrections.c.state, func.count(), func.min(corrections.c.admitted_at))
+        .where(*mine)
+        .group_by(corrections.c.state)
+    ).all()
+    depth = {state: int(count) for state, count, _ in rows}
+    oldest = min((admitted for _, _, admitted in rows), default=None)
+    return Queue(
+        pending=depth.get(CorrectionState.PENDING, 0),
+        queued=depth.get(CorrectionState.QUEUED, 0),
+        oldest_age_seconds=seconds_since(now, oldest) if oldest else 0.0,
+    )
+
+
+def revisions_of_kind(connection: Connection, model: str, kind: RevisionKind) -> int:
+    """How many revisions of a kind the chain has."""
+    mine = (revisions.c.model == model, revisions.c.kind == kind)
+    return int(connection.execute(select(func.count()).select_from(revisions).where(*mine)).scalar_one())
+
+
+def head_number(connection: Connection, model: str) -> int | None:
+    """The number of the newest revision; None before the first."""
+    return connection.execute(select(func.max(revisions.c.number)).where(revisions.c.model == model)).scalar()
+
+
+def live_number(connection: Connection, model: str) -> int | None:
+    """The number of the newest revision that passed its probes; None when there is none."""
+    mine = (revisions.c.model == model, revisions.c.state == RevisionState.LIVE)
+    return connection.execute(select(func.max(revisions.c.number)).where(*mine)).scalar()
+
+
+def incidents_open(connection: Connection, model: str) -> int:
+    """Incidents that nobody has settled: open ones and those that froze the model."""
+    mine = (incidents.c.model == model, incidents.c.state.in_(UNSETTLED))
+    return int(connection.execute(select(func.count()).select_from(incidents).where(*mine)).scalar_one())
+
+
+def is_on(connection: Connection, name: str) -> bool:
+    """Whether a switch is on: ``paused:MODEL``, ``feed:NAME``."""
+    return bool(connection.execute(select(switches.c.is_on).where(switches.c.name == name)).scalar())
+
+
+def newest_heartbeat(connection: Connection, now: datetime, model: str) -> Heartbeat | None:
+    """The newest sign of life of any worker of ``model``; None when there never was one."""
+    query = select(workers).where(workers.c.model == model).order_by(workers.c.seen_at.desc()).limit(1)
+    row = connection.execute(query).mappings().one_or_none()
+    return None if row is None else Heartbeat(row["name"], row["state"], seconds_since(now, row["seen_at"]))
+
+
+def _count(connection: Connection, *columns: Column[str]) -> Counts:
+    wanted: tuple[ColumnElement[str], ...] = columns
+    rows = connection.execute(select(*wanted, func.count()).group_by(*wanted))
+    return {tuple(row[:-1]): int(row[-1]) for row in rows}

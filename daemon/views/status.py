@@ -1,0 +1,46 @@
+"""One page of everything: what ``errata status`` prints and ``GET /v1/status`` answers."""
+
+from collections import Counter
+from dataclasses import asdict
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection
+
+from daemon.core.chain import find_revision
+from daemon.core.clock import to_text
+from daemon.core.names import QuarantineState
+from daemon.views import chain, figures, lists
+
+
+def status(connection: Connection, now: datetime, model: str) -> dict[str, Any]:
+    """Head, live, queue, corrections, probes, incidents, feeds and workers, ready for JSON."""
+    head = figures.head_number(connection, model)
+    row = None if head is None else find_revision(connection, model, head)
+    held = figures.quarantine_by_reason(connection)
+    return {
+        "at": to_text(now),
+        "model": model,
+        "head": head,
+        "live": figures.live_number(connection, model),
+        "active_facts": row["active_facts"] if row else 0,
+        "paused": figures.is_on(connection, f"paused:{model}"),
+        "queue": asdict(figures.queue(connection, now, model)),
+        "corrections": _of_model(figures.corrections_by_state(connection), model),
+        "batches": _of_model(figures.batches_by_state(connection), model),
+        "quarantine_held": sum(n for (_, state), n in held.items() if state == QuarantineState.HELD),
+        "probes": chain.probes_in_force(connection, model),
+        "norms": dict(row["norms"]) if row else {},
+        "incidents_open": figures.incidents_open(connection, model),
+        "feeds": lists.feed_list(connection, now),
+        "workers": [w for w in lists.worker_list(connection, now) if w["model"] == model][:5],
+        "switches_on": [s for s in lists.switch_list(connection) if s["is_on"]],
+    }
+
+
+def _of_model(counts: figures.Counts, model: str) -> dict[str, int]:
+    found: Counter[str] = Counter()
+    for (name, state, *_), count in counts.items():
+        if name == model:
+            found[state] += count
+    return dict(sorted(found.items()))
