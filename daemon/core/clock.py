@@ -31,7 +31,8 @@ class SystemClock:
 
 def to_text(moment: datetime) -> str:
     """A moment as ISO 8601 in UTC with microseconds, so that text order is time order."""
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    # not strftime: its %Y does not pad the years before 1000, which would then sort as the newest
+    return moment.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
 
 
 def from_text(text: str) -> datetime:

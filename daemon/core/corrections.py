@@ -4,10 +4,11 @@ import hashlib
 import json
 import re
 import unicodedata
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any, Self
 
 from pydantic import (
+    AfterValidator,
     AwareDatetime,
     BaseModel,
     BeforeValidator,
@@ -20,10 +21,12 @@ from pydantic import (
 from daemon.core.clock import to_text
 from daemon.core.errors import InvalidCorrectionError
 from daemon.core.names import DEFAULT_MODEL, QuarantineReason
+from daemon.core.text import printable
 
 MAX_ITEM_BYTES = 16_384
 MAX_DEPTH = 8
-_STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
+# An unclosed string runs to the end, so that no quote is looked at twice: linear whatever the text is.
+_STRING = re.compile(r'"(?:[^"\\]|\\.)*+\\?(?:"|\Z)', re.DOTALL)
 _PLACE = "\N{LARGE CIRCLE}"  # stands for the subject in a relation derived from a prompt
 
 
@@ -32,12 +35,23 @@ def _normal_text(value: object) -> object:
     if not isinstance(value, str):
         return value
     text = " ".join(unicodedata.normalize("NFC", value).split())
+    if text.isprintable():  # the common case, at the speed of C
+        return text
     for character in text:
         if unicodedata.category(character) in ("Cc", "Cs", "Cn", "Co"):
             raise ValueError(f"character U+{ord(character):04X} is not allowed in text")
     return text
 
 
+def _in_utc(moment: datetime) -> datetime:
+    """The same moment in UTC; those that only exist in another zone's year 0 or 10000 are refused."""
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError as error:
+        raise ValueError("time is out of range in UTC") from error
+
+
+Moment = Annotated[AwareDatetime, AfterValidator(_in_utc)]
 Text = Annotated[
     str, BeforeValidator(_normal_text), StringConstraints(min_length=1, max_length=200, strict=True)
 ]
@@ -62,8 +76,8 @@ class Correction(BaseModel):
     paraphrases: tuple[Prompt, ...] = ()
     neighborhood: tuple[Prompt, ...] = ()
     source: Prompt = "unknown"
-    effective_at: AwareDatetime | None = None
-    observed_at: AwareDatetime | None = None
+    effective_at: Moment | None = None
+    observed_at: Moment | None = None
     model: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")] = DEFAULT_MODEL
 
     @model_validator(mode="after")
@@ -85,11 +99,14 @@ class Correction(BaseModel):
 
     @property
     def correction_id(self) -> str:
-        """The statement's identity: who delivered it, and when it was seen, do not matter."""
-        effective = to_text(self.effective_at) if self.effective_at else ""
-        return "c" + _digest(
-            self.fact_id, self.object or "", str(self.object is None), self.prompt, effective
-        )
+        """The statement's identity: what is said, by which source, with which times.
+
+        All that ``order_key`` weighs is part of it, so that a source that comes back to a former value is
+        heard; which feed delivered it, and how it was written, do not matter.
+        """
+        times = (to_text(at) if at else "" for at in (self.effective_at, self.observed_at))
+        absent = str(self.object is None)
+        return "c" + _digest(self.fact_id, self.object or "", absent, self.prompt, self.source, *times)
 
 
 def order_key(correction: Correction, trust: int, now: datetime) -> str:
@@ -147,7 +164,9 @@ def _explain(error: ValidationError) -> tuple[QuarantineReason, str]:
     problems = error.errors(include_url=False, include_input=False)
     parts = [f"{'.'.join(str(at) for at in p['loc']) or 'item'}: {p['msg']}" for p in problems[:3]]
     charset = any("is not allowed in text" in p["msg"] for p in problems)
-    return (QuarantineReason.CHARSET if charset else QuarantineReason.SCHEMA), "; ".join(parts)
+    return (QuarantineReason.CHARSET if charset else QuarantineReason.SCHEMA), printable(
+        "; ".join(parts), 500
+    )
 
 
 def _refuse_constant(name: str) -> None:

@@ -59,6 +59,16 @@ class IncidentState(StrEnum):
     CLOSED = "closed"
 
 
+class AdmissionOutcome(StrEnum):
+    """What became of one item at admission; closed, because it labels a metric."""
+
+    ACCEPTED = "accepted"  # waits for a batch
+    DUPLICATE = "duplicate"  # the ledger has this very statement
+    STALE = "stale"  # a newer statement about the fact is there
+    CONFIRMED = "confirmed"  # says what the ledger already holds
+    QUARANTINED = "quarantined"  # refused, with a reason
+
+
 class QuarantineState(StrEnum):
     """Where a quarantine entry stands."""
 

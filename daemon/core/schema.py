@@ -1,6 +1,7 @@
 """The ledger's tables. Migrations create them (daemon/core/migrations); this is what the code speaks."""
 
 from sqlalchemy import (
+    BigInteger,
     Boolean,
     Column,
     Float,
@@ -148,7 +149,7 @@ feeds = Table(
     metadata,
     Column("name", String(64), primary_key=True),
     Column("cursor", JSON, nullable=False),
-    Column("items", Integer, nullable=False, default=0),
+    Column("items", BigInteger, nullable=False, default=0),
     Column("error", Text, nullable=False, default=""),
     Column("pulled_at", String(32)),
 )
@@ -158,7 +159,7 @@ feed_outcomes = Table(
     metadata,
     Column("feed", String(64), primary_key=True),
     Column("outcome", String(32), primary_key=True),
-    Column("count", Integer, nullable=False),
+    Column("count", BigInteger, nullable=False),
 )
 
 quarantine = Table(
@@ -208,7 +209,7 @@ workers = Table(
     Column("state", String(32), nullable=False),
     Column("seen_at", String(32), nullable=False),
     Column("device", String(32), nullable=False),
-    Column("memory_bytes", Integer, nullable=False),
+    Column("memory_bytes", BigInteger, nullable=False),
 )
 
 audit = Table(

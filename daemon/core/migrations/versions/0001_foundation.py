@@ -81,14 +81,14 @@ def upgrade() -> None:
         "feed_outcomes",
         sa.Column("feed", sa.String(length=64), nullable=False),
         sa.Column("outcome", sa.String(length=32), nullable=False),
-        sa.Column("count", sa.Integer(), nullable=False),
+        sa.Column("count", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("feed", "outcome", name=op.f("pk_feed_outcomes")),
     )
     op.create_table(
         "feeds",
         sa.Column("name", sa.String(length=64), nullable=False),
         sa.Column("cursor", sa.JSON(), nullable=False),
-        sa.Column("items", sa.Integer(), nullable=False),
+        sa.Column("items", sa.BigInteger(), nullable=False),
         sa.Column("error", sa.Text(), nullable=False),
         sa.Column("pulled_at", sa.String(length=32), nullable=True),
         sa.PrimaryKeyConstraint("name", name=op.f("pk_feeds")),
@@ -209,6 +209,6 @@ def upgrade() -> None:
         sa.Column("state", sa.String(length=32), nullable=False),
         sa.Column("seen_at", sa.String(length=32), nullable=False),
         sa.Column("device", sa.String(length=32), nullable=False),
-        sa.Column("memory_bytes", sa.Integer(), nullable=False),
+        sa.Column("memory_bytes", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("name", name=op.f("pk_workers")),
     )

@@ -1,0 +1,90 @@
+"""What a feed is to the rest of Errata: raw items with their positions, and a cursor to go on from.
+
+To add a kind of feed: one file with a class that has ``from_config``, and one line in ``_KINDS``.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from types import MappingProxyType
+from typing import Any, Protocol, Self, cast
+
+from daemon.core.errors import ConfigError
+
+Cursor = dict[str, Any]
+"""How far a feed was read; JSON, kept in the ledger in the transaction that admits what was read."""
+
+
+@dataclass(frozen=True)
+class RawItem:
+    """One item as it came, and where it came from in words for an operator."""
+
+    raw: bytes
+    position: str
+
+
+@dataclass(frozen=True)
+class Pull:
+    """What one pull gave; ``more`` says that the next pull will at once give more."""
+
+    items: list[RawItem]
+    cursor: Cursor
+    more: bool
+
+
+class Feed(Protocol):
+    """A source of corrections that can be read again from any cursor it has given out.
+
+    ``trust`` (0 to 100) decides between statements of equal times.
+    """
+
+    @property
+    def name(self) -> str:
+        """The name in ledger, metrics and switches."""
+        ...
+
+    @property
+    def trust(self) -> int:
+        """0 to 100; the higher wins at equal times."""
+        ...
+
+    def pull(self, cursor: Cursor, limit: int) -> Pull:
+        """At most ``limit`` items from ``cursor`` on ({}: from the start), without any lasting effect.
+
+        Raises:
+            FeedError: the source cannot be read now; the cursor stays where it is.
+        """
+        ...
+
+
+class FeedConfig(Protocol):
+    """What every feed's section of the configuration has."""
+
+    @property
+    def kind(self) -> str:
+        """The kind of feed, a key of ``_KINDS``."""
+        ...
+
+
+class _Configurable(Feed, Protocol):
+    @classmethod
+    def from_config(cls, config: Any) -> Self:
+        """A feed from its section of the configuration."""
+        ...
+
+
+# module:class, imported when a feed of the kind is configured: its dependencies may be heavy or absent
+_KINDS: Mapping[str, str] = MappingProxyType({"jsonl": "daemon.feeds.jsonl:JsonlFeed"})
+
+
+def make_feed(config: FeedConfig) -> Feed:
+    """The feed that a section of the configuration describes.
+
+    Raises:
+        ConfigError: no such kind.
+    """
+    target = _KINDS.get(config.kind)
+    if target is None:
+        raise ConfigError(f"no feed of kind {config.kind!r}", hint=f"known kinds: {', '.join(_KINDS)}")
+    module, _, name = target.partition(":")
+    return cast(type[_Configurable], getattr(import_module(module), name)).from_config(config)

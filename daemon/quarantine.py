@@ -1,0 +1,99 @@
+"""What an operator does with a quarantine entry: let it in after all, or drop it."""
+
+from sqlalchemy import Connection, RowMapping, select, update
+
+from daemon.core import audit
+from daemon.core.corrections import parse_item
+from daemon.core.errors import NotFoundError
+from daemon.core.ledger import Ledger
+from daemon.core.names import AdmissionOutcome, CorrectionState, QuarantineState
+from daemon.core.schema import corrections, quarantine
+from daemon.placement import Standing
+from daemon.register import Decision, arrive, load_facts, register, supersede
+
+_OPERATOR_TRUST = 100  # who releases an item vouches for it
+
+
+def release(ledger: Ledger, entry: int, who: str, reason: str) -> Decision:
+    """Let a held entry in, by the same newest-wins rules as everything else; returns where it went.
+
+    A correction goes back to the queue even where a rollback had taken its value out. A raw item is parsed
+    again, and stays held when it is still refused.
+
+    Raises:
+        NotFoundError: no such entry, or it is no longer held. InvalidCorrectionError: still refused.
+    """
+    with ledger.write() as connection:
+        row = _held(connection, entry)
+        if row["correction_id"] is None:
+            decision = _admit_raw(connection, ledger, row)
+        else:
+            decision = _place_again(connection, row, f"released by {who}: {reason}")
+        _settle(connection, ledger, row, QuarantineState.RELEASED, who, reason, decision)
+    return decision
+
+
+def drop(ledger: Ledger, entry: int, who: str, reason: str) -> None:
+    """Give a held entry up; its correction, if it has one, stays refused.
+
+    Raises:
+        NotFoundError: no such entry, or it is no longer held.
+    """
+    with ledger.write() as connection:
+        row = _held(connection, entry)
+        _settle(connection, ledger, row, QuarantineState.DROPPED, who, reason, None)
+
+
+def _held(connection: Connection, entry: int) -> RowMapping:
+    row = connection.execute(select(quarantine).where(quarantine.c.id == entry)).mappings().one_or_none()
+    hint = "errata quarantine list shows what is held"
+    if row is None:
+        raise NotFoundError(f"there is no quarantine entry {entry}", hint=hint)
+    if row["state"] != QuarantineState.HELD:
+        raise NotFoundError(f"quarantine entry {entry} was {row['state']} already", hint=hint)
+    return row
+
+
+def _admit_raw(connection: Connection, ledger: Ledger, row: RowMapping) -> Decision:
+    now = ledger.clock.now()
+    correction = parse_item(row["raw"])
+    arrival = arrive(correction, row["position"], _OPERATOR_TRUST, now, now)
+    (decision,) = register(connection, now, row["feed"], _OPERATOR_TRUST, [arrival])
+    return decision
+
+
+def _place_again(connection: Connection, row: RowMapping, why: str) -> Decision:
+    """Newest wins again for a correction that is stored already; it waits for a new batch if it does."""
+    mine = corrections.c.id == row["correction_id"]
+    stored = connection.execute(select(corrections).where(mine)).mappings().one()
+    position, fact_id = row["position"], stored["fact_id"]
+    if stored["state"] != CorrectionState.QUARANTINED:  # let in through another of its entries
+        return Decision(position, AdmissionOutcome.DUPLICATE, stored["id"], fact_id)
+    fact = load_facts(connection, [fact_id])[fact_id]
+    state = CorrectionState.QUARANTINED
+    standing = Standing(stored["id"], stored["order_key"], stored["object"], stored["prompt"], state)
+    placing = fact.place(standing, may_return=True)
+    message = f"{why}; {placing.reason}" if placing.reason else why
+    values = {"state": placing.state, "reason": message, "batch_id": None}
+    connection.execute(update(corrections).where(mine).values(**values))
+    supersede(connection, dict.fromkeys(placing.beaten, stored["id"]))
+    return Decision(position, placing.outcome, stored["id"], fact_id, message=message)
+
+
+def _settle(
+    connection: Connection,
+    ledger: Ledger,
+    row: RowMapping,
+    state: QuarantineState,
+    who: str,
+    reason: str,
+    decision: Decision | None,
+) -> None:
+    """Close the entry and write down who did it."""
+    now = ledger.clock.now()
+    connection.execute(update(quarantine).where(quarantine.c.id == row["id"]).values(state=state))
+    action = "quarantine.release" if state is QuarantineState.RELEASED else "quarantine.drop"
+    details = {"reason": row["reason"], "correction": row["correction_id"]}
+    if decision is not None:
+        details |= {"correction": decision.correction_id, "outcome": decision.outcome}
+    audit.record(connection, now, who, action, str(row["id"]), reason, details)
