@@ -1,4 +1,4 @@
-"""What every suite may ask for: a real Redis, the real model. Absent: skipped with a reason; in CI an error."""
+"""What every suite may ask for: a real Redis, the real model. Absent: skipped aloud; in CI an error."""
 
 import os
 from collections.abc import Iterator
