@@ -1,0 +1,138 @@
+"""What tests of the ledger share: a clock to turn, statements, and a writer that edits nothing but the books."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from sqlalchemy import RowMapping, select
+
+from daemon.core import batches, leases
+from daemon.core.chain import active_tenures, head
+from daemon.core.ledger import Ledger
+from daemon.core.names import DEFAULT_MODEL, CorrectionState, writer_lease
+from daemon.core.proposals import Proposal, Refusal, Written
+from daemon.core.schema import corrections
+from daemon.feeds.base import RawItem
+
+START = datetime(2026, 6, 1, tzinfo=UTC)
+BASE = {"down_proj": "0" * 64}
+
+
+class FakeClock:
+    """A clock that stands still until it is turned."""
+
+    def __init__(self) -> None:
+        self.moment = START
+
+    def now(self) -> datetime:
+        return self.moment
+
+    def monotonic(self) -> float:
+        return (self.moment - START).total_seconds()
+
+    def advance(self, seconds: float) -> None:
+        self.moment += timedelta(seconds=seconds)
+
+
+def statement(country: str, city: str | None, day: float | None = None, **more: Any) -> dict[str, Any]:
+    """«The capital of COUNTRY is CITY», true from ``day`` days after some start; None: no longer true."""
+    said: dict[str, Any] = {
+        "subject": country,
+        "relation": "capital",
+        "prompt": f"The capital of {country} is",
+        "object": city,
+        "source": "atlas",
+    }
+    if day is not None:
+        said["effective_at"] = (datetime(2026, 1, 1, tzinfo=UTC) + timedelta(days=day)).isoformat()
+    return said | more
+
+
+def item(said: object, position: str = "line 1") -> RawItem:
+    """A statement as a feed hands it over."""
+    return RawItem(json.dumps(said).encode(), position)
+
+
+def items(*said: object) -> list[RawItem]:
+    """Statements as the lines of a feed."""
+    return [item(one, f"line {number}") for number, one in enumerate(said, start=1)]
+
+
+def found(ledger: Ledger, model: str = DEFAULT_MODEL) -> None:
+    """Revision 0 with made-up tensors."""
+    ledger.found(model, BASE, "encore-blue")
+
+
+def make_batch(ledger: Ledger, model: str = DEFAULT_MODEL) -> str | None:
+    """All that waits as one batch; None: nothing waits."""
+    with ledger.write() as connection:
+        waiting = select(corrections.c.id).where(
+            corrections.c.state == CorrectionState.PENDING, corrections.c.model == model
+        )
+        ids = connection.execute(waiting.order_by(corrections.c.seq)).scalars().all()
+        return batches.create(connection, ledger.clock.now(), model, ids) if ids else None
+
+
+def propose(
+    ledger: Ledger, batch_id: str, refuse: Sequence[str] = (), model: str = DEFAULT_MODEL
+) -> Proposal:
+    """What a worker that edits perfectly would propose for a batch on the present head."""
+    with ledger.read() as connection:
+        parent = int(head(connection, model)["number"])
+        newest: dict[str, RowMapping] = {}
+        for row in batches.waiting(connection, batch_id):
+            if row["fact_id"] not in newest or row["order_key"] > newest[row["fact_id"]]["order_key"]:
+                newest[row["fact_id"]] = row
+        held = {row["fact_id"]: row["correction_id"] for row in active_tenures(connection, model, parent)}
+    taken = [row for row in newest.values() if row["id"] not in refuse]
+    held |= {row["fact_id"]: row["id"] for row in taken}
+    return Proposal(
+        model=model,
+        parent=parent,
+        batch_id=batch_id,
+        recipe="encore-blue",
+        tensors={"down_proj": digest(sorted(held.items()))},
+        blob=digest(["associations", batch_id]),
+        written=[
+            Written(row["id"], None if row["object"] is None else number) for number, row in enumerate(taken)
+        ],
+        refused=[Refusal(row["id"], "norm", "too far") for row in newest.values() if row["id"] in refuse],
+    )
+
+
+def take_lease(ledger: Ledger, holder: str = "worker", model: str = DEFAULT_MODEL) -> leases.Lease:
+    """The writer's lease, for a minute."""
+    with ledger.write() as connection:
+        return leases.acquire(connection, ledger.clock.now(), writer_lease(model), holder, 60)
+
+
+def apply_waiting(ledger: Ledger, refuse: Sequence[str] = (), model: str = DEFAULT_MODEL) -> int | None:
+    """Make a batch of all that waits and commit it; returns the new revision, None when nothing waits."""
+    batch_id = make_batch(ledger, model)
+    if batch_id is None:
+        return None
+    return ledger.commit(take_lease(ledger, model=model), propose(ledger, batch_id, refuse, model))
+
+
+def states(ledger: Ledger) -> dict[str, str]:
+    """Correction id to state."""
+    with ledger.read() as connection:
+        rows = connection.execute(select(corrections.c.id, corrections.c.state)).all()
+    return {row.id: row.state for row in rows}
+
+
+def held(ledger: Ledger, at: int | None = None, model: str = DEFAULT_MODEL) -> dict[str, str]:
+    """Subject to object of the facts that the weights hold at a revision (none: head)."""
+    with ledger.read() as connection:
+        number = int(head(connection, model)["number"]) if at is None else at
+        rows = active_tenures(connection, model, number)
+        ids = [row["correction_id"] for row in rows if row["blob"] is not None]
+        query = select(corrections.c.subject, corrections.c.object).where(corrections.c.id.in_(ids))
+        return {row.subject: row.object for row in connection.execute(query)}
+
+
+def digest(value: object) -> str:
+    """Something that looks like a sha256 and depends on ``value`` alone."""
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()

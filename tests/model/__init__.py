@@ -1,0 +1,1 @@
+"""Stateful tests against a model that is simple enough to be believed."""
