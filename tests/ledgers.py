@@ -1,4 +1,4 @@
-"""What tests of the ledger share: a clock to turn, statements, and a writer that edits nothing but the books."""
+"""What tests of the ledger share: a clock, statements, a writer that edits only the books."""
 
 import hashlib
 import json

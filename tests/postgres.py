@@ -16,7 +16,7 @@ from sqlalchemy.engine import make_url
 _FAST = ("fsync=off", "full_page_writes=off", "synchronous_commit=off", "listen_addresses=")
 
 
-class NoPostgres(Exception):
+class NoPostgresError(Exception):
     """Why there is no server here."""
 
 
@@ -25,7 +25,7 @@ def server() -> Iterator[str]:
     """The URL of a server in which databases may be created: ERRATA_TEST_POSTGRES, or a private cluster.
 
     Raises:
-        NoPostgres: neither can be had.
+        NoPostgresError: neither can be had.
     """
     if given := os.environ.get("ERRATA_TEST_POSTGRES"):
         yield given
@@ -67,7 +67,7 @@ def _tools() -> Path:
     versions = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda p: float(p.parts[-3]))
     found = Path(on_path) if on_path else (versions[-1] if versions else None)
     if found is None:
-        raise NoPostgres("no initdb on PATH or under /usr/lib/postgresql: apt-get install postgresql")
+        raise NoPostgresError("no initdb on PATH or under /usr/lib/postgresql: apt-get install postgresql")
     return found.resolve().parent
 
 
@@ -76,7 +76,7 @@ def _unprivileged(folder: Path) -> list[str]:
     if os.geteuid() != 0:
         return []
     if shutil.which("setpriv") is None:
-        raise NoPostgres("root needs setpriv (util-linux) to run PostgreSQL as another user")
+        raise NoPostgresError("root needs setpriv (util-linux) to run PostgreSQL as another user")
     for name in ("postgres", "nobody"):
         try:
             user = pwd.getpwnam(name)
@@ -84,10 +84,10 @@ def _unprivileged(folder: Path) -> list[str]:
             continue
         os.chown(folder, user.pw_uid, user.pw_gid)
         return ["setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups"]
-    raise NoPostgres("neither postgres nor nobody exists to run PostgreSQL as")
+    raise NoPostgresError("neither postgres nor nobody exists to run PostgreSQL as")
 
 
 def _call(command: list[str]) -> None:
     done = subprocess.run(command, cwd="/", capture_output=True, text=True, timeout=120, check=False)
     if done.returncode != 0:
-        raise NoPostgres(f"{command[-1]} failed: {(done.stderr or done.stdout).strip()[-500:]}")
+        raise NoPostgresError(f"{command[-1]} failed: {(done.stderr or done.stdout).strip()[-500:]}")

@@ -18,6 +18,8 @@ def printable(text: str | bytes, limit: int) -> str:
 
 
 def _escaped(character: str) -> str:
-    if character.isascii():
+    if character < " ":  # JSON has none of these in strings
         return character.encode("unicode_escape").decode()
+    if character == "\x7f":
+        return "\\u007f"
     return json.dumps(character)[1:-1]  # as JSON spells it, beyond the first plane too

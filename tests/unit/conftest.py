@@ -17,7 +17,7 @@ def postgres_server() -> Iterator[str]:
     try:
         with postgres.server() as url:
             yield url
-    except postgres.NoPostgres as error:
+    except postgres.NoPostgresError as error:
         absent(f"no PostgreSQL: {error}")
 
 
