@@ -47,7 +47,7 @@ def retract(ledger: Ledger, model: str, name: str, who: str, reason: str) -> dic
 
 
 def _slot(current: dict[str, Any]) -> dict[str, str]:
-    """What names the fact beside its subject; a relation that came from a long prompt is no longer a short text."""
+    """What names the fact beside its subject; a long relation came from a prompt."""
     if len(current["relation"]) <= _LONGEST_RELATION:
         return {"relation": current["relation"]}
     return {"prompt": current["prompt"]}

@@ -1,0 +1,158 @@
+"""What every command shares: its configuration and ledger, who types it, and how a result is printed."""
+
+import getpass
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from daemon.core.text import printable
+
+if TYPE_CHECKING:  # imported where they are used, so that a command starts fast
+    from rich.console import Console
+
+    from daemon.core.config import Config
+    from daemon.core.ledger import Ledger
+
+Json = Annotated[bool, typer.Option("--json", help="print one JSON document instead of a table")]
+Limit = Annotated[int, typer.Option(min=1, max=1_000_000, help="at most this many rows")]
+Reason = Annotated[str, typer.Option(help="why; it stands in the audit")]
+_PLAIN_WIDTH = 100_000  # columns of a pipe: nothing is cut or wrapped there
+_CELL = 2_000
+_WHO = 100
+
+
+def setup(context: typer.Context, config_file: Path | None) -> None:
+    """Put the means of finding and reading the configuration into the context; nothing is read yet."""
+    context.obj = {"config": lambda: _read_config(config_file), "config_file": config_file}
+
+
+def load(context: typer.Context) -> "Config":
+    """The configuration.
+
+    Raises:
+        ConfigError: it cannot be used as it is.
+    """
+    read: Callable[[], Config] = context.obj["config"]
+    return read()
+
+
+def config_file(context: typer.Context) -> Path | None:
+    """The file that the configuration comes from; None: defaults and environment only."""
+    from daemon.core.config import find_config
+
+    return find_config(context.obj["config_file"])
+
+
+@contextmanager
+def open_ledger(config: "Config") -> "Iterator[Ledger]":
+    """The ledger that is there; a command never founds one by mistake.
+
+    Raises:
+        LedgerError: there is none, or it is damaged. UnavailableError: no answer.
+    """
+    from daemon.core.errors import LedgerError
+    from daemon.core.ledger import Ledger
+    from daemon.places import ledger_file
+
+    file = ledger_file(config)
+    if file is not None and not file.exists():
+        raise LedgerError(f"there is no ledger at {file}", hint="errata run creates it; check data_dir")
+    ledger = Ledger.open_existing(config.ledger_url)
+    try:
+        yield ledger
+    finally:
+        ledger.close()
+
+
+def who() -> str:
+    """Who types: ``ERRATA_WHO``, else the login name."""
+    name = os.environ.get("ERRATA_WHO", "").strip()
+    if not name:
+        try:
+            name = getpass.getuser()
+        except (OSError, KeyError, ImportError):  # no name for this uid: a container
+            name = f"uid {os.getuid()}"
+    return printable(name, _WHO)
+
+
+def need_reason(text: str) -> str:
+    """The reason that was given; an empty one is a usage error."""
+    if not text.strip():
+        raise typer.BadParameter("say why", param_hint="--reason")
+    return text.strip()
+
+
+def print_json(document: Any) -> None:
+    """One JSON document on stdout."""
+    typer.echo(json.dumps(document, ensure_ascii=False, indent=2, default=str))
+
+
+def say(text: str) -> None:
+    """A line for people on stdout; foreign text in it cannot steer the terminal."""
+    console().print(printable(text, _CELL), markup=False, highlight=False, soft_wrap=True)
+
+
+def print_table(
+    title: str, columns: Sequence[str], rows: Sequence[Mapping[str, Any]], keys: Sequence[str] | None = None
+) -> None:
+    """A table on a terminal; in a pipe the same columns, without colour, borders or cuts."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    out = console()
+    if not rows:
+        say(f"no {title}")
+        return
+    table = Table(title=title if out.is_terminal else None, box=box.SIMPLE if out.is_terminal else None)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell(row.get(key))) for key in keys or columns))
+    out.print(table)
+
+
+def cell(value: object) -> str:
+    """A value as a table shows it, with nothing in it that could steer a terminal."""
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return printable(str(value), _CELL)
+
+
+def console() -> "Console":
+    """Stdout, with colours and its own width only where it is a terminal."""
+    from rich.console import Console
+
+    return (
+        Console() if sys.stdout.isatty() else Console(width=_PLAIN_WIDTH, no_color=True, force_terminal=False)
+    )
+
+
+def age(seconds: float | None) -> str:
+    """A duration for people: 42s, 5m10s, 3h02m, 4d06h."""
+    if seconds is None:
+        return "-"
+    whole = int(seconds)
+    if whole < 60:
+        return f"{seconds:.1f}s" if whole < 10 else f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    if whole < 86_400:
+        return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+    return f"{whole // 86_400}d{whole % 86_400 // 3600:02d}h"
+
+
+def _read_config(file: Path | None) -> "Config":
+    from daemon.core.config import load_config
+
+    return load_config(file)

@@ -1,0 +1,257 @@
+"""The usual mistakes of an installation, looked for one by one, each with what mends it."""
+
+import shutil
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, cast
+
+import redis
+from sqlalchemy import func, select
+
+from daemon.core import audit
+from daemon.core.broker import ping, redis_url
+from daemon.core.clock import from_text
+from daemon.core.config import Config
+from daemon.core.database import check_integrity, newest_version, open_engine, schema_version
+from daemon.core.errors import ErrataError, LedgerError
+from daemon.core.ledger import Ledger
+from daemon.core.schema import audit as audit_table
+from daemon.core.schema import corrections, revisions
+from daemon.places import ledger_file
+from daemon.views import figures
+
+_SKEW = 5.0  # seconds that two clocks of one installation may differ
+_WRITTEN = datetime(2026, 1, 1, tzinfo=UTC)  # no clock that is right is before this code
+_LATE = 3.0  # lease periods without a heartbeat after which a worker with work to do is missed
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one check found; ``fix`` says what to do where it is not well."""
+
+    check: str
+    ok: bool
+    detail: str
+    fix: str = ""
+
+
+def examine(config: Config) -> list[Finding]:
+    """Run every check; nothing is created, migrated or changed."""
+    found = [_guarded("ledger", lambda: _ledger(config))]
+    if found[0].ok:
+        with _look(config) as ledger:
+            found += [
+                _guarded("audit", lambda: _audit(ledger)),
+                _guarded("revisions", lambda: _revisions(ledger, config)),
+                _guarded("worker", lambda: _worker(ledger, config)),
+                _guarded("clock and ledger", lambda: _ledger_clock(ledger)),
+            ]
+    redis_found = _guarded("redis", lambda: _redis_answers(config))
+    found.append(redis_found)
+    if redis_found.ok:
+        found += [
+            _guarded("redis persistence", lambda: _redis_setting(config, "appendonly", "yes")),
+            _guarded("redis eviction", lambda: _redis_setting(config, "maxmemory-policy", "noeviction")),
+            _guarded("clock and redis", lambda: _redis_clock(config)),
+        ]
+    found += [_disk(config), _model(config), _statistics(config), _token(config)]
+    return found + [_feed(feed.name, feed.path) for feed in config.feeds]
+
+
+@contextmanager
+def _look(config: Config) -> Iterator[Ledger]:
+    """The ledger as it is, without migration."""
+    ledger = Ledger(open_engine(config.ledger_url))
+    try:
+        yield ledger
+    finally:
+        ledger.close()
+
+
+def _guarded(name: str, check: Callable[[], Finding]) -> Finding:
+    """A check that cannot be made is a finding, too."""
+    try:
+        return check()
+    except ErrataError as error:
+        return Finding(name, False, error.message, error.hint)
+    except redis.RedisError as error:
+        return Finding(name, False, f"Redis refuses: {error}", "check the rights of its user")
+
+
+def _ledger(config: Config) -> Finding:
+    file = ledger_file(config)
+    if file is not None and not file.exists():
+        raise LedgerError(f"there is none at {file}", hint="errata run creates it; check data_dir")
+    with _look(config) as ledger:
+        check_integrity(ledger.engine)
+        version, newest = schema_version(ledger.engine), newest_version()
+    if version == newest:
+        return Finding("ledger", True, f"sound, schema {version}")
+    if version is not None and version > newest:
+        return Finding(
+            "ledger", False, f"schema {version}, this Errata knows {newest}", "install the newer Errata"
+        )
+    return Finding(
+        "ledger", False, f"schema {version}, newest is {newest}", "errata run migrates it at start"
+    )
+
+
+def _audit(ledger: Ledger) -> Finding:
+    with ledger.read() as connection:
+        broken = audit.first_broken_row(connection)
+        rows = connection.execute(select(func.count()).select_from(audit_table)).scalar_one()
+    if broken is None:
+        return Finding("audit", True, f"{rows} rows, the chain holds")
+    return Finding(
+        "audit",
+        False,
+        f"row {broken} does not follow from the one before",
+        "somebody changed the ledger by hand; compare with a backup",
+    )
+
+
+def _revisions(ledger: Ledger, config: Config) -> Finding:
+    with ledger.read() as connection:
+        head = figures.head_number(connection, config.model.name)
+        live = figures.live_number(connection, config.model.name)
+    if head is None:
+        return Finding(
+            "revisions", False, f"model {config.model.name} has none", "errata prepare founds revision 0"
+        )
+    return Finding("revisions", True, f"head {head}, live {live}")
+
+
+def _worker(ledger: Ledger, config: Config) -> Finding:
+    """A worker beats while it works; silence is a problem only while batches wait."""
+    with ledger.read() as connection:
+        now = ledger.clock.now()
+        beat = figures.newest_heartbeat(connection, now, config.model.name)
+        waiting = figures.queue(connection, now, config.model.name)
+        paused = figures.is_on(connection, f"paused:{config.model.name}")
+    fix = "errata run starts one; its log says why it ended"
+    patience = _LATE * config.edit.lease_seconds + config.edit.batch_age_seconds
+    wanted = waiting.oldest_age_seconds > patience and not paused
+    if beat is None:
+        return Finding("worker", not wanted, "none has been seen yet", fix if wanted else "")
+    text = f"{beat.worker} {beat.state}, heard of {beat.age_seconds:.0f} s ago"
+    lost = wanted and beat.age_seconds > patience
+    if lost:
+        return Finding("worker", False, f"{text}; {waiting.pending + waiting.queued} corrections wait", fix)
+    return Finding("worker", True, text)
+
+
+def _ledger_clock(ledger: Ledger) -> Finding:
+    now = ledger.clock.now()
+    with ledger.read() as connection:
+        newest = [
+            connection.execute(select(func.max(column))).scalar()
+            for column in (corrections.c.admitted_at, revisions.c.created_at, audit_table.c.at)
+        ]
+    ahead = max(((from_text(text) - now).total_seconds() for text in newest if text), default=0.0)
+    fix = "set the clock right (chrony, systemd-timesyncd); the order of corrections depends on it"
+    if now < _WRITTEN:
+        return Finding("clock and ledger", False, f"the clock says {now:%Y-%m-%d}", fix)
+    if ahead > _SKEW:
+        return Finding(
+            "clock and ledger", False, f"the ledger's newest row is {ahead:.0f} s in the future", fix
+        )
+    return Finding("clock and ledger", True, "no row of the ledger is in the future")
+
+
+def _redis_answers(config: Config) -> Finding:
+    ping(config)
+    return Finding("redis", True, "answers" if config.redis_url else "the private server answers")
+
+
+@contextmanager
+def _redis(config: Config) -> Iterator[redis.Redis]:
+    client = redis.Redis.from_url(redis_url(config), socket_timeout=3, socket_connect_timeout=3)
+    with client:
+        yield client
+
+
+def _redis_setting(config: Config, setting: str, wanted: str) -> Finding:
+    name = "redis persistence" if setting == "appendonly" else "redis eviction"
+    with _redis(config) as client:
+        answer = cast(dict[Any, Any], client.config_get(setting))
+    values = {_text(key): _text(value) for key, value in answer.items()}
+    value = values.get(setting)
+    if value == wanted:
+        return Finding(name, True, f"{setting} {value}")
+    return Finding(name, False, f"{setting} is {value}", f"set {setting} {wanted} in redis.conf")
+
+
+def _redis_clock(config: Config) -> Finding:
+    with _redis(config) as client:
+        seconds, micros = client.time()
+    skew = abs(datetime.now(UTC).timestamp() - seconds - micros / 1e6)
+    fix = "set both clocks right (chrony, systemd-timesyncd)"
+    ok = skew <= _SKEW
+    return Finding(
+        "clock and redis", ok, f"this clock and that of Redis differ by {skew:.1f} s", "" if ok else fix
+    )
+
+
+def _disk(config: Config) -> Finding:
+    folder = config.data_dir
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    free, wanted = shutil.disk_usage(folder).free, config.store.reserve_bytes
+    detail = f"{free >> 20} MiB free, edits need {wanted >> 20} MiB"
+    if free >= wanted:
+        return Finding("disk", True, detail)
+    return Finding("disk", False, detail, "free space, or lower store.reserve_bytes or store.keep_revisions")
+
+
+def _model(config: Config) -> Finding:
+    folder = config.model_path
+    missing = [name for name in ("config.json", "*.safetensors") if not list(folder.glob(name))]
+    if not missing:
+        return Finding("model", True, str(folder))
+    return Finding(
+        "model", False, f"{folder} has no {' and no '.join(missing)}", "errata prepare, or set model.path"
+    )
+
+
+def _statistics(config: Config) -> Finding:
+    folder = config.data_dir / "statistics"
+    count = sum(1 for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else 0
+    if count:
+        return Finding("statistics", True, f"{count} files in {folder}")
+    return Finding("statistics", False, f"none in {folder}", "errata prepare computes them once")
+
+
+def _token(config: Config) -> Finding:
+    file = config.api.token_file
+    if file is None:
+        return Finding("api token", True, f"none: only this machine may change things, at {config.api.host}")
+    try:
+        empty, mode = not file.read_text(encoding="utf-8").strip(), stat.S_IMODE(file.stat().st_mode)
+    except (OSError, UnicodeDecodeError) as error:
+        return Finding(
+            "api token",
+            False,
+            f"{file} cannot be read: {error}",
+            "write a token into it: openssl rand -hex 32",
+        )
+    if empty:
+        return Finding("api token", False, f"{file} is empty", "write a token into it: openssl rand -hex 32")
+    if mode & 0o077:
+        return Finding("api token", False, f"{file} has mode {mode:o}", f"chmod 600 {file}")
+    return Finding("api token", True, str(file))
+
+
+def _feed(name: str, path: Path) -> Finding:
+    if path.is_file():
+        return Finding(f"feed {name}", True, str(path))
+    return Finding(
+        f"feed {name}", False, f"there is no file {path}", "create it, or correct path in [[feeds]]"
+    )
+
+
+def _text(value: object) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
