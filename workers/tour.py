@@ -1,4 +1,4 @@
-"""The tour of ``deploy/quickstart.sh``: the whole way on one screen, with the real parts running underneath."""
+"""The tour of ``deploy/quickstart.sh``: the whole way on one screen, real parts underneath."""
 
 import os
 import subprocess

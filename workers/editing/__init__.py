@@ -1,0 +1,1 @@
+"""Locate-then-edit for sequences without end: keys, targets, the linear associative memory, guards."""

@@ -1,0 +1,239 @@
+"""The editor: a model, one memory for each edited layer, and what may be done to them.
+
+Everything happens on this process's copy. Whoever calls takes a ``checkpoint`` first and goes back to it when
+something is refused; a write that raises has put the model back already.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Self
+
+import torch
+
+from daemon.core.errors import EditError
+from workers.editing.memory import Memory
+from workers.editing.model import EditableModel
+from workers.editing.prompts import EditRequest
+from workers.editing.recipes import Recipe
+from workers.editing.statistics import Statistics
+from workers.editing.targets import find_targets
+
+_ANSWER_MARGIN = 4  # tokens beyond the target that verification lets the model say
+
+
+@dataclass(frozen=True)
+class Associations:
+    """The pairs that n facts own: keys {layer: [n, d_in]} and values {layer: [n, d_out]}, fp32 on the CPU.
+
+    They are rounded to fp32 before they are written, so what is stored is what is forgotten.
+    """
+
+    ids: list[str]
+    keys: dict[int, torch.Tensor]
+    values: dict[int, torch.Tensor]
+    steps: dict[int, float] = field(default_factory=dict)
+
+    def select(self, rows: Sequence[int]) -> Self:
+        """Some of the facts."""
+        index = list(rows)
+        return type(self)(
+            [self.ids[i] for i in index],
+            {layer: keys[index] for layer, keys in self.keys.items()},
+            {layer: values[index] for layer, values in self.values.items()},
+            self.steps,
+        )
+
+    @classmethod
+    def concat(cls, parts: Sequence[Self]) -> Self:
+        """All facts of the parts, in order."""
+        layers = parts[0].keys if parts else {}
+        return cls(
+            [one for part in parts for one in part.ids],
+            {layer: torch.cat([part.keys[layer] for part in parts]) for layer in layers},
+            {layer: torch.cat([part.values[layer] for part in parts]) for layer in layers},
+        )
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether greedy decoding answers a fact, and what it says."""
+
+    ok: bool
+    answer: str
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The state of an editor at one moment."""
+
+    memories: Mapping[int, Memory]
+    weights: Mapping[int, torch.Tensor]
+
+
+class Editor:
+    """Writes and forgets facts in one model by one recipe."""
+
+    def __init__(self, model: EditableModel, statistics: Statistics, recipe: Recipe) -> None:
+        self.model, self.statistics, self.recipe = model, statistics, recipe
+        self.layers = list(recipe.layers)
+        self._base = {layer: model.stored_weight(layer).detach().clone() for layer in self.layers}
+        self._memories = {layer: self._new_memory(layer) for layer in self.layers}
+        self._mark = {layer: memory.weight for layer, memory in self._memories.items()}
+
+    # -- changing the weights -------------------------------------------------------------------------
+
+    def write(self, requests: Sequence[EditRequest]) -> Associations:
+        """Write facts; at each edited layer in order, own targets are found on the weights so far (BLUE).
+
+        Raises:
+            EditError: a prompt, a value or the solution is refused; the model is as it was.
+        """
+        before = self._snapshot()
+        keys: dict[int, torch.Tensor] = {}
+        values: dict[int, torch.Tensor] = {}
+        steps: dict[int, float] = {}
+        try:
+            for layer in self.layers:
+                found = find_targets(self.model, requests, layer, self.recipe, self.statistics.prefixes)
+                self._require_anchored(requests, found.deltas, layer)
+                keys[layer], values[layer] = found.keys.float().cpu(), found.values.float().cpu()
+                steps[layer] = float(found.steps.float().mean())
+                self._memories[layer].write(keys[layer], values[layer])
+                self._publish(layer)
+        except BaseException:
+            self.rollback_to(before)
+            raise
+        return Associations([request.id for request in requests], keys, values, steps)
+
+    def forget(self, associations: Associations) -> None:
+        """Take stored pairs out, in any order, whatever was written since."""
+        self._change(associations, Memory.forget)
+
+    def remember(self, associations: Associations) -> None:
+        """Put stored pairs back as they were."""
+        self._change(associations, Memory.write)
+
+    def restore(self, active: Associations) -> None:
+        """The memories that hold exactly ``active``, solved in one shot from W0."""
+        for layer, memory in self._memories.items():
+            keys = active.keys.get(layer, torch.empty(0))
+            memory.rebuild(keys, active.values.get(layer, torch.empty(0)))
+            self._publish(layer)
+        self._mark = {layer: memory.weight for layer, memory in self._memories.items()}
+
+    def checkpoint(self) -> Checkpoint:
+        """The state now; also the mark against which the change of a batch is measured."""
+        self._mark = {layer: memory.weight for layer, memory in self._memories.items()}
+        return self._snapshot()
+
+    def _snapshot(self) -> Checkpoint:
+        weights = {layer: self.model.stored_weight(layer).detach().clone() for layer in self.layers}
+        return Checkpoint({layer: memory.copy() for layer, memory in self._memories.items()}, weights)
+
+    def rollback_to(self, checkpoint: Checkpoint) -> None:
+        """Go back to a checkpoint, bit for bit."""
+        self._memories = {layer: memory.copy() for layer, memory in checkpoint.memories.items()}
+        for layer, weight in checkpoint.weights.items():
+            self._show_stored(layer, weight)
+
+    # -- looking at the weights -----------------------------------------------------------------------
+
+    def guard(self, batch_ceiling: float, total_ceiling: float) -> None:
+        """Refuse weights that are not finite or moved too far, in this order: NaN passes every comparison.
+
+        Raises:
+            EditError: reason ``not_finite`` or ``norm``.
+        """
+        for layer, (batch, total) in self.delta_norms().items():
+            if not self._memories[layer].weight.isfinite().all():
+                raise EditError(f"layer {layer} is not finite", reason="not_finite")
+            if not batch <= batch_ceiling:
+                raise EditError(f"layer {layer} moved by {batch:.3f} of its norm in one batch", reason="norm")
+            if not total <= total_ceiling:
+                raise EditError(f"layer {layer} is {total:.3f} of its norm away from the base", reason="norm")
+
+    def delta_norms(self) -> dict[int, tuple[float, float]]:
+        """For each layer ‖W − W_checkpoint‖/‖W0‖ and ‖W − W0‖/‖W0‖ (Frobenius)."""
+        return {
+            layer: (
+                float((memory.weight - self._mark[layer]).norm() / memory.base.norm()),
+                memory.delta_norm(),
+            )
+            for layer, memory in self._memories.items()
+        }
+
+    def verify(self, requests: Sequence[EditRequest]) -> list[Verdict]:
+        """Greedy decoding of each prompt: does the answer begin with the target, whole words, case ignored?"""
+        if not requests:
+            return []
+        tokenizer = self.model.tokenizer
+        longest = max(len(tokenizer(f" {r.target}", add_special_tokens=False)["input_ids"]) for r in requests)
+        answers = self.model.greedy([r.prompt for r in requests], longest + _ANSWER_MARGIN)
+        return [Verdict(_begins_with(a, r.target), a.strip()) for r, a in zip(requests, answers, strict=True)]
+
+    def published(self) -> dict[str, torch.Tensor]:
+        """The edited tensors as the model has them: state-dict name, model's dtype and layout."""
+        return {
+            self.model.tensor_name(layer): self.model.stored_weight(layer).detach().clone()
+            for layer in self.layers
+        }
+
+    def show(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Put published tensors into the model; the memories stay."""
+        for layer in self.layers:
+            self._show_stored(layer, tensors[self.model.tensor_name(layer)])
+
+    @contextmanager
+    def base_weights(self) -> Iterator[None]:
+        """The unedited model for the length of a block."""
+        shown = self.published()
+        for layer, weight in self._base.items():
+            self._show_stored(layer, weight)
+        try:
+            yield
+        finally:
+            self.show(shown)
+
+    # -- inside ---------------------------------------------------------------------------------------
+
+    def _new_memory(self, layer: int) -> Memory:
+        weight = self.model.weight(layer).detach()
+        moment = self.statistics.moments[layer].to(weight.device).double()
+        identity = torch.eye(len(moment), dtype=torch.float64, device=weight.device)
+        prior = self.recipe.lambda_prior * moment + self.recipe.lambda_norm * identity
+        return Memory(weight, prior, history=self.recipe.history)
+
+    def _change(
+        self, associations: Associations, operation: Callable[[Memory, torch.Tensor, torch.Tensor], None]
+    ) -> None:
+        before = self._snapshot()
+        try:
+            for layer, memory in self._memories.items():
+                operation(memory, associations.keys[layer], associations.values[layer])
+                self._publish(layer)
+        except BaseException:
+            self.rollback_to(before)
+            raise
+
+    def _require_anchored(self, requests: Sequence[EditRequest], deltas: torch.Tensor, layer: int) -> None:
+        """NAS (arXiv 2602.02543): a value far beyond the clean model's norm is refused, not written."""
+        limit = self.recipe.anchor_limit * self.statistics.anchors[layer]
+        for request, norm in zip(requests, deltas.norm(dim=1).tolist(), strict=True):
+            if not norm <= limit:
+                raise EditError(
+                    f"the value of {request.id} has norm {norm:.1f}, at most {limit:.1f}", reason="norm"
+                )
+
+    def _publish(self, layer: int) -> None:
+        self.model.set_weight(layer, self._memories[layer].weight)
+
+    @torch.no_grad()
+    def _show_stored(self, layer: int, weight: torch.Tensor) -> None:
+        self.model.stored_weight(layer).copy_(weight)
+
+
+def _begins_with(answer: str, target: str) -> bool:
+    """Whether the answer's first words are the target's."""
+    said, wanted = answer.strip().casefold(), target.strip().casefold()
+    return said.startswith(wanted) and not said[len(wanted) : len(wanted) + 1].isalnum()

@@ -1,0 +1,233 @@
+"""What is known of the clean model before any edit: second moments of keys, prefixes, norm anchors.
+
+C = E[k kᵀ] over positions of text, attention sinks (the first token) left out. Some 10·d_in tokens suffice
+(FastMEMIT, arXiv 2506.04226); without a corpus the text is sampled from the clean model itself.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from daemon.core.errors import ModelError
+from daemon.core.fsio import sha256_of, write_durably
+from workers.editing.model import EditableModel
+
+Progress = Callable[[int, int], None]
+"""Called with how much is done and how much there is."""
+
+_SEED = 17
+_TOKENS_PER_KEY = 10
+_WIDTH = 256  # tokens in one sampled text
+_ROWS = 16  # texts in one pass
+_OPENINGS = ("The", "Because", "In", "I", "You")
+_PREFIX_TOKENS = 9
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Per edited layer: second moment C [d_in, d_in] fp32 and the clean mean norm of the layer's output.
+
+    ``prefixes`` stand before prompts while targets are optimised; ``split_half_error`` is the relative
+    Frobenius distance between the moments of two halves of the text, a bound on how good C is.
+    """
+
+    moments: dict[int, torch.Tensor]
+    anchors: dict[int, float]
+    prefixes: tuple[str, ...]
+    tokens: int
+    split_half_error: float
+
+
+def load_or_compute(
+    model: EditableModel,
+    layers: Sequence[int],
+    folder: Path,
+    corpus: Path | None = None,
+    progress: Progress | None = None,
+) -> Statistics:
+    """The statistics from the cache in ``folder``, by model, layers and corpus; computed when missing.
+
+    Raises:
+        ModelError: the cached file is damaged, or the corpus cannot be read.
+    """
+    path = folder / f"{_cache_key(model, layers, corpus)}.safetensors"
+    if path.exists():
+        return _read(path, layers)
+    statistics = compute(model, layers, corpus, progress)
+    _write(path, statistics)
+    return statistics
+
+
+def compute(
+    model: EditableModel, layers: Sequence[int], corpus: Path | None = None, progress: Progress | None = None
+) -> Statistics:
+    """Sample or read text, then stream it through the lower layers once."""
+    report = progress or (lambda _done, _total: None)
+    keys = int(model.weight(layers[0]).shape[1])
+    texts = max(2 * _ROWS, -(-keys * _TOKENS_PER_KEY // _WIDTH))
+    prefixes = make_prefixes(model)
+    batches = list(
+        _corpus_batches(model, corpus, texts) if corpus else _sampled_batches(model, texts, report)
+    )
+    return _moments(model, layers, batches, prefixes)
+
+
+def make_prefixes(model: EditableModel) -> tuple[str, ...]:
+    """Five short beginnings of text, sampled from the clean model with a fixed seed."""
+    found = []
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(_SEED)
+        for opening in _OPENINGS:
+            batch = model.tokenizer([opening], return_tensors="pt").to(model.device)
+            ids = model.lm.generate(
+                input_ids=batch["input_ids"],
+                attention_mask=batch["attention_mask"],
+                do_sample=True,
+                top_k=50,
+                max_new_tokens=_PREFIX_TOKENS,
+                pad_token_id=model.pad,
+            )
+            text = " ".join(model.tokenizer.decode(ids[0], skip_special_tokens=True).split())
+            found.append(f"{text} . " if _spaced(model) else f"{text}. ")
+    return tuple(found)
+
+
+def _spaced(model: EditableModel) -> bool:
+    """Whether the tokenizer only knows a full stop that stands alone."""
+    return bool(model.tokenizer.unk_token_id in model.tokenizer("word.")["input_ids"])
+
+
+def _sampled_batches(model: EditableModel, texts: int, report: Progress) -> Iterator[torch.Tensor]:
+    """Token ids [rows, width] sampled from the model at temperature 1, without attention to any prompt."""
+    passes = -(-texts // (4 * _ROWS))
+    rows = -(-texts // passes)
+    width = min(_WIDTH, int(getattr(model.lm.config, "max_position_embeddings", _WIDTH)))
+    for done in range(passes):
+        with torch.random.fork_rng(), torch.no_grad():
+            torch.manual_seed(_SEED + done)
+            start = torch.full((rows, 1), _start_token(model), device=model.device)
+            ids = start
+            cache = None
+            for column in range(width - 1):
+                out = model.lm(input_ids=ids[:, -1:], past_key_values=cache, use_cache=True)
+                cache = out.past_key_values
+                chances = out.logits[:, -1].float().softmax(-1)
+                ids = torch.cat([ids, torch.multinomial(chances, 1)], dim=1)
+                if column % 16 == 0:
+                    report(done * width + column, passes * width)
+        yield from ids.split(_ROWS)
+    report(passes * width, passes * width)
+
+
+def _start_token(model: EditableModel) -> int:
+    """The token after which the model writes plain text."""
+    tokenizer = model.tokenizer
+    separator = tokenizer.convert_tokens_to_ids("<|endoftext|>")
+    known = (separator, tokenizer.bos_token_id, tokenizer.eos_token_id)
+    return int(next(token for token in known if token is not None and token >= 0))
+
+
+def _corpus_batches(model: EditableModel, corpus: Path, texts: int) -> Iterator[torch.Tensor]:
+    """The first tokens of a text file in rows of equal width."""
+    try:
+        text = corpus.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(f"the corpus {corpus} cannot be read: {error}") from error
+    ids = torch.tensor(model.tokenizer(text)["input_ids"][: texts * _WIDTH], device=model.device)
+    rows = len(ids) // _WIDTH
+    if rows < 2:
+        raise ModelError(f"the corpus {corpus} is shorter than {2 * _WIDTH} tokens")
+    yield from ids[: rows * _WIDTH].view(rows, _WIDTH).split(_ROWS)
+
+
+@torch.no_grad()
+def _moments(
+    model: EditableModel, layers: Sequence[int], batches: Sequence[torch.Tensor], prefixes: tuple[str, ...]
+) -> Statistics:
+    """Sums of k kᵀ in fp64 for two halves of the batches, and mean norms of the layers' outputs."""
+    size = int(model.weight(layers[0]).shape[1])
+    halves = {layer: torch.zeros(2, size, size, dtype=torch.float64, device=model.device) for layer in layers}
+    counts = [0, 0]
+    norms = dict.fromkeys(layers, 0.0)
+    for number, ids in enumerate(batches):
+        for layer, (keys, output) in _keys_and_outputs(model, ids, layers).items():
+            flat = keys[:, 1:].flatten(0, 1).double()
+            halves[layer][number % 2] += flat.T @ flat
+            norms[layer] += float(output[:, 1:].float().norm(dim=-1).sum())
+        counts[number % 2] += ids[:, 1:].numel()
+    total = sum(counts)
+    moments = {layer: (both.sum(0) / total).float().cpu() for layer, both in halves.items()}
+    error = 0.0
+    if min(counts):
+        first, second = (halves[layers[0]][i] / counts[i] for i in (0, 1))
+        error = float((first - second).norm() / (first + second).norm())
+    anchors = {layer: norm / total for layer, norm in norms.items()}
+    return Statistics(moments, anchors, prefixes, total, error)
+
+
+def _keys_and_outputs(
+    model: EditableModel, ids: torch.Tensor, layers: Sequence[int]
+) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
+    """Keys [rows, T, d_in] and layer outputs [rows, T, d_model] of the wanted layers."""
+    found: dict[int, list[torch.Tensor]] = {layer: [] for layer in layers}
+    handles = []
+    for layer in layers:
+        kept = found[layer]
+        handles.append(
+            model.projection(layer).register_forward_pre_hook(lambda _m, a, kept=kept: kept.append(a[0]))
+        )
+        handles.append(
+            model.layers[layer].register_forward_hook(
+                lambda _m, _a, out, kept=kept: kept.append(out[0] if isinstance(out, tuple) else out)
+            )
+        )
+    try:
+        model.lm.get_decoder()(input_ids=ids, use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {layer: (kept[0], kept[1]) for layer, kept in found.items()}
+
+
+def _cache_key(model: EditableModel, layers: Sequence[int], corpus: Path | None) -> str:
+    """A hash of what the statistics depend on: weights of the edited layers, layers, corpus, format."""
+    digest = hashlib.sha256()
+    for layer in layers:
+        digest.update(
+            model.stored_weight(layer).detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+        )
+    source = sha256_of(corpus) if corpus else f"sampled {_SEED}"
+    digest.update(json.dumps([list(layers), source, _FORMAT, str(model.dtype)]).encode())
+    return digest.hexdigest()[:24]
+
+
+def _write(path: Path, statistics: Statistics) -> None:
+    tensors = {f"moment.{layer}": moment.contiguous() for layer, moment in statistics.moments.items()}
+    about = {
+        "anchors": statistics.anchors,
+        "prefixes": statistics.prefixes,
+        "tokens": statistics.tokens,
+        "split_half_error": statistics.split_half_error,
+    }
+    write_durably(path, save(tensors, metadata={"errata": json.dumps(about)}))
+
+
+def _read(path: Path, layers: Sequence[int]) -> Statistics:
+    try:
+        with safe_open(path, framework="pt") as stream:
+            about = json.loads(stream.metadata()["errata"])
+            moments = {layer: stream.get_tensor(f"moment.{layer}") for layer in layers}
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise ModelError(
+            f"the statistics in {path} are damaged: {error}",
+            hint="delete the file; errata prepare makes it again",
+        ) from error
+    anchors = {int(layer): norm for layer, norm in about["anchors"].items()}
+    return Statistics(moments, anchors, tuple(about["prefixes"]), about["tokens"], about["split_half_error"])
