@@ -17,8 +17,7 @@ from daemon.core.names import QuarantineReason
 from daemon.core.text import printable
 from tests.ledgers import START, statement
 
-settings.register_profile("errata", database=None, deadline=None, max_examples=200)
-quick = settings(settings.get_profile("errata"))
+quick = settings(database=None, deadline=None, max_examples=200)
 
 BASE = statement("France", "Paris")
 
