@@ -1,0 +1,106 @@
+"""A small installation for tests of what operators see: a configuration, a ledger with a story, the command."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from typer.testing import CliRunner
+
+from daemon.admission import admit, submit
+from daemon.cli import make_cli
+from daemon.core.config import Config, load_config
+from daemon.core.ledger import Ledger
+from daemon.core.names import DEFAULT_MODEL, ProbeResult
+from daemon.core.proposals import ProbeRow
+from daemon.incidents import judge
+from tests.ledgers import apply_waiting, found, items, make_batch, propose, statement, take_lease
+
+STAGES = {"load": 0.5, "write": 2.25, "verify": 0.125}
+NORMS = {"3": 0.02, "8": 0.04}
+
+
+def probes(efficacy: float = 1.0, perplexity: float = 1.01) -> list[ProbeRow]:
+    """What a worker measures after an edit; judged by a floor of 0.9 and a ceiling of 1.1."""
+    good = ProbeResult.OK if efficacy >= 0.9 else ProbeResult.DEGRADED
+    cheap = ProbeResult.OK if perplexity <= 1.1 else ProbeResult.DEGRADED
+    return [
+        ProbeRow("efficacy", 1, good, efficacy, 0.9, 4, 0.5),
+        ProbeRow("perplexity_ratio", 1, cheap, perplexity, 1.1, 20, 0.25),
+    ]
+
+
+def edit(ledger: Ledger, *said: dict[str, Any], measured: Sequence[ProbeRow] | None = None) -> int:
+    """Submit statements and commit all that waits as one revision with probes, stages and norms."""
+    for one in said:
+        submit(ledger, one, "tester")
+    batch = make_batch(ledger)
+    assert batch is not None
+    proposal = replace(
+        propose(ledger, batch), probes=probes() if measured is None else measured, stages=STAGES, norms=NORMS
+    )
+    return ledger.commit(take_lease(ledger), proposal)
+
+
+class Installation:
+    """A folder with ``errata.toml`` and, after ``open``, a ledger."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.file = folder / "errata.toml"
+        self.feed = folder / "feed.jsonl"
+        self.feed.touch()
+        self.write()
+
+    def write(self, *lines: str) -> None:
+        """The configuration: a feed named «sample», and what the test adds on top."""
+        feed = f'[[feeds]]\nkind = "jsonl"\nname = "sample"\npath = "{self.feed}"\n'
+        self.file.write_text("\n".join([*lines, feed]), encoding="utf-8")
+
+    @property
+    def config(self) -> Config:
+        """What the file says."""
+        return load_config(self.file)
+
+    def open(self) -> Ledger:
+        """The ledger, with revision 0."""
+        ledger = Ledger.open(self.config.ledger_url)
+        found(ledger)
+        return ledger
+
+    def tell_story(self) -> Ledger:
+        """Two good edits, a bad one that is rolled back, one that waits, two refused lines.
+
+        Revisions: 0 base, 1 Peru and Chad, 2 Peru revised, 3 Fiji (degraded), 4 rollback to 2.
+        """
+        ledger = self.open()
+        edit(ledger, statement("Peru", "Lima"), statement("Chad", "Abéché"))
+        judge(ledger, self.config)
+        edit(ledger, statement("Peru", "Cusco"))
+        judge(ledger, self.config)
+        edit(ledger, statement("Fiji", "Suva"), measured=probes(perplexity=2.0))
+        judge(ledger, self.config)
+        submit(ledger, statement("Mali", "Bamako"), "tester")
+        with ledger.write() as connection:
+            lines = [*items({"subject": "Oman"}), *items("no object")]
+            admit(connection, ledger.clock.now(), "sample", 50, lines)
+        return ledger
+
+    def errata(self, *arguments: str, text: str | bytes | None = None) -> Any:
+        """Run a command in this process; stdout is no terminal."""
+        runner = CliRunner()
+        return runner.invoke(make_cli(), ["--config", str(self.file), *arguments], input=text)
+
+    def errata_json(self, *arguments: str, text: str | bytes | None = None) -> Any:
+        """Run a command that must succeed, and read the one JSON document that it prints."""
+        result = self.errata(*arguments, "--json", text=text)
+        assert result.exit_code == 0, result.output
+        return json.loads(result.stdout)
+
+
+def write_quietly(ledger: Ledger, *said: dict[str, Any], model: str = DEFAULT_MODEL) -> int | None:
+    """An edit without probes."""
+    for one in said:
+        submit(ledger, one, "tester")
+    return apply_waiting(ledger, model=model)
