@@ -1,4 +1,4 @@
-"""A small installation for tests of what operators see: a configuration, a ledger with a story, the command."""
+"""A small installation for tests of what operators see: configuration, ledger with a story, the command."""
 
 import json
 from collections.abc import Sequence
