@@ -1,0 +1,91 @@
+#!/bin/sh
+# Installs what the tests need and runs all checks; every stage runs, the summary comes last.
+#
+#   sh deploy/test.sh                  everything, as .ci/run does
+#   sh deploy/test.sh --quick          without the tests that are marked slow
+#   sh deploy/test.sh tests/unit -x    further arguments are pytest's
+#
+# ERRATA_MODEL_PATH      folder of SmolLM2-135M-Instruct; made in .errata/models when missing
+# ERRATA_TEST_NO_APT=1   never call apt-get
+# deploy/install.sh tells of ERRATA_PYTHON and ERRATA_TORCH.
+set -eu
+cd "$(dirname "$0")/.."
+# shellcheck source=deploy/install.sh
+. deploy/install.sh
+
+case "${1:-}" in
+-h | --help)
+    sed -n '2,11s/^# \{0,1\}//p' deploy/test.sh
+    exit 0
+    ;;
+--quick)
+    shift
+    set -- -m 'not slow' "$@"
+    ;;
+esac
+
+failed=0
+summary=
+
+# Runs one stage, whatever became of those before it, and notes how it ended.
+stage() {
+    title=$1
+    shift
+    printf '\n== %s\n' "$title"
+    began=$(date +%s)
+    result=ok
+    "$@" || result=FAILED
+    [ "$result" = ok ] || failed=1
+    summary="$summary$(printf '%-14s %-6s %4d s' "$title" "$result" $(($(date +%s) - began)))
+"
+}
+
+has_postgres() {
+    command -v postgres >/dev/null && return
+    for found in /usr/lib/postgresql/*/bin/postgres; do
+        [ -x "$found" ] && return
+    done
+    return 1
+}
+
+# Servers that some tests start for themselves. Without them these tests are skipped with the reason.
+system_packages() {
+    missing=
+    command -v redis-server >/dev/null || missing="$missing redis-server"
+    command -v promtool >/dev/null || missing="$missing prometheus"
+    has_postgres || missing="$missing postgresql"
+    [ -n "$missing" ] || return 0
+    sudo=
+    if [ "$(id -u)" -ne 0 ]; then
+        sudo='sudo -n'
+    fi
+    # packages start services; nobody's own machine gets them unasked
+    if [ -n "${ERRATA_TEST_NO_APT:-}" ] || ! command -v apt-get >/dev/null ||
+        { [ -n "$sudo" ] && { [ -z "${CI:-}" ] || ! $sudo true 2>/dev/null; }; }; then
+        say "not here:$missing; their tests are skipped (apt-get install$missing)"
+        return 0
+    fi
+    say "installing$missing"
+    # shellcheck disable=SC2086 # lists of words
+    with_progress .venv/apt.log $sudo sh -c "apt-get update -qq &&
+        DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends$missing" ||
+        say "apt-get failed; the tests of$missing are skipped"
+}
+
+install_errata gpu,gguf,embedded,dev,postgres
+system_packages
+
+ERRATA_MODEL_PATH=${ERRATA_MODEL_PATH:-$PWD/.errata/models/smollm2-135m-instruct}
+HF_HUB_OFFLINE=1
+export ERRATA_MODEL_PATH HF_HUB_OFFLINE
+bin=$PWD/.venv/bin
+
+stage model "$bin/python" -m workers.fetch "$ERRATA_MODEL_PATH"
+stage 'ruff check' "$bin/ruff" check --quiet .
+stage 'ruff format' "$bin/ruff" format --check --quiet .
+stage mypy "$bin/mypy"
+stage imports "$bin/lint-imports"
+stage pytest "$bin/python" -m pytest --cov=daemon --cov=workers --cov-report=term "$@"
+
+printf '\n%s' "$summary"
+exit "$failed"
