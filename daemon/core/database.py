@@ -101,6 +101,22 @@ def schema_version(engine: Engine) -> str | None:
         return MigrationContext.configure(connection).get_current_revision()
 
 
+def is_founded(url: str) -> bool:
+    """Whether there is a ledger at ``url``; looking for one does not make a file or folder.
+
+    Raises:
+        UnavailableError: the database does not answer.
+    """
+    parsed = make_url(url)
+    if parsed.get_backend_name() == "sqlite" and not (parsed.database and Path(parsed.database).exists()):
+        return False
+    engine = open_engine(url)
+    try:
+        return schema_version(engine) is not None
+    finally:
+        engine.dispose()
+
+
 def newest_version() -> str:
     """The number of the newest migration that this code knows."""
     head = ScriptDirectory.from_config(_alembic()).get_current_head()

@@ -15,7 +15,7 @@ from sqlalchemy.exc import IntegrityError
 from daemon.core import audit, leases
 from daemon.core.chain import find_revision, get_revision, head
 from daemon.core.clock import Clock, SystemClock, to_text
-from daemon.core.database import check_integrity, migrate, open_engine, schema_version, transaction
+from daemon.core.database import check_integrity, is_founded, migrate, open_engine, transaction
 from daemon.core.errors import LedgerError, StaleHeadError
 from daemon.core.leases import Lease
 from daemon.core.names import RevisionKind, RevisionState, writer_lease
@@ -58,10 +58,8 @@ class Ledger:
         Raises:
             LedgerError: there is none.
         """
-        engine = open_engine(url)
-        if schema_version(engine) is None:
+        if not is_founded(url):
             raise LedgerError("there is no ledger yet", hint="errata run creates it; check data_dir")
-        engine.dispose()
         return cls.open(url, clock)
 
     @contextmanager
