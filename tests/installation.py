@@ -3,7 +3,9 @@
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from typer.testing import CliRunner
@@ -74,18 +76,10 @@ class Installation:
 
         Revisions: 0 base, 1 Peru and Chad, 2 Peru revised, 3 Fiji (degraded), 4 rollback to 2.
         """
-        ledger = self.open()
-        edit(ledger, statement("Peru", "Lima"), statement("Chad", "Abéché"))
-        judge(ledger, self.config)
-        edit(ledger, statement("Peru", "Cusco"))
-        judge(ledger, self.config)
-        edit(ledger, statement("Fiji", "Suva"), measured=probes(perplexity=2.0))
-        judge(ledger, self.config)
-        submit(ledger, statement("Mali", "Bamako"), "tester")
-        with ledger.write() as connection:
-            lines = [*items({"subject": "Oman"}), *items("no object")]
-            admit(connection, ledger.clock.now(), "sample", 50, lines)
-        return ledger
+        file = self.config.data_dir / "ledger.sqlite"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(_story())
+        return Ledger.open(self.config.ledger_url)
 
     def errata(self, *arguments: str, text: str | bytes | None = None) -> Any:
         """Run a command in this process; stdout is no terminal."""
@@ -104,3 +98,24 @@ def write_quietly(ledger: Ledger, *said: dict[str, Any], model: str = DEFAULT_MO
     for one in said:
         submit(ledger, one, "tester")
     return apply_waiting(ledger, model=model)
+
+
+@cache
+def _story() -> bytes:
+    """The file of a ledger in which the story of ``Installation.tell_story`` happened; made once a run."""
+    with TemporaryDirectory() as folder:
+        installation = Installation(Path(folder))
+        ledger = installation.open()
+        for said, perplexity in (
+            ([statement("Peru", "Lima"), statement("Chad", "Abéché")], 1.01),
+            ([statement("Peru", "Cusco")], 1.01),
+            ([statement("Fiji", "Suva")], 2.0),
+        ):
+            edit(ledger, *said, measured=probes(perplexity=perplexity))
+            judge(ledger, installation.config)
+        submit(ledger, statement("Mali", "Bamako"), "tester")
+        with ledger.write() as connection:
+            lines = [*items({"subject": "Oman"}), *items("no object")]
+            admit(connection, ledger.clock.now(), "sample", 50, lines)
+        ledger.close()  # the last connection writes the log back into the file
+        return (installation.config.data_dir / "ledger.sqlite").read_bytes()
