@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Protocol, cast
+from typing import Protocol
 
 import redis
 from kombu.exceptions import KombuError
@@ -55,7 +55,7 @@ class CeleryQueue:
             UnavailableError: Redis does not answer.
         """
         with _redis_errors():
-            return cast(int, self._redis.llen(edit_queue(model)))
+            return int(self._redis.llen(edit_queue(model)))
 
 
 @contextmanager

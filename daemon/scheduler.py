@@ -8,6 +8,7 @@ import os
 import socket
 from collections.abc import Callable
 from datetime import UTC
+from functools import partial
 
 from apscheduler.schedulers.background import BackgroundScheduler
 from sqlalchemy import delete, insert, select
@@ -97,7 +98,7 @@ class Scheduler:
             return
         for feed in self.feeds:
             if not self._paused(f"feed:{feed.name}"):
-                self._guarded(f"pull {feed.name}", lambda feed=feed: self._pull_one(feed), feed.name)
+                self._guarded(f"pull {feed.name}", partial(self._pull_one, feed), feed.name)
 
     def dispatch(self) -> None:
         """Make batches of waiting corrections and send the outbox."""

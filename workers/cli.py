@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def prepare(context: typer.Context) -> None:
         console=console,
     )
     with bar:
-        shown: dict[str, int] = {}
+        shown: dict[str, TaskID] = {}
 
         def step(name: str, done: int, total: int) -> None:
             if name not in shown:

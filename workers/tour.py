@@ -14,6 +14,7 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     SpinnerColumn,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
 )
@@ -114,7 +115,7 @@ def _drain(config: Config, environment: dict[str, str], console: Console) -> Non
         raise UnavailableError(f"errata run ended with status {process.returncode}", hint=f"see {log_file}")
 
 
-def _update(bar: Progress, task: int, config: Config) -> None:
+def _update(bar: Progress, task: TaskID, config: Config) -> None:
     ledger = Ledger.open(config.ledger_url)
     with ledger.read() as connection:
         states = Counter(connection.execute(select(corrections.c.state)).scalars())

@@ -57,7 +57,7 @@ class EditableModel:
         self.lm = model.eval().requires_grad_(requires_grad=False)
         self.tokenizer = tokenizer
         self.architecture: Architecture = architecture_of(model.config.model_type)
-        self.layers: list[nn.Module] = list(_module(model, self.architecture.layers))
+        self.layers: list[nn.Module] = list(_module(model, self.architecture.layers).children())
         self.device = next(model.parameters()).device
         self.dtype = next(model.parameters()).dtype
         self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
@@ -77,13 +77,12 @@ class EditableModel:
 
     def weight(self, layer: int) -> torch.Tensor:
         """The edited weight as W [d_out, d_in] with out = W k, whatever the model's own layout."""
-        stored: torch.Tensor = self.projection(layer).weight
+        stored = self.stored_weight(layer)
         return stored.t() if self.architecture.transposed else stored
 
     def stored_weight(self, layer: int) -> torch.Tensor:
         """The edited weight as the state dict has it."""
-        stored: torch.Tensor = self.projection(layer).weight
-        return stored
+        return self.projection(layer).get_parameter("weight")
 
     @torch.no_grad()
     def set_weight(self, layer: int, weight: torch.Tensor) -> None:

@@ -122,7 +122,7 @@ def _sampled_batches(model: EditableModel, texts: int, report: Progress) -> Iter
                 ids = torch.cat([ids, torch.multinomial(chances, 1)], dim=1)
                 if column % 16 == 0:
                     report(done * width + column, passes * width)
-        yield from ids.split(_ROWS)
+        yield from torch.split(ids, _ROWS)
     report(passes * width, passes * width)
 
 
@@ -144,7 +144,7 @@ def _corpus_batches(model: EditableModel, corpus: Path, texts: int) -> Iterator[
     rows = len(ids) // _WIDTH
     if rows < 2:
         raise ModelError(f"the corpus {corpus} is shorter than {2 * _WIDTH} tokens")
-    yield from ids[: rows * _WIDTH].view(rows, _WIDTH).split(_ROWS)
+    yield from torch.split(ids[: rows * _WIDTH].view(rows, _WIDTH), _ROWS)
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ within clamp·‖h‖. A fact is done by Most-Probable Early Stopping: every tar
 prompt, the bare one included; then come the recipe's extra steps.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -118,8 +118,8 @@ class _Optimisation:
             if bool((finished & ~done).any()):
                 work = _Rows(self, ~done_now[self.fact_of])
             done = done_now
-            adam.zero_grad()
-            loss.backward()
+            (gradient,) = torch.autograd.grad(loss, [delta])
+            delta.grad = gradient
             adam.step()
             steps += (~done).long()
             self._clamp(delta)
@@ -198,6 +198,3 @@ class _Rows:
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)
-
-
-Finder = Callable[..., Targets]
