@@ -11,24 +11,26 @@ from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
+    SettingsError,
     TomlConfigSettingsSource,
 )
 
 from daemon.core.errors import ConfigError
-from daemon.core.names import DEFAULT_MODEL
+from daemon.core.names import DEFAULT_MODEL, NAME_PATTERN
 
 CONFIG_FILE = "errata.toml"
 CONFIG_VARIABLE = "ERRATA_CONFIG"
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # no infinity: neither a timedelta nor a scheduler takes one, and both would say so only when running
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class ModelConfig(_Section):
     """The model that is edited."""
 
-    name: str = Field(DEFAULT_MODEL, description="name of the model in the ledger")
+    name: str = Field(DEFAULT_MODEL, pattern=NAME_PATTERN, description="name of the model in the ledger")
     path: Path = Field(
         Path("models/smollm2-135m-instruct"), description="Hugging Face folder, in data_dir or absolute"
     )
@@ -133,7 +135,7 @@ class JsonlFeedConfig(_Section):
     """A feed that tails a file of JSON lines."""
 
     kind: Literal["jsonl"]
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$", description="name in ledger and metrics")
+    name: str = Field(pattern=NAME_PATTERN, description="name in ledger and metrics")
     path: Path = Field(description="the file; relative to the configuration's folder")
     trust: int = Field(50, ge=0, le=100, description="0 to 100; the higher wins at equal times")
     chunk_items: int = Field(500, ge=1, description="items admitted in one transaction")
@@ -239,6 +241,12 @@ def load_config(explicit: Path | None = None) -> Config:
         config = _Read()
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is not TOML: {error}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8 text") from error
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
+    except SettingsError as error:  # without its cause, which would show the value
+        raise ConfigError(f"environment: {error}", hint="such a variable holds JSON") from None
     except ValidationError as error:
         raise ConfigError(_explain(error, path)) from error
     _refuse_unknown_variables()

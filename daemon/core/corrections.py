@@ -20,7 +20,7 @@ from pydantic import (
 
 from daemon.core.clock import to_text
 from daemon.core.errors import InvalidCorrectionError
-from daemon.core.names import DEFAULT_MODEL, QuarantineReason
+from daemon.core.names import DEFAULT_MODEL, NAME_PATTERN, QuarantineReason
 from daemon.core.text import printable
 
 MAX_ITEM_BYTES = 16_384
@@ -78,7 +78,7 @@ class Correction(BaseModel):
     source: Prompt = "unknown"
     effective_at: Moment | None = None
     observed_at: Moment | None = None
-    model: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")] = DEFAULT_MODEL
+    model: Annotated[str, StringConstraints(pattern=NAME_PATTERN)] = DEFAULT_MODEL
 
     @model_validator(mode="after")
     def _complete(self) -> Self:

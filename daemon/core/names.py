@@ -97,6 +97,9 @@ class QuarantineReason(StrEnum):
     EDIT_ERROR = "edit_error"
 
 
+NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,62}$"
+"""What a model or a feed may be called: names of queues, leases and metrics are made of it."""
+
 EDIT_TASK = "errata.edit"
 DEFAULT_MODEL = "default"
 
