@@ -1,5 +1,7 @@
 """Opening the ledger's database: pragmas, one writer at a time, integrity check and migrations."""
 
+import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +18,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from daemon.core.errors import LedgerError, UnavailableError
 
 _WRITE = "errata_write"
+_WAL_PAUSES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)  # seconds
 _WRITER_LOCK = 0x455252  # one advisory lock serialises PostgreSQL writers as SQLite does its own
 
 
@@ -41,9 +44,23 @@ def open_engine(url: str) -> Engine:
 def _sqlite_pragmas(connection: object, _record: ConnectionPoolEntry) -> None:
     connection.isolation_level = None  # type: ignore[attr-defined]  # BEGIN is ours, see _begin_sqlite
     cursor = connection.cursor()  # type: ignore[attr-defined]
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=30000"):
+    for pragma in ("busy_timeout=30000", "synchronous=FULL", "foreign_keys=ON"):
         cursor.execute(f"PRAGMA {pragma}")
+    _enter_wal(cursor)
     cursor.close()
+
+
+def _enter_wal(cursor: sqlite3.Cursor) -> None:
+    """Write-ahead logging; on a new file SQLite does not wait for others who switch it too, so we do."""
+    for pause in (*_WAL_PAUSES, None):
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError as error:
+            if pause is None or "locked" not in str(error):
+                raise
+            time.sleep(pause)
+        else:
+            return
 
 
 def _begin_sqlite(connection: Connection) -> None:
