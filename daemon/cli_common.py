@@ -56,13 +56,8 @@ def open_ledger(config: "Config") -> "Iterator[Ledger]":
     Raises:
         LedgerError: there is none, or it is damaged. UnavailableError: no answer.
     """
-    from daemon.core.errors import LedgerError
     from daemon.core.ledger import Ledger
-    from daemon.places import ledger_file
 
-    file = ledger_file(config)
-    if file is not None and not file.exists():
-        raise LedgerError(f"there is no ledger at {file}", hint="errata run creates it; check data_dir")
     ledger = Ledger.open_existing(config.ledger_url)
     try:
         yield ledger

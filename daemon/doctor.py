@@ -16,12 +16,11 @@ from daemon.core import audit
 from daemon.core.broker import ping, redis_url
 from daemon.core.clock import from_text
 from daemon.core.config import Config
-from daemon.core.database import check_integrity, newest_version, open_engine, schema_version
-from daemon.core.errors import ErrataError, LedgerError
+from daemon.core.database import check_integrity, is_founded, newest_version, open_engine, schema_version
+from daemon.core.errors import ErrataError
 from daemon.core.ledger import Ledger
 from daemon.core.schema import audit as audit_table
 from daemon.core.schema import corrections, revisions
-from daemon.places import ledger_file
 from daemon.views import figures
 
 _SKEW = 5.0  # seconds that two clocks of one installation may differ
@@ -83,9 +82,8 @@ def _guarded(name: str, check: Callable[[], Finding]) -> Finding:
 
 
 def _ledger(config: Config) -> Finding:
-    file = ledger_file(config)
-    if file is not None and not file.exists():
-        raise LedgerError(f"there is none at {file}", hint="errata run creates it; check data_dir")
+    if not is_founded(config.ledger_url):
+        return Finding("ledger", False, f"there is none in {config.data_dir}", "errata run creates it")
     with _look(config) as ledger:
         check_integrity(ledger.engine)
         version, newest = schema_version(ledger.engine), newest_version()
@@ -159,7 +157,7 @@ def _ledger_clock(ledger: Ledger) -> Finding:
         return Finding(
             "clock and ledger", False, f"the ledger's newest row is {ahead:.0f} s in the future", fix
         )
-    return Finding("clock and ledger", True, "no row of the ledger is in the future")
+    return Finding("clock and ledger", True, "the ledger has no row that is dated ahead")
 
 
 def _redis_answers(config: Config) -> Finding:

@@ -1,5 +1,6 @@
 """The HTTP API over a real ledger: what it shows, what it takes, from whom, and how it refuses."""
 
+import asyncio
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -354,6 +355,25 @@ def test_a_body_above_the_limit_is_refused_declared_or_not(client: TestClient, l
         response = client.post("/v1/corrections", content=content, headers=headers)
         problem(response, 413, "too_large")
     assert states(ledger) == before
+
+
+def test_a_body_that_is_declared_too_large_is_not_read(ledger: Ledger, installation: Installation) -> None:
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        raise AssertionError("the body was read")
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    headers = [(b"host", b"127.0.0.1"), (b"content-type", b"application/json")]
+    headers.append((b"content-length", str(MAX_BODY_BYTES + 1).encode()))
+    scope = {
+        "type": "http", "method": "POST", "path": "/v1/corrections", "query_string": b"", "headers": headers,
+        "client": ("127.0.0.1", 1), "http_version": "1.1", "scheme": "http",
+    }  # fmt: skip
+    asyncio.run(make_app(ledger, installation.config)(scope, receive, send))
+    assert sent[0]["status"] == 413
 
 
 def test_a_body_at_the_limit_is_taken(client: TestClient) -> None:

@@ -138,14 +138,14 @@ def test_a_bug_is_two_lines_and_status_70(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def broken() -> str:
-        raise RuntimeError("oh\x1b[31m")
+        raise RuntimeError("oh\x1b[31m\x07\r")
 
     monkeypatch.setattr("daemon.version.version", broken)
     assert run_main(monkeypatch, "version") == 70
     shown = capsys.readouterr()
     assert (shown.out, len(shown.err.splitlines())) == ("", 2)
     assert "error: unexpected RuntimeError: oh" in shown.err
-    assert "\x1b" not in shown.err, "an error's text cannot steer the terminal"
+    assert not {"\x1b", "\x07", "\r"} & set(shown.err), "an error's text cannot steer the terminal"
     assert run_main(monkeypatch, "--debug", "version") == 70
     assert "Traceback" in capsys.readouterr().err
 

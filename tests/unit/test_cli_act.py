@@ -86,6 +86,7 @@ def test_submit_from_stdin_and_file(
     [
         (f"{json.dumps(ONE)}\nnonsense\n", "line 2 is not JSON"),
         (json.dumps([ONE, {"subject": "Oman"}]), "item 2: object"),
+        (json.dumps([ONE, TWO | {"observed_at": "2999-01-01T00:00:00Z"}]), "item 2: observed_at is"),
         (json.dumps(ONE | {"object": "Lo\x00mé"}), "U+0000 is not allowed"),
         (json.dumps(ONE | {"effective_at": "2999-01-01T00:00:00Z"}), "more than a day from now"),
         (json.dumps(ONE | {"model": "another"}), "no model 'another'"),

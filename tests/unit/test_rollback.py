@@ -65,7 +65,7 @@ def test_the_last_good_one_is_live_and_holds_something_else(ledger: Ledger) -> N
         set_state(ledger, number, RevisionState.LIVE)
     set_state(ledger, 2, RevisionState.REJECTED)
     assert content_of(ledger, back(ledger, last_good=True)) == 1
-    # head (4) now holds what 1 holds: 3 is live and differs, but so does the base; the newest counts
+    back(ledger, to=1)  # 5 holds what 4 and 1 hold; the newest that differs and is live is 3
     assert content_of(ledger, back(ledger, last_good=True)) == 3
 
 
