@@ -25,20 +25,22 @@ def fact_list(
     limit: int,
     offset: int = 0,
     state: str | None = None,
-    fact_id: str | None = None,
 ) -> list[Row]:
     """Facts in order of their first correction: what is wanted now, where it stands, what the weights hold.
 
     ``object`` and ``state`` are those of the newest correction that counts; ``in_weights`` is what head was
     taught (None: nothing), since revision ``revision``, which was made at ``since``.
     """
-    query = _facts(model)
-    if state is not None:
-        query = query.where(query.selected_columns.state == state)
-    if fact_id is not None:
-        query = query.where(query.selected_columns.fact == fact_id)
-    query = query.order_by(query.selected_columns.seq).limit(limit).offset(offset)
-    return [_without(dict(row), "seq") for row in connection.execute(query).mappings()]
+    mine = corrections.c.model == model
+    if state is None:  # rank the facts of one page only
+        first = select(corrections.c.fact_id).where(mine).group_by(corrections.c.fact_id)
+        page = first.order_by(func.min(corrections.c.seq)).limit(limit).offset(offset)
+        query = _facts(_ranked().where(corrections.c.fact_id.in_(page)))
+    else:
+        query = _facts(_ranked().where(mine))
+        query = query.where(query.selected_columns.state == state).limit(limit).offset(offset)
+    rows = connection.execute(query.order_by(query.selected_columns.seq)).mappings()
+    return [_without(dict(row), "seq") for row in rows]
 
 
 def find_fact(connection: Connection, text: str, model: str | None = None) -> str:
@@ -105,8 +107,9 @@ def current_correction(connection: Connection, fact_id: str) -> Row:
     return dict(row)
 
 
-def _facts(model: str) -> Select[Any]:
-    ranked = _ranked().where(corrections.c.model == model).subquery()
+def _facts(candidates: Select[Any]) -> Select[Any]:
+    """The first of each fact's ranked corrections, with what head's weights hold."""
+    ranked = candidates.subquery()
     held = corrections.alias("held")
     return (
         select(
