@@ -24,6 +24,11 @@ Limit = Annotated[int, typer.Option(min=1, max=1_000_000, help="at most this man
 Reason = Annotated[str, typer.Option(help="why; it stands in the audit")]
 _PLAIN_WIDTH = 100_000  # columns of a pipe: nothing is cut or wrapped there
 _CELL = 2_000
+_WHOLE = frozenset(
+    {"fact", "id", "fact_id", "correction", "correction_id", "content", "state", "probe", "result"}
+    | {"since", "created", "at", "opened", "closed", "admitted"}
+)
+"""Columns that are copied from the screen, or read at a glance: a narrow terminal folds others first."""
 _WHO = 100
 
 
@@ -93,9 +98,7 @@ def say(text: str) -> None:
     console().print(printable(text, _CELL), markup=False, highlight=False, soft_wrap=True)
 
 
-def print_table(
-    title: str, columns: Sequence[str], rows: Sequence[Mapping[str, Any]], keys: Sequence[str] | None = None
-) -> None:
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
     """A table on a terminal; in a pipe the same columns, without colour, borders or cuts."""
     from rich import box
     from rich.table import Table
@@ -105,11 +108,12 @@ def print_table(
     if not rows:
         say(f"no {title}")
         return
-    table = Table(title=title if out.is_terminal else None, box=box.SIMPLE if out.is_terminal else None)
+    look = {"title": title, "box": box.SIMPLE_HEAD} if out.is_terminal else {"box": None}
+    table = Table(**look, pad_edge=False, collapse_padding=True)
     for column in columns:
-        table.add_column(column, overflow="fold")
+        table.add_column(column, overflow="fold", no_wrap=column in _WHOLE)
     for row in rows:
-        table.add_row(*(Text(cell(row.get(key))) for key in keys or columns))
+        table.add_row(*(Text(cell(row.get(key))) for key in columns))
     out.print(table)
 
 
@@ -131,6 +135,11 @@ def console() -> "Console":
     return (
         Console() if sys.stdout.isatty() else Console(width=_PLAIN_WIDTH, no_color=True, force_terminal=False)
     )
+
+
+def moment(text: str | None) -> str | None:
+    """A moment of the ledger for people: to the second."""
+    return None if text is None else f"{text[:10]} {text[11:19]}Z"
 
 
 def age(seconds: float | None) -> str:

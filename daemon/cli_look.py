@@ -11,6 +11,7 @@ from daemon.cli_common import (
     age,
     cell,
     load,
+    moment,
     need_reason,
     open_ledger,
     print_json,
@@ -73,7 +74,15 @@ def facts(
     elif as_json:
         print_json({"model": model, "facts": rows})
     else:
-        shown = [row | {"object": _object(row["object"]), "in weights": row["in_weights"]} for row in rows]
+        shown = [
+            row
+            | {
+                "object": _object(row["object"]),
+                "in weights": row["in_weights"],
+                "since": moment(row["since"]),
+            }
+            for row in rows
+        ]
         columns = ("fact", "subject", "relation", "object", "state", "in weights", "revision", "since")
         print_table("facts", columns, shown)
 
@@ -99,8 +108,8 @@ def revisions(context: typer.Context, limit: Limit = 50, as_json: Json = False) 
             "state": row["state"],
             "facts": row["active_facts"],
             "content": row["content"][:12],
-            "created": row["created_at"],
-            "probes": ", ".join(f"{p['probe']} {cell(p['score'])} {p['result']}" for p in row["probes"]),
+            "created": moment(row["created_at"]),
+            "probes": ", ".join(_probe(probe) for probe in row["probes"]),
             "why": row["reason"],
         }
         for row in rows
@@ -155,8 +164,14 @@ def incidents(
     if as_json:
         print_json({"model": config.model.name, "incidents": rows})
         return
-    columns = ("id", "revision", "probe", "state", "message", "opened_at", "closed_at", "rollback_revision")
-    print_table("incidents", columns, rows)
+    columns = ("id", "revision", "probe", "state", "message", "opened", "closed", "rolled back by")
+    shown = [
+        row
+        | {"opened": moment(row["opened_at"]), "closed": moment(row["closed_at"])}
+        | {"rolled back by": row["rollback_revision"]}
+        for row in rows
+    ]
+    print_table("incidents", columns, shown)
 
 
 def metrics(context: typer.Context) -> None:
@@ -185,7 +200,8 @@ def audit_list(context: typer.Context, limit: Limit = 50, as_json: Json = False)
     if as_json:
         print_json({"audit": rows})
         return
-    print_table("audit rows", ("id", "at", "who", "action", "target", "reason"), rows)
+    shown = [row | {"at": moment(row["at"])} for row in rows]
+    print_table("audit rows", ("id", "at", "who", "action", "target", "reason"), shown)
 
 
 @audit_app.command("verify")
@@ -221,23 +237,29 @@ def _state(text: str | None) -> str | None:
     return text
 
 
+def _probe(probe: dict[str, Any]) -> str:
+    """A probe in a few words; a good result goes without saying."""
+    result = "" if probe["result"] == "ok" else f" {probe['result']}"
+    return f"{probe['probe']} {cell(probe['score'])}{result}"
+
+
 def _object(value: str | None) -> str:
     return "(no longer true)" if value is None else value
 
 
 def _print_status(page: dict[str, Any]) -> None:
     queue = page["queue"]
-    say(f"model      {page['model']}{'  PAUSED' if page['paused'] else ''}")
-    say(f"head       {cell(page['head'])}, live {cell(page['live'])}, {page['active_facts']} facts held")
+    say(f"model        {page['model']}{'  PAUSED' if page['paused'] else ''}")
+    say(f"head         {cell(page['head'])}, live {cell(page['live'])}, {page['active_facts']} facts held")
     say(
-        f"queue      {queue['pending']} pending, {queue['queued']} queued,"
+        f"queue        {queue['pending']} pending, {queue['queued']} queued,"
         f" oldest {age(queue['oldest_age_seconds'])}"
     )
-    say("corrections " + (", ".join(f"{n} {state}" for state, n in page["corrections"].items()) or "none"))
-    say(f"quarantine {page['quarantine_held']} held")
-    say(f"incidents  {page['incidents_open']} open")
+    say("corrections  " + (", ".join(f"{n} {state}" for state, n in page["corrections"].items()) or "none"))
+    say(f"quarantine   {page['quarantine_held']} held")
+    say(f"incidents    {page['incidents_open']} open")
     for switch in page["switches_on"]:
-        say(f"switch     {switch['name']} since {switch['at']}: {switch['reason']}")
+        say(f"switch       {switch['name']} since {moment(switch['at'])}: {switch['reason']}")
     print_table("probes of head", ("probe", "result", "score", "bound", "items"), page["probes"])
     feeds = [row | {"last pull": age(row["lag_seconds"])} for row in page["feeds"]]
     print_table("feeds", ("name", "items", "last pull", "paused", "error"), feeds)
@@ -253,13 +275,14 @@ def _print_story(story: dict[str, Any]) -> None:
         row
         | {
             "object": _object(row["object"]),
+            "admitted": moment(row["admitted_at"]),
             "in the weights": ", ".join(
                 f"{h['since']}..{'' if h['until'] is None else h['until'] - 1}" for h in row["held"]
             ),
         }
         for row in story["corrections"]
     ]
-    columns = ("id", "object", "state", "in the weights", "source", "feed", "admitted_at", "reason")
+    columns = ("id", "object", "state", "in the weights", "source", "feed", "admitted", "reason")
     print_table("corrections", columns, rows)
 
 

@@ -9,6 +9,7 @@ from daemon.cli_common import (
     Limit,
     Reason,
     load,
+    moment,
     need_reason,
     open_ledger,
     print_json,
@@ -50,7 +51,8 @@ def quarantine_list(
         print_json({"quarantine": rows})
         return
     columns = ("id", "feed", "position", "reason", "message", "state", "correction_id", "at", "raw")
-    print_table("quarantine entries", columns, rows)
+    shown = [row | {"at": moment(row["at"])} for row in rows]
+    print_table("quarantine entries", columns, shown)
 
 
 @quarantine_app.command("release")

@@ -194,6 +194,17 @@ def test_version_as_text_and_json(installation: Installation) -> None:
     assert set(installation.errata_json("version")) == {"version"}
 
 
+def test_run_hands_the_configuration_on(installation: Installation, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr("daemon.core.log.configure_logging", lambda *_, **__: None)
+    monkeypatch.setattr(
+        "daemon.run.run_command", lambda config, file, once: asked.append((config, file, once))
+    )
+    assert installation.errata("run", "--once").exit_code == 0
+    ((config, file, once),) = asked
+    assert (config.feeds[0].name, file, once) == ("sample", installation.file, True)
+
+
 def test_help_starts_without_what_only_commands_need() -> None:
     """The slow imports are made by the commands that need them."""
     code = (

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from sqlalchemy import text, update
 
+from daemon.cli_common import age
 from daemon.core.schema import audit, corrections, incidents
 from tests.installation import Installation
 from tests.ledgers import states
@@ -30,7 +31,7 @@ def test_status(installation: Installation) -> None:
     assert page["queue"]["pending"] == 1
     assert page["quarantine_held"] == 2
     shown = installation.errata("status").stdout
-    assert "head       4, live 4, 2 facts held" in shown
+    assert "head         4, live 4, 2 facts held" in shown
     assert "1 pending, 0 queued" in shown
     assert "perplexity_ratio" in shown
 
@@ -160,3 +161,11 @@ def test_lists_of_nothing(tmp_path: Path) -> None:
         assert (result.exit_code, result.stdout[:3]) == (0, "no "), command
         (rows,) = (value for value in empty.errata_json(*command).values() if isinstance(value, list))
         assert rows == []
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(None, "-"), (0.25, "0.2s"), (42, "42s"), (310, "5m10s"), (10_920, "3h02m"), (367_200, "4d06h")],
+)
+def test_durations_for_people(seconds: float | None, shown: str) -> None:
+    assert age(seconds) == shown
