@@ -68,9 +68,6 @@ def problem(response: Any, status: int, code: str) -> dict[str, Any]:
     return body
 
 
-# -- what it shows ----------------------------------------------------------------------------------
-
-
 def test_health_needs_nothing(client: TestClient) -> None:
     assert client.get("/healthz").json() == {"ok": True}
 
@@ -127,9 +124,6 @@ def test_what_is_not_there_is_404_in_the_same_form(client: TestClient, path: str
     problem(client.get(path), 404, "http")
 
 
-# -- corrections ------------------------------------------------------------------------------------
-
-
 def test_one_correction_is_admitted_and_audited(client: TestClient, ledger: Ledger) -> None:
     response = client.post("/v1/corrections", json=statement("Togo", "Lomé"))
     assert response.status_code == 202
@@ -184,9 +178,6 @@ def test_what_is_no_object_is_refused(client: TestClient, body: str) -> None:
 def test_an_item_that_is_no_object_names_its_place(client: TestClient) -> None:
     answer = problem(client.post("/v1/corrections", json=[statement("A", "B"), 5]), 422, "invalid_correction")
     assert answer["message"].startswith("item 2: ")
-
-
-# -- rollback ---------------------------------------------------------------------------------------
 
 
 def test_rollback_to_a_revision(client: TestClient, ledger: Ledger) -> None:
