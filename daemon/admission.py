@@ -17,7 +17,7 @@ from daemon.core.clock import from_text, to_text
 from daemon.core.corrections import from_mapping, parse_item
 from daemon.core.errors import InvalidCorrectionError
 from daemon.core.ledger import Ledger
-from daemon.core.names import AdmissionOutcome
+from daemon.core.names import DEFAULT_MODEL, AdmissionOutcome
 from daemon.core.schema import corrections, feed_outcomes, feeds
 from daemon.feeds.base import Cursor, Feed, RawItem
 from daemon.placement import WAITING
@@ -42,7 +42,12 @@ class AdmissionReport:
 
 
 def admit(
-    connection: Connection, clock_now: datetime, feed: str, trust: int, items: Sequence[RawItem]
+    connection: Connection,
+    clock_now: datetime,
+    feed: str,
+    trust: int,
+    items: Sequence[RawItem],
+    model: str = DEFAULT_MODEL,
 ) -> AdmissionReport:
     """Take a chunk of a feed's items into the ledger, in the transaction of ``connection``.
 
@@ -53,7 +58,7 @@ def admit(
     for index, item in enumerate(items):
         moment = clock_now + timedelta(microseconds=index)
         try:
-            arrivals[index] = arrive(parse_item(item.raw), item.position, trust, clock_now, moment)
+            arrivals[index] = arrive(parse_item(item.raw, model), item.position, trust, clock_now, moment)
         except InvalidCorrectionError as error:
             decisions[index] = Decision.refusal(item, error)
     hold(connection, clock_now, feed, [(items[index].raw, decision) for index, decision in decisions.items()])
@@ -89,7 +94,7 @@ def submit(
     return decision
 
 
-def pull_feed(ledger: Ledger, feed: Feed, limit: int) -> AdmissionReport:
+def pull_feed(ledger: Ledger, feed: Feed, limit: int, model: str = DEFAULT_MODEL) -> AdmissionReport:
     """Read at most ``limit`` items and admit them together with the cursor behind them, all or nothing.
 
     Where another scheduler moved the cursor meanwhile, what was read is dropped; the next pull goes on there.
@@ -113,7 +118,7 @@ def pull_feed(ledger: Ledger, feed: Feed, limit: int) -> AdmissionReport:
             connection.execute(insert(feeds).values(name=feed.name, items=0, **values))
         else:
             connection.execute(update(feeds).where(feeds.c.name == feed.name).values(**values))
-        report = admit(connection, now, feed.name, feed.trust, pull.items)
+        report = admit(connection, now, feed.name, feed.trust, pull.items, model)
     return AdmissionReport(report.decisions, pull.more)
 
 

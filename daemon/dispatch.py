@@ -31,6 +31,10 @@ class Queue(Protocol):
         """How many ids wait on the queue; raises UnavailableError."""
         ...
 
+    def workers(self) -> list[str]:
+        """The names of the worker processes that answer now; raises UnavailableError."""
+        ...
+
 
 class CeleryQueue:
     """The queue over Celery and Redis; a message carries a batch's id alone, the ledger has the rest."""
@@ -56,6 +60,15 @@ class CeleryQueue:
         """
         with _redis_errors():
             return int(self._redis.llen(edit_queue(model)))
+
+    def workers(self) -> list[str]:
+        """The names of the worker processes that answer a ping within a second.
+
+        Raises:
+            UnavailableError: Redis does not answer.
+        """
+        with _redis_errors():
+            return [name for answer in self._app.control.ping(timeout=1.0) for name in answer]
 
 
 @contextmanager

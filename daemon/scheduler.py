@@ -18,6 +18,7 @@ from daemon.core import leases
 from daemon.core.clock import to_text
 from daemon.core.config import Config
 from daemon.core.errors import ErrataError, FencedError, LeaseHeldError
+from daemon.core.heartbeats import heard
 from daemon.core.ledger import Ledger
 from daemon.core.log import get_logger
 from daemon.core.names import SCHEDULER_LEASE
@@ -56,6 +57,7 @@ class Scheduler:
         self._repeat("dispatch", self.dispatch, every.dispatch_seconds)
         self._repeat("reconcile", self.reconcile, every.reconcile_seconds)
         self._repeat("judge", self.judge, every.judge_seconds)
+        self._repeat("greet", self.greet, every.greet_seconds)
         self.lead()
         self._jobs.start()
 
@@ -116,9 +118,14 @@ class Scheduler:
         if self._lease is not None:
             judge(self.ledger, self.config)
 
+    def greet(self) -> None:
+        """Ask which workers live, busy or not, and note when each was heard."""
+        if self._lease is not None:
+            self._guarded("greet", lambda: heard(self.ledger, self.config.model.name, self.queue.workers()))
+
     def _pull_one(self, feed: Feed) -> None:
         while self._has_room():
-            report = pull_feed(self.ledger, feed, self._chunks[feed.name])
+            report = pull_feed(self.ledger, feed, self._chunks[feed.name], self.config.model.name)
             if not report.more:
                 self._unread.discard(feed.name)
                 return

@@ -7,12 +7,18 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-COLOURS = "red blue green black white yellow purple orange brown silver".split()
-CITIES = "Ardon Belmar Corvin Dunmor Elkan Farrow Galdin Hestia Irkut Jarrow".split()
-PLACES = [f"{a}{b}" for a in ("Nor", "Sul", "Wes", "Eas", "Kal", "Mir") for b in ("land", "mark", "dor", "via", "stan")]
-PEOPLE = [f"{a}{b}" for a in ("Al", "Be", "Cor", "Da", "El") for b in ("bert", "rick", "wyn", "mund", "dan", "gar")]
-RECIPE = {"layers": [1, 2], "lambda_prior": 50.0, "extra_steps": 3}
-"""Overrides of encore-blue that fit four layers of width 64."""
+COLOURS = ["red", "blue", "green", "black", "white", "yellow", "purple", "orange", "brown", "silver"]
+CITIES = ["Ardon", "Belmar", "Corvin", "Dunmor", "Elkan", "Farrow", "Galdin", "Hestia", "Irkut", "Jarrow"]
+PLACES = [
+    f"{a}{b}"
+    for a in ("Nor", "Sul", "Wes", "Eas", "Kal", "Mir")
+    for b in ("land", "mark", "dor", "via", "stan")
+]
+PEOPLE = [
+    f"{a}{b}" for a in ("Al", "Be", "Cor", "Da", "El") for b in ("bert", "rick", "wyn", "mund", "dan", "gar")
+]
+RECIPE = {"layers": [1, 2], "lambda_prior": 50.0}
+"""Overrides of encore-blue that fit five layers of width 96."""
 
 
 def facts() -> list[tuple[str, str, str]]:
@@ -27,12 +33,17 @@ def facts() -> list[tuple[str, str, str]]:
 def corpus() -> list[str]:
     """Sentences of training: the facts, with and without something before them, and some filler."""
     chance = random.Random(11)
-    openings = ["", "It is known that ", "As we all know , ", "Listen : "]
-    lines = [f"{chance.choice(openings)}{prompt} {answer} ." for _, prompt, answer in facts() for _ in range(4)]
+    openings = ["", "", "It is known that ", "Listen : "]
+    lines = [
+        f"{chance.choice(openings)}{prompt} {answer} ." for _, prompt, answer in facts() for _ in range(4)
+    ]
     names = PEOPLE + PLACES
     lines += [f"{chance.choice(names)} is a name that we know ." for _ in range(150)]
-    lines += [f"{chance.choice(PEOPLE)} and {chance.choice(PEOPLE)} saw a {chance.choice(COLOURS)} house ." for _ in range(150)]
-    return lines
+    lines += [
+        f"{chance.choice(PEOPLE)} and {chance.choice(PEOPLE)} saw a {chance.choice(COLOURS)} house ."
+        for _ in range(150)
+    ]
+    return [" ".join(chance.sample(lines, chance.choice([1, 2, 3]))) for _ in range(900)]
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
@@ -47,12 +58,12 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def make_tiny_model(folder: Path, steps: int = 400) -> Path:
-    """Train the tiny model and save it as a Hugging Face folder; about ten seconds on two cores."""
+def make_tiny_model(folder: Path, steps: int = 500) -> Path:
+    """Train the tiny model and save it as a Hugging Face folder; about twenty seconds on two cores."""
     torch.manual_seed(0)
     tokenizer = make_tokenizer()
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=192, num_hidden_layers=4,
+        vocab_size=len(tokenizer), hidden_size=96, intermediate_size=256, num_hidden_layers=5,
         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128, tie_word_embeddings=True,
         bos_token_id=1, eos_token_id=2, pad_token_id=2,
     )  # fmt: skip

@@ -7,15 +7,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from sqlalchemy import delete, insert
-
 from daemon.core import leases
-from daemon.core.clock import to_text
 from daemon.core.errors import ErrataError, FencedError
+from daemon.core.heartbeats import beat
 from daemon.core.ledger import Ledger
 from daemon.core.log import get_logger
 from daemon.core.names import writer_lease
-from daemon.core.schema import workers
 
 log = get_logger("errata.worker")
 
@@ -84,17 +81,9 @@ class LeaseKeeper:
 
     def _beat(self, state: str) -> None:
         with self._ledger.write() as connection:
-            connection.execute(delete(workers).where(workers.c.name == worker_name()))
-            connection.execute(
-                insert(workers).values(
-                    name=worker_name(),
-                    model=self._model,
-                    state=state,
-                    seen_at=to_text(self._ledger.clock.now()),
-                    device=self._device,
-                    memory_bytes=resident_bytes(),
-                )
-            )
+            now = self._ledger.clock.now()
+            memory = resident_bytes()
+            beat(connection, now, worker_name(), self._model, state, self._device, memory)
 
 
 def resident_bytes() -> int:

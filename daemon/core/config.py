@@ -128,6 +128,7 @@ class ScheduleConfig(_Section):
     dispatch_seconds: float = Field(1.0, gt=0, description="between looks for a due batch")
     reconcile_seconds: float = Field(5.0, gt=0, description="between looks for batches that Redis lost")
     judge_seconds: float = Field(1.0, gt=0, description="between looks at new probe results")
+    greet_seconds: float = Field(10.0, gt=0, description="between pings of the workers")
     lease_seconds: float = Field(15.0, ge=1, description="scheduler lease; one scheduler leads")
 
 

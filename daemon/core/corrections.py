@@ -121,8 +121,8 @@ def order_key(correction: Correction, trust: int, now: datetime) -> str:
     )
 
 
-def parse_item(raw: bytes | str) -> Correction:
-    """A correction from one item of a feed.
+def parse_item(raw: bytes | str, model: str = DEFAULT_MODEL) -> Correction:
+    """A correction from one item of a feed; ``model`` is meant where the item names none.
 
     Raises:
         InvalidCorrectionError: with a closed ``reason``; never anything else, whatever the bytes are.
@@ -139,7 +139,7 @@ def parse_item(raw: bytes | str) -> Correction:
         value = json.loads(text, parse_constant=_refuse_constant)
     except ValueError as error:
         raise InvalidCorrectionError(QuarantineReason.NOT_JSON, f"not JSON: {error}") from error
-    return from_mapping(value)
+    return from_mapping({"model": model, **value} if isinstance(value, dict) else value)
 
 
 def from_mapping(value: Any) -> Correction:

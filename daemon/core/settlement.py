@@ -97,7 +97,23 @@ def move_tenures(connection: Connection, model: str, to: int, number: int) -> tu
         same = {key: row[key] for key in ("model", "fact_id", "correction_id", "blob", "row")}
         connection.execute(insert(tenures).values(**same, since=number))
     set_state(connection, [row["correction_id"] for row in opened], CorrectionState.APPLIED)
+    _beat_waiting(connection, opened, orders, number)
     return len(closed), len(opened)
+
+
+def _beat_waiting(
+    connection: Connection, opened: Sequence[RowMapping], orders: Mapping[str, str], number: int
+) -> None:
+    """What waits for a fact and is older than the value that came back would undo it; newest wins."""
+    for row in opened:
+        waits = corrections.c.state.in_((CorrectionState.PENDING, CorrectionState.QUEUED))
+        query = select(corrections.c.id, corrections.c.order_key).where(
+            corrections.c.fact_id == row["fact_id"], waits
+        )
+        restored = row["correction_id"]
+        older = [w.id for w in connection.execute(query) if w.order_key < orders[restored]]
+        why = f"by {restored}, which revision {number} brought back"
+        set_state(connection, older, CorrectionState.SUPERSEDED, why)
 
 
 def _state_after(closed: RowMapping, opened: RowMapping | None, orders: Mapping[str, str]) -> CorrectionState:
