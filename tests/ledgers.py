@@ -93,7 +93,7 @@ def propose(
         parent=parent,
         batch_id=batch_id,
         recipe="encore-blue",
-        tensors={"down_proj": digest(sorted(held.items()))},
+        tensors={"down_proj": digest(sorted(held.items()))} if held else BASE,
         blob=digest(["associations", batch_id]),
         written=[
             Written(row["id"], None if row["object"] is None else number) for number, row in enumerate(taken)

@@ -116,6 +116,32 @@ def test_what_waits_is_not_touched_by_a_rollback(ledger: Ledger) -> None:
     assert (states(ledger)[waiting], states(ledger)[later]) == ("queued", "pending")
 
 
+def test_what_waits_does_not_undo_a_newer_value_that_a_rollback_brought_back(ledger: Ledger) -> None:
+    say(ledger, "France", "Lyon", 1)
+    apply_waiting(ledger)
+    nice = say(ledger, "France", "Nice", 5)
+    apply_waiting(ledger)
+    ledger.rollback("default", 1, "op", "wrong")
+    between, other = say(ledger, "France", "Metz", 3), say(ledger, "Peru", "Cusco", 3)
+    ledger.rollback("default", 2, "op", "right after all")
+    assert states(ledger)[between] == "superseded"
+    assert states(ledger)[other] == "pending"
+    apply_waiting(ledger)
+    assert states(ledger)[nice] == "applied"
+    assert held(ledger) == {"France": "Nice", "Peru": "Cusco"}
+
+
+def test_what_waits_and_is_newer_than_what_a_rollback_brought_back_still_goes_in(ledger: Ledger) -> None:
+    say(ledger, "France", "Lyon", 1)
+    apply_waiting(ledger)
+    ledger.rollback("default", 0, "op", "wrong")
+    metz = say(ledger, "France", "Metz", 3)
+    ledger.rollback("default", 1, "op", "right after all")
+    assert states(ledger)[metz] == "pending"
+    apply_waiting(ledger)
+    assert held(ledger) == {"France": "Metz"}
+
+
 def test_a_rollback_to_head_changes_no_state(ledger: Ledger) -> None:
     lyon = say(ledger, "France", "Lyon", 1)
     apply_waiting(ledger)
