@@ -9,21 +9,24 @@ from daemon.core.errors import ModelError
 
 @dataclass(frozen=True)
 class Architecture:
-    """Paths of modules below the causal LM.
+    """Paths of modules; the defaults are those of Llama.
 
+    ``decoder`` lies below the causal LM and runs everything but the head; ``layers`` lie below the decoder.
     ``projection`` is the last linear map of a layer's MLP, below the layer: its input is the key, its output
-    the value. ``transposed`` weights are [d_in, d_out] (GPT-2's Conv1D).
+    the value. ``post_norm`` is a norm that the value passes before it joins the residual stream, below the
+    layer. ``transposed`` weights are [d_in, d_out] (Conv1D). ``tuples``: a layer returns a tuple.
     """
 
-    layers: str = "model.layers"
+    decoder: str = "model"
+    layers: str = "layers"
     projection: str = "mlp.down_proj"
-    embedding: str = "model.embed_tokens"
-    norm: str = "model.norm"
-    rotary: str = "model.rotary_emb"
+    post_norm: str = ""
     transposed: bool = False
+    tuples: bool = False
 
 
 _LLAMA = Architecture()
+_POST_NORM = Architecture(post_norm="post_feedforward_layernorm")
 
 ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
     {
@@ -33,7 +36,13 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
         "qwen3": _LLAMA,
         "phi3": _LLAMA,
         "olmo": _LLAMA,
-        "olmo2": _LLAMA,
+        "olmo2": _POST_NORM,
+        "gemma2": _POST_NORM,
+        "gemma3_text": _POST_NORM,
+        "gemma3": Architecture(decoder="model.language_model", post_norm="post_feedforward_layernorm"),
+        "gpt2": Architecture(decoder="transformer", layers="h", projection="mlp.c_proj", transposed=True),
+        "gptj": Architecture(decoder="transformer", layers="h", projection="mlp.fc_out", tuples=True),
+        "gpt_neox": Architecture(decoder="gpt_neox", projection="mlp.dense_4h_to_h"),
     }
 )
 

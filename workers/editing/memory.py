@@ -95,16 +95,25 @@ class Memory:
         inverse = _invert(gram)
         self._set(self.base + (V - self.base @ K) @ (inverse @ K).T, gram, inverse, K.shape[1])
 
+    def response(self, keys: torch.Tensor) -> torch.Tensor:
+        """kᵀ A⁻¹ k [n] for keys [n, d_in] that are held: the share of v − W k that writing v moves W k by."""
+        K = self._projected(keys)
+        return (K * (self._inverse @ K)).sum(0)
+
     def delta_norm(self) -> float:
         """‖W − W0‖ / ‖W0‖ (Frobenius)."""
         return float((self.weight - self.base).norm() / self.base.norm())
 
     def _columns(self, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        K = keys.to(self.weight.device).double().T
+        K = self._projected(keys)
         V = values.to(self.weight.device).double().T
         if not (K.isfinite().all() and V.isfinite().all()):
             raise EditError("a key or value is not finite", reason="not_finite")
-        return (self.projector @ K if self.projector is not None else K), V
+        return K, V
+
+    def _projected(self, keys: torch.Tensor) -> torch.Tensor:
+        K = keys.to(self.weight.device).double().T
+        return self.projector @ K if self.projector is not None else K
 
     def _updated(self, K: torch.Tensor, sign: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Gram matrix and inverse after K is added or removed; refactorised when the residual is large."""

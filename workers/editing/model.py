@@ -1,6 +1,6 @@
-"""A Hugging Face causal LM as the editor sees it: weights, partial forward, greedy decoding, likelihoods."""
+"""A Hugging Face causal LM as the editor sees it: where its parts are, what it says, how likely that is."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import reduce
 from pathlib import Path
 
@@ -10,57 +10,34 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from daemon.core.errors import ModelError
 from workers.editing.architectures import Architecture, architecture_of
-from workers.editing.prompts import Layout
+from workers.editing.prompts import said_after
 
 _ROWS = 32  # prompts in one forward pass of greedy decoding and likelihoods
-
-
-class PrefixCache:
-    """Keys and values of attention for the columns before the anchor, layer by layer.
-
-    Takes the place of a Hugging Face cache: while ``recording`` it keeps the first ``length`` columns of what
-    each layer computes; afterwards it puts them before a layer's own, and keeps nothing.
-    """
-
-    def __init__(self, length: int) -> None:
-        self.length = length
-        self.recording = True
-        self._kept: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-
-    def update(
-        self, keys: torch.Tensor, values: torch.Tensor, layer: int, *_: object, **__: object
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """What attention calls: keys and values [rows, heads, columns, width] of this pass."""
-        if self.recording:
-            cut = slice(0, self.length)
-            self._kept[layer] = (keys[:, :, cut].detach(), values[:, :, cut].detach())
-            return keys, values
-        before_keys, before_values = self._kept[layer]
-        return torch.cat([before_keys, keys], dim=2), torch.cat([before_values, values], dim=2)
-
-    def rows(self, index: torch.Tensor) -> "PrefixCache":
-        """The same for some of the rows."""
-        chosen = PrefixCache(self.length)
-        chosen.recording = False
-        chosen._kept = {layer: (k[index], v[index]) for layer, (k, v) in self._kept.items()}
-        return chosen
-
-    def get_seq_length(self, _layer: int = 0) -> int:
-        """Columns that stand before those of the pass."""
-        return 0 if self.recording else self.length
+_MAX_TOKENS = 256
+_LENGTH_LIMITS = ("max_position_embeddings", "sliding_window")
 
 
 class EditableModel:
-    """The model, its tokenizer, and where its parts are; device and dtype are the model's own."""
+    """The model, its tokenizer, and where its parts are; device and dtype are the model's own.
+
+    ``precise`` is the dtype of sums and of targets: fp32, or the model's own where that is wider.
+    ``max_tokens`` is the longest text that an edit may look at.
+    """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
         self.lm = model.eval().requires_grad_(requires_grad=False)
         self.tokenizer = tokenizer
         self.architecture: Architecture = architecture_of(model.config.model_type)
-        self.layers: list[nn.Module] = list(_module(model, self.architecture.layers).children())
+        self.decoder = _module(model, self.architecture.decoder)
+        self.layers = list(_module(self.decoder, self.architecture.layers).children())
         self.device = next(model.parameters()).device
         self.dtype = next(model.parameters()).dtype
+        self.precise = torch.promote_types(self.dtype, torch.float32)
         self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        self._text_config = model.config.get_text_config()
+        self.width = int(self._text_config.hidden_size)
+        limits = (getattr(self._text_config, name, None) for name in _LENGTH_LIMITS)
+        self.max_tokens = min([_MAX_TOKENS, *(limit for limit in limits if limit)])
 
     @property
     def n_layers(self) -> int:
@@ -71,9 +48,15 @@ class EditableModel:
         """The linear map that is edited in a layer."""
         return _module(self.layers[layer], self.architecture.projection)
 
+    def post_norm(self, layer: int) -> nn.Module | None:
+        """The norm between the projection and the residual stream, for families that have one."""
+        name = self.architecture.post_norm
+        return _module(self.layers[layer], name) if name else None
+
     def tensor_name(self, layer: int) -> str:
         """The name of the edited weight in the model's state dict."""
-        return f"{self.architecture.layers}.{layer}.{self.architecture.projection}.weight"
+        row = self.architecture
+        return f"{row.decoder}.{row.layers}.{layer}.{row.projection}.weight"
 
     def weight(self, layer: int) -> torch.Tensor:
         """The edited weight as W [d_out, d_in] with out = W k, whatever the model's own layout."""
@@ -89,90 +72,11 @@ class EditableModel:
         """Round W [d_out, d_in] to the model's dtype and put it into the model."""
         self.weight(layer).copy_(weight)
 
-    # -- forward in parts -----------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def lower(self, layout: Layout, layer: int) -> tuple[torch.Tensor, torch.Tensor, PrefixCache]:
-        """One pass over whole rows.
-
-        Returns the keys at the anchor [rows, d_in] and the output of ``layer`` from the anchor on
-        [rows, T − anchor, d_model], and the cache of all columns before the anchor.
-        """
-        cache = PrefixCache(layout.anchor)
-        hidden = _module(self.lm, self.architecture.embedding)(layout.ids)
-        keys: list[torch.Tensor] = []
-
-        def take(_module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-            keys.append(inputs[0][:, layout.anchor].detach())
-
-        handle = self.projection(layer).register_forward_pre_hook(take)
-        try:
-            bias = self._bias(layout, start=0)
-            hidden = self._layers(hidden, range(layer + 1), layout.positions, bias, cache)
-            output = hidden[:, layout.anchor :]
-            if layout.anchor:  # the layers above are needed for the prefix alone
-                before = slice(0, layout.anchor)
-                prefix_bias = bias[:, :, before, before]
-                self._layers(
-                    hidden[:, before],
-                    range(layer + 1, self.n_layers),
-                    layout.positions[:, before],
-                    prefix_bias,
-                    cache,
-                )
-            else:
-                self._layers(hidden, range(layer + 1, self.n_layers), layout.positions, bias, cache)
-        finally:
-            handle.remove()
-        cache.recording = False
-        return keys[0], output, cache
-
-    def upper(self, hidden: torch.Tensor, layout: Layout, layer: int, cache: PrefixCache) -> torch.Tensor:
-        """The layers above ``layer`` and the final norm, for the columns from the anchor on.
-
-        hidden [rows, T − anchor, d_model] is the output of ``layer``; gradients flow through it.
-        """
-        bias = self._bias(layout, start=layout.anchor)
-        positions = layout.positions[:, layout.anchor :]
-        hidden = self._layers(hidden, range(layer + 1, self.n_layers), positions, bias, cache)
-        normed: torch.Tensor = _module(self.lm, self.architecture.norm)(hidden)
-        return normed
-
     def logits(self, normed: torch.Tensor) -> torch.Tensor:
-        """Logits [..., vocabulary] in fp32 of normed hidden states [..., d_model]."""
-        logits: torch.Tensor = self.lm.get_output_embeddings()(normed)
-        return logits.float()
-
-    def _layers(
-        self,
-        hidden: torch.Tensor,
-        which: range,
-        positions: torch.Tensor,
-        bias: torch.Tensor,
-        cache: PrefixCache,
-    ) -> torch.Tensor:
-        rotary = _module(self.lm, self.architecture.rotary)(hidden, positions)
-        for index in which:
-            result = self.layers[index](
-                hidden,
-                attention_mask=bias,
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-                position_embeddings=rotary,
-            )
-            hidden = result[0] if isinstance(result, tuple) else result
-        return hidden
-
-    def _bias(self, layout: Layout, start: int) -> torch.Tensor:
-        """Additive causal mask [rows, 1, T − start, T]; padding sees itself so that no row is all masked."""
-        width = layout.ids.shape[1]
-        columns = torch.arange(width, device=self.device)
-        queries = columns[start:, None]
-        allowed = (columns[None, :] <= queries) & layout.mask[:, None, :]
-        allowed = (allowed | (columns[None, :] == queries))[:, None]
-        lowest = torch.finfo(self.dtype).min
-        return torch.zeros(allowed.shape, dtype=self.dtype, device=self.device).masked_fill(~allowed, lowest)
+        """Logits [..., vocabulary], fp32 or better, of normed hidden states [..., d_model]."""
+        logits: torch.Tensor = self.lm.get_output_embeddings()(normed).to(self.precise)
+        cap = getattr(self._text_config, "final_logit_softcapping", None)
+        return logits if not cap else cap * torch.tanh(logits / cap)
 
     # -- what the model says --------------------------------------------------------------------------
 
@@ -200,7 +104,7 @@ class EditableModel:
     @torch.no_grad()
     def target_nll(self, prompts: Sequence[str], targets: Sequence[str]) -> torch.Tensor:
         """Mean negative log-likelihood [n] in nats of a token of each target after its prompt."""
-        texts = [f"{prompt} {target.strip()}" for prompt, target in zip(prompts, targets, strict=True)]
+        texts = [said_after(prompt, target) for prompt, target in zip(prompts, targets, strict=True)]
         found: list[torch.Tensor] = []
         for start in range(0, len(texts), _ROWS):
             nll, spans = self._nll(texts[start : start + _ROWS])
@@ -227,7 +131,7 @@ class EditableModel:
         )
         spans = batch.pop("offset_mapping")
         ids, mask = batch["input_ids"].to(self.device), batch["attention_mask"].to(self.device)
-        logits = self.lm(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1].float()
+        logits = self.lm(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1].to(self.precise)
         nll = nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
         return nll.masked_fill(mask[:, 1:] == 0, float("nan")), spans * batch["attention_mask"][:, :, None]
 
@@ -249,12 +153,6 @@ def load_model(path: Path, device: str = "auto", dtype: str = "auto") -> Editabl
     if not tokenizer.is_fast:
         raise ModelError(f"the tokenizer of {path} has no offsets", hint="convert it to a fast tokenizer")
     return EditableModel(model.to(place), tokenizer)
-
-
-def sub_batches(total: int, size: int, work: Callable[[slice], None]) -> None:
-    """Call ``work`` with slices of at most ``size``."""
-    for start in range(0, total, size):
-        work(slice(start, min(start + size, total)))
 
 
 def _module(root: nn.Module, path: str) -> nn.Module:

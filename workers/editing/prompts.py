@@ -9,7 +9,10 @@ from transformers import PreTrainedTokenizerFast
 from daemon.core.errors import EditError
 
 KL_ENDING = " is a"
-_MAX_TOKENS = 256
+_IGNORED = -100  # no token to predict here
+_OPENING = frozenset("([{«“‘")
+_CLOSING = frozenset(",.;:!?)]}»”’")
+_UNSPACED = (("\u3040", "\u30ff"), ("\u3400", "\u9fff"), ("\uf900", "\ufaff"))  # kana and Han
 
 
 @dataclass(frozen=True)
@@ -24,11 +27,21 @@ class EditRequest:
 
 @dataclass(frozen=True)
 class Encoded:
-    """One text as tokens: where the subject ends and where the target begins (= length without a target)."""
+    """One text as tokens: the column that is edited and where the target begins (= length without one)."""
 
     ids: list[int]
     anchor: int
     target_start: int
+
+    @property
+    def read(self) -> list[int]:
+        """The tokens that go into the model: the last one of a target is predicted, never read."""
+        return self.ids[: max(self.target_start, len(self.ids) - 1)]
+
+    @property
+    def suffix(self) -> int:
+        """How many of them stand from the anchor on."""
+        return len(self.read) - self.anchor
 
 
 @dataclass(frozen=True)
@@ -45,58 +58,93 @@ class Layout:
     targets: torch.Tensor
     anchor: int
 
+    def rows(self, index: torch.Tensor) -> "Layout":
+        """The same for some of the rows."""
+        return Layout(
+            self.ids[index], self.mask[index], self.positions[index], self.targets[index], self.anchor
+        )
 
-def encode(tokenizer: PreTrainedTokenizerFast, prefix: str, request: EditRequest) -> Encoded:
-    """Tokens of prefix + prompt + target, by the tokenizer's own offsets.
+    def wanted(self) -> tuple[tuple[torch.Tensor, torch.Tensor], torch.Tensor]:
+        """Where targets are predicted, as (row, column − anchor), and the tokens [n] that belong there."""
+        suffix = self.targets[:, self.anchor :]
+        row, column = (suffix != _IGNORED).nonzero(as_tuple=True)
+        return (row, column), suffix[row, column]
+
+    def last(self) -> torch.Tensor:
+        """The last real column of each row, less the anchor [rows]."""
+        return self.mask.shape[1] - 1 - self.mask.flip(1).int().argmax(1) - self.anchor
+
+
+def said_after(prompt: str, target: str) -> str:
+    """Prompt and target as one text, with a space between them where the script wants one."""
+    target = target.strip()
+    if not prompt or not target:
+        return prompt + target
+    last, first = prompt[-1], target[0]
+    joined = last.isspace() or last in _OPENING or first in _CLOSING or (_unspaced(last) and _unspaced(first))
+    return prompt + target if joined else f"{prompt} {target}"
+
+
+def encode_fact(
+    tokenizer: PreTrainedTokenizerFast, prefixes: Sequence[str], request: EditRequest, limit: int
+) -> list[Encoded]:
+    """The prompt and target bare and behind each prefix; last «{subject} is a», without a target.
+
+    The first token of a text is an attention sink: its key says next to nothing of which token it is. A
+    subject that ends there is edited at the token behind it.
 
     Raises:
-        EditError: the subject is not in the prompt, the target is empty, or the text is too long.
+        EditError: the subject is not in the prompt, the target is empty, or a text is longer than ``limit``.
     """
+    if not request.target.strip():
+        raise EditError(f"the target of {request.id} is empty")
+    bare = _encode(tokenizer, "", request, limit, 0)
+    shift = 1 if bare.anchor == 0 and bare.target_start > 1 else 0
+    plain = EditRequest(request.id, request.subject, request.subject + KL_ENDING, "")
+    return [
+        *(_encode(tokenizer, prefix, request, limit, shift) for prefix in ("", *prefixes)),
+        _encode(tokenizer, "", plain, limit, shift),
+    ]
+
+
+def lay_out(rows: Sequence[Encoded], pad: int, device: torch.device) -> Layout:
+    """Align encoded texts at their anchors, padded on both sides."""
+    anchor = max(row.anchor for row in rows)
+    width = anchor + max(row.suffix for row in rows)
+    ids = torch.full((len(rows), width), pad)
+    mask = torch.zeros((len(rows), width), dtype=torch.bool)
+    targets = torch.full((len(rows), width), _IGNORED)
+    for i, row in enumerate(rows):
+        start, read = anchor - row.anchor, row.read
+        ids[i, start : start + len(read)] = torch.tensor(read)
+        mask[i, start : start + len(read)] = True
+        predicted = row.ids[row.target_start :]
+        targets[i, start + row.target_start - 1 :][: len(predicted)] = torch.tensor(
+            predicted, dtype=torch.long
+        )
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    return Layout(ids.to(device), mask.to(device), positions.to(device), targets.to(device), anchor)
+
+
+def _encode(
+    tokenizer: PreTrainedTokenizerFast, prefix: str, request: EditRequest, limit: int, shift: int
+) -> Encoded:
+    """Tokens of prefix + prompt + target, by the tokenizer's own offsets."""
     at = request.prompt.find(request.subject)
     if at < 0 or not request.subject:
         raise EditError(f"the prompt does not contain the subject {request.subject[:60]!r}")
     head = prefix + request.prompt
-    text = f"{head} {request.target.strip()}" if request.target.strip() else head
-    found = tokenizer(text, return_offsets_mapping=True)
+    found = tokenizer(said_after(head, request.target), return_offsets_mapping=True)
     ids, spans = found["input_ids"], found["offset_mapping"]
-    if len(ids) > _MAX_TOKENS:
-        raise EditError(f"prompt and target are {len(ids)} tokens long, at most {_MAX_TOKENS} are allowed")
-    subject_end = len(prefix) + at + len(request.subject)
-    anchor = max(
-        (i for i, (start, end) in enumerate(spans) if start < subject_end and end > start), default=-1
-    )
-    if anchor < 0:
-        raise EditError(f"the subject {request.subject[:60]!r} has no token")
-    target_start = next(
-        (i for i, (start, end) in enumerate(spans) if end > len(head) and end > start), len(ids)
-    )
-    return Encoded(list(ids), anchor, target_start)
+    if len(ids) > limit:
+        raise EditError(f"prompt and target are {len(ids)} tokens long, at most {limit} are allowed")
+    end = len(prefix) + at + len(request.subject)
+    anchor = max((i for i, (first, last) in enumerate(spans) if first < end and last > first), default=-1)
+    target = next((i for i, (first, last) in enumerate(spans) if last > max(len(head), first)), len(ids))
+    if not 0 <= anchor + shift < target:
+        raise EditError(f"no token of its own ends the subject {request.subject[:60]!r}")
+    return Encoded(list(ids), anchor + shift, target)
 
 
-def require_target(encoded: Encoded) -> Encoded:
-    """Refuse a text without a target token.
-
-    Raises:
-        EditError: the target is empty.
-    """
-    if encoded.target_start >= len(encoded.ids):
-        raise EditError("the target is empty")
-    return encoded
-
-
-def lay_out(rows: Sequence[Encoded], pad: int, device: torch.device) -> Layout:
-    """Align encoded texts at their anchors; the last token of a target is predicted, not read."""
-    anchor = max(row.anchor for row in rows)
-    kept = [row.ids[: max(row.target_start, len(row.ids) - 1)] for row in rows]
-    width = anchor + max(len(ids) - row.anchor for ids, row in zip(kept, rows, strict=True))
-    ids = torch.full((len(rows), width), pad)
-    mask = torch.zeros((len(rows), width), dtype=torch.bool)
-    targets = torch.full((len(rows), width), -100)
-    for i, (row, tokens) in enumerate(zip(rows, kept, strict=True)):
-        start = anchor - row.anchor
-        ids[i, start : start + len(tokens)] = torch.tensor(tokens)
-        mask[i, start : start + len(tokens)] = True
-        for at in range(row.target_start, len(row.ids)):
-            targets[i, start + at - 1] = row.ids[at]
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    return Layout(ids.to(device), mask.to(device), positions.to(device), targets.to(device), anchor)
+def _unspaced(character: str) -> bool:
+    return any(first <= character <= last for first, last in _UNSPACED)

@@ -27,7 +27,7 @@ _WIDTH = 256  # tokens in one sampled text
 _ROWS = 16  # texts in one pass
 _OPENINGS = ("The", "Because", "In", "I", "You")
 _PREFIX_TOKENS = 9
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -85,12 +85,14 @@ def make_prefixes(model: EditableModel) -> tuple[str, ...]:
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(_SEED)
         for opening in _OPENINGS:
-            batch = model.tokenizer([opening], return_tensors="pt").to(model.device)
+            words = model.tokenizer(opening, add_special_tokens=False)["input_ids"]
+            start = torch.tensor([[_start_token(model), *words]], device=model.device)
             ids = model.lm.generate(
-                input_ids=batch["input_ids"],
-                attention_mask=batch["attention_mask"],
+                input_ids=start,
+                attention_mask=torch.ones_like(start),
                 do_sample=True,
-                top_k=50,
+                top_k=40,
+                temperature=0.9,
                 max_new_tokens=_PREFIX_TOKENS,
                 pad_token_id=model.pad,
             )

@@ -1,32 +1,46 @@
 """Values that make facts true: batched optimisation of one δ a fact at its subject's last token.
 
-Loss a fact (MEMIT, arXiv 2210.07229, eq. 16; ENCORE's settings, arXiv 2502.01636): mean NLL of the target
-over the bare and the prefixed prompts + kl·KL(clean ‖ edited) after «{subject} is a» + decay·‖δ‖/‖h‖², δ kept
-within clamp·‖h‖. A fact is done by Most-Probable Early Stopping: every target token is the argmax under every
-prompt, the bare one included; then come the recipe's extra steps.
+Loss of a fact (MEMIT, arXiv 2210.07229, section 4.2, with the settings of ENCORE, arXiv 2502.01636): mean NLL
+of the target over the bare and the prefixed prompts + kl·KL(clean ‖ edited) after «{subject} is a» +
+decay·‖δ‖/‖h‖², with ‖δ‖ kept within clamp·‖h‖. A fact is done by Most-Probable Early Stopping: every target
+token is the argmax under every prompt, the bare one included; then come the recipe's extra steps.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from typing import Self
 
 import torch
 from torch.nn import functional
 
 from daemon.core.errors import EditError, OutOfMemoryError
-from workers.editing.model import EditableModel, PrefixCache
-from workers.editing.prompts import KL_ENDING, EditRequest, Layout, encode, lay_out, require_target
+from workers.editing.model import EditableModel
+from workers.editing.optimiser import Adam
+from workers.editing.partial import Lower, reach_of, run_lower, run_upper, stream_with
+from workers.editing.prompts import EditRequest, Encoded, Layout, encode_fact, lay_out
 from workers.editing.recipes import Recipe
 
-_CHUNK = 32  # facts optimised together; halved when memory runs out
+_SAME_KEY = 0.99  # cosine above which the keys of two facts about one subject are one key
+_FACTS = {"cpu": 64}  # facts sought together, and tokens of one pass through the upper layers,
+_TOKENS = {"cpu": 768}  # by kind of device: memory follows both, and both are halved when it runs out
+_FACTS_ELSEWHERE, _TOKENS_ELSEWHERE = 256, 16_384
+_WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128, 256)  # rows of one class are padded to one width
 
 
 @dataclass(frozen=True)
 class Targets:
-    """Keys [n, d_in], values [n, d_out] = W k + δ, δ [n, d_out], fp32; steps [n] taken, done [n] by MPES."""
+    """One row a fact, in the order of the requests, ``precise`` dtype of the model.
+
+    keys [n, d_in]: mean over the prompts; values [n, d_out] = W k + δ; deltas [n, d_out];
+    norms [n]: of the layer's output at the subject of the bare prompt, δ included;
+    steps [n] int64 taken; done [n] bool: MPES holds.
+    """
 
     keys: torch.Tensor
     values: torch.Tensor
     deltas: torch.Tensor
+    norms: torch.Tensor
     steps: torch.Tensor
     done: torch.Tensor
 
@@ -37,14 +51,17 @@ def find_targets(
     """Keys and values of each fact at one layer, on the weights that the model has now.
 
     Raises:
-        EditError: a prompt does not fit. OutOfMemoryError: one fact alone does not fit into memory.
+        EditError: a prompt does not fit, or a number is not finite.
+        OutOfMemoryError: one fact alone does not fit into memory.
     """
+    kind = model.device.type
+    facts, tokens = _FACTS.get(kind, _FACTS_ELSEWHERE), _TOKENS.get(kind, _TOKENS_ELSEWHERE)
     parts: list[Targets] = []
-    start, size = 0, _CHUNK
+    start = 0
     while start < len(requests):
-        chunk = requests[start : start + size]
+        chunk = requests[start : start + facts]
         try:
-            parts.append(_Optimisation(model, chunk, layer, recipe, prefixes).run())
+            parts.append(_Search(model, chunk, layer, recipe, prefixes, tokens).run())
         except RuntimeError as error:  # torch raises it for memory on every device
             if not _is_out_of_memory(error):
                 raise
@@ -52,16 +69,50 @@ def find_targets(
                 raise OutOfMemoryError(
                     "one fact does not fit into memory", hint="use a smaller dtype"
                 ) from error
-            size = max(1, len(chunk) // 2)
+            facts, tokens = max(1, len(chunk) // 2), max(1, tokens // 2)
             continue
         start += len(chunk)
-    return Targets(
-        *(torch.cat([getattr(part, name) for part in parts]) for name in Targets.__dataclass_fields__)
-    )
+    names = Targets.__dataclass_fields__
+    return Targets(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
 
 
-class _Optimisation:
-    """One chunk of facts; rows of finished facts leave the computation."""
+@dataclass(frozen=True)
+class _Row:
+    """One text of a fact."""
+
+    encoded: Encoded
+    fact: int
+    bare: bool = False
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Rows that go through the upper layers together; all have a target, or all are «{subject} is a».
+
+    fact [rows]: whose row it is; clean [rows, vocabulary]: the log-probabilities after «{subject} is a»
+    before any edit, None where rows have a target.
+    """
+
+    layout: Layout
+    lower: Lower
+    fact: torch.Tensor
+    clean: torch.Tensor | None
+
+    def of(self, facts: torch.Tensor) -> Self | None:
+        """The rows of the facts [facts] bool that are still sought; None when there are none."""
+        index = facts[self.fact].nonzero()[:, 0]
+        if len(index) == 0:
+            return None
+        clean = None if self.clean is None else self.clean[index]
+        return type(self)(self.layout.rows(index), self.lower.rows(index), self.fact[index], clean)
+
+
+class _Search:
+    """One chunk of facts. Facts with one subject and one key form a unit: they share one δ.
+
+    Rows are grouped by the length of what follows the anchor, so hardly any padding is computed, and the
+    groups' gradients add up; rows of units that are done leave.
+    """
 
     def __init__(
         self,
@@ -70,131 +121,160 @@ class _Optimisation:
         layer: int,
         recipe: Recipe,
         prefixes: Sequence[str],
+        tokens: int,
     ) -> None:
         self.model, self.layer, self.recipe = model, layer, recipe
-        self.count = len(requests)
-        self.prompts = 1 + len(prefixes)
-        rows = [
-            require_target(encode(model.tokenizer, prefix, request))
-            for request in requests
-            for prefix in ("", *prefixes)
-        ]
-        rows += [
-            encode(model.tokenizer, "", EditRequest(r.id, r.subject, r.subject + KL_ENDING, ""))
-            for r in requests
-        ]
-        self.layout = lay_out(rows, model.pad, model.device)
-        keys, self.hidden, self.cache = model.lower(self.layout, layer)
-        grouped = keys[: self.count * self.prompts].float()
-        self.keys = grouped.view(self.count, self.prompts, -1).mean(1)
-        self.clean_norm = self.hidden[: self.count * self.prompts : self.prompts, 0].float().norm(dim=1)
-        self.fact_of = torch.cat(
-            [torch.arange(self.count).repeat_interleave(self.prompts), torch.arange(self.count)]
-        ).to(model.device)
-        self.kl_row = torch.arange(len(rows), device=model.device) >= self.count * self.prompts
-        self.kl_column = self.layout.mask.shape[1] - 1 - self.layout.mask.flip(1).int().argmax(1)
-        self.clean_kl = self._kl_logits(self._normed(None, slice(None)), slice(None)).log_softmax(-1)
+        self.requests = requests
+        encoded = [encode_fact(model.tokenizer, prefixes, request, model.max_tokens) for request in requests]
+        prompts = [_Row(row, i, j == 0) for i, fact in enumerate(encoded) for j, row in enumerate(fact[:-1])]
+        plain = [_Row(fact[-1], i) for i, fact in enumerate(encoded)]
+        d_out, d_in = model.weight(layer).shape
+        empty = torch.zeros(len(requests), 0, dtype=model.precise, device=model.device)
+        self.keys = empty.new_zeros(len(requests), d_in)
+        self.said = empty.new_zeros(len(requests), d_out)  # W k at the subject of the bare prompt
+        self.stream = empty.new_zeros(len(requests), model.width)  # and the layer's output there
+        self.rows = [self._told(group) for group in _grouped(prompts, tokens)]
+        self.rows += [self._plain(group) for group in _grouped(plain, tokens)]
+        self.keys /= 1 + len(prefixes)
+        self.unit = self._units()
+        count = int(self.unit.max()) + 1
+        answers = torch.tensor(
+            [sum(len(row.ids) - row.target_start for row in fact[:-1]) for fact in encoded]
+        )
+        self.answers = _sums(answers.to(self.unit.device), self.unit, count)
+        self.members = _sums(torch.ones_like(self.unit), self.unit, count)
+        reach = reach_of(model, layer, self.stream, self.said)
+        self.reach = _sums(reach, self.unit, count) / self.members
 
     def run(self) -> Targets:
-        """Optimise until every fact is done or the steps are spent."""
-        delta = torch.zeros(self.count, self.hidden.shape[2], device=self.model.device, requires_grad=True)
-        adam = torch.optim.Adam([delta], lr=self.recipe.learning_rate)
-        steps = torch.zeros(self.count, dtype=torch.long, device=self.model.device)
-        held = torch.zeros_like(steps)  # steps since MPES holds
-        best = torch.zeros_like(delta)
-        done = torch.zeros(self.count, dtype=torch.bool, device=self.model.device)
-        rows: torch.Tensor | slice = slice(None)
-        work = _Rows(self, rows)
-        for step in range(self.recipe.steps + 1):
-            loss, right = work.evaluate(delta)
-            held = torch.where(right, held + 1, held)
-            finished = right & (held > self.recipe.extra_steps)
-            leaving = (finished & ~done) if step < self.recipe.steps else ~done
-            best = torch.where(leaving[:, None], delta.detach(), best)
-            done_now = done | finished
-            if step == self.recipe.steps or bool(done_now.all()):
-                done = done_now
-                break
-            if bool((finished & ~done).any()):
-                work = _Rows(self, ~done_now[self.fact_of])
-            done = done_now
-            (gradient,) = torch.autograd.grad(loss, [delta])
-            delta.grad = gradient
-            adam.step()
-            steps += (~done).long()
+        """Take steps until every unit is done or the recipe's steps are spent."""
+        recipe, count = self.recipe, len(self.members)
+        shape = (count, self.model.weight(self.layer).shape[0])
+        delta = torch.zeros(shape, dtype=self.keys.dtype, device=self.keys.device)
+        adam = Adam(delta, recipe.learning_rate)
+        ticks = torch.zeros(count, dtype=torch.long, device=delta.device)
+        steps, sought = torch.zeros_like(ticks), torch.ones_like(ticks, dtype=torch.bool)
+        rows = self.rows
+        for _ in range(recipe.steps):
+            gradient, right = self._evaluate(rows, delta, sought)
+            ticks += (right & sought).long()
+            moving = sought & ~(ticks > recipe.extra_steps)  # without extra steps the step is not taken
+            adam.step(gradient, moving)
             self._clamp(delta)
-        return self._result(best, steps, right | done)
+            steps += moving.long()
+            before, sought = sought, sought & (ticks < max(1, recipe.extra_steps))
+            if not sought.any():
+                break
+            if not torch.equal(before, sought):
+                rows = [kept for one in rows if (kept := one.of(sought[self.unit])) is not None]
+        return self._result(delta, steps, ticks > 0)
 
-    def _result(self, delta: torch.Tensor, steps: torch.Tensor, done: torch.Tensor) -> Targets:
-        if not delta.isfinite().all():
-            raise EditError("the target optimisation is not finite", reason="not_finite")
-        weight = self.model.weight(self.layer).float()
-        values = self.keys @ weight.T + delta
-        return Targets(self.keys, values, delta, steps, done)
+    def _evaluate(
+        self, rows: Sequence[_Rows], delta: torch.Tensor, sought: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The gradient of the loss by δ [units, d_out], and which units predict all their targets [units]."""
+        moved, gradient = delta.clone().requires_grad_(), torch.zeros_like(delta)
+        wrong = torch.zeros(len(delta), dtype=torch.long, device=delta.device)
+        for one in rows:
+            normed = run_upper(self.model, one.layout, self.layer, one.lower, moved[self.unit[one.fact]])
+            if one.clean is None:
+                loss = self._answer_loss(one, normed, wrong)
+            else:
+                loss = self._drift(one, normed, one.clean)
+            gradient += torch.autograd.grad(loss, moved)[0]
+        decay = self.recipe.decay * (moved.norm(dim=1) / self.reach**2)[sought].sum()
+        return gradient + torch.autograd.grad(decay, moved)[0], wrong == 0
+
+    def _answer_loss(self, rows: _Rows, normed: torch.Tensor, wrong: torch.Tensor) -> torch.Tensor:
+        """Mean NLL of the units' target tokens; counts those that are not the argmax into ``wrong``."""
+        at, tokens = rows.layout.wanted()
+        logits = self.model.logits(normed[at])
+        unit = self.unit[rows.fact[at[0]]]
+        wrong.index_add_(0, unit, (logits.detach().argmax(-1) != tokens).long())
+        return (functional.cross_entropy(logits, tokens, reduction="none") / self.answers[unit]).sum()
+
+    def _drift(self, rows: _Rows, normed: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
+        """kl·KL(clean ‖ edited) of the next token after «{subject} is a»."""
+        edited = self._after(rows.layout, normed)
+        kl = functional.kl_div(edited, clean, reduction="none", log_target=True).sum(-1)
+        return self.recipe.kl_weight * (kl / self.members[self.unit[rows.fact]]).sum()
 
     @torch.no_grad()
     def _clamp(self, delta: torch.Tensor) -> None:
-        limit = self.recipe.clamp * self.clean_norm
+        limit = self.recipe.clamp * self.reach
         delta.mul_((limit / delta.norm(dim=1).clamp(min=1e-12)).clamp(max=1.0)[:, None])
 
+    def _result(self, delta: torch.Tensor, steps: torch.Tensor, done: torch.Tensor) -> Targets:
+        deltas = delta[self.unit]
+        for request, finite in zip(self.requests, deltas.isfinite().all(1).tolist(), strict=True):
+            if not finite:
+                raise EditError(f"the target of {request.id} is not finite", reason="not_finite")
+        values = self.keys @ self.model.weight(self.layer).to(self.keys.dtype).T + deltas
+        norms = stream_with(self.model, self.layer, self.stream, self.said, deltas).norm(dim=1)
+        return Targets(self.keys, values, deltas, norms, steps[self.unit], done[self.unit])
+
+    # -- before the first step ------------------------------------------------------------------------
+
+    def _told(self, group: Sequence[_Row]) -> _Rows:
+        """Rows of prompts with targets; adds up their keys and keeps the state of those that are bare."""
+        layout = lay_out([row.encoded for row in group], self.model.pad, self.model.device)
+        lower = run_lower(self.model, layout, self.layer)
+        fact = torch.tensor([row.fact for row in group], device=self.model.device)
+        self.keys.index_add_(0, fact, lower.keys.to(self.keys.dtype))
+        bare = torch.tensor([row.bare for row in group], device=self.model.device)
+        self.said[fact[bare]] = lower.values[bare].to(self.said.dtype)
+        self.stream[fact[bare]] = lower.hidden[bare, 0].to(self.stream.dtype)
+        return _Rows(layout, lower, fact, None)
+
     @torch.no_grad()
-    def _normed(self, delta: torch.Tensor | None, rows: slice) -> torch.Tensor:
-        return self.model.upper(self.hidden[rows], self.layout, self.layer, self.cache)
+    def _plain(self, group: Sequence[_Row]) -> _Rows:
+        """Rows of «{subject} is a» and what the model says after them now."""
+        layout = lay_out([row.encoded for row in group], self.model.pad, self.model.device)
+        lower = run_lower(self.model, layout, self.layer)
+        clean = self._after(layout, run_upper(self.model, layout, self.layer, lower))
+        fact = torch.tensor([row.fact for row in group], device=self.model.device)
+        return _Rows(layout, lower, fact, clean)
 
-    def _kl_logits(self, normed: torch.Tensor, rows: slice | torch.Tensor) -> torch.Tensor:
-        """Logits [facts, vocabulary] after «{subject} is a»."""
-        chosen = self.kl_row[rows]
-        columns = self.kl_column[rows][chosen] - self.layout.anchor
-        picked = normed[chosen]
-        return self.model.logits(picked[torch.arange(len(picked), device=picked.device), columns])
+    def _after(self, layout: Layout, normed: torch.Tensor) -> torch.Tensor:
+        """Log-probabilities [rows, vocabulary] of the token after each row."""
+        row = torch.arange(len(normed), device=normed.device)
+        return self.model.logits(normed[row, layout.last()]).log_softmax(-1)
+
+    def _units(self) -> torch.Tensor:
+        """The unit [facts] of each fact."""
+        directions = functional.normalize(self.keys, dim=1)
+        firsts: list[int] = []
+        unit: list[int] = []
+        for i, request in enumerate(self.requests):
+            same = (
+                u
+                for u, first in enumerate(firsts)
+                if self.requests[first].subject == request.subject
+                and float(directions[first] @ directions[i]) > _SAME_KEY
+            )
+            found = next(same, len(firsts))
+            if found == len(firsts):
+                firsts.append(i)
+            unit.append(found)
+        return torch.tensor(unit, device=self.keys.device)
 
 
-class _Rows:
-    """The rows of facts that are not finished, ready for one evaluation after another."""
+def _grouped(rows: Sequence[_Row], tokens: int) -> Iterator[list[_Row]]:
+    """Rows of about one length from the anchor on, at most ``tokens`` of them after padding."""
+    ordered = sorted(rows, key=lambda row: (_width_class(row.encoded.suffix), row.encoded.anchor))
+    for width, alike in groupby(ordered, key=lambda row: _width_class(row.encoded.suffix)):
+        group, size = list(alike), max(1, tokens // width)
+        yield from (group[start : start + size] for start in range(0, len(group), size))
 
-    def __init__(self, whole: _Optimisation, rows: torch.Tensor | slice) -> None:
-        self.whole = whole
-        if isinstance(rows, slice):
-            index = torch.arange(len(whole.fact_of), device=whole.model.device)
-        else:
-            index = rows.nonzero()[:, 0]
-        layout = whole.layout
-        self.rows = index
-        self.layout = Layout(
-            layout.ids[index],
-            layout.mask[index],
-            layout.positions[index],
-            layout.targets[index],
-            layout.anchor,
-        )
-        self.hidden = whole.hidden[index]
-        self.cache: PrefixCache = whole.cache.rows(index)
-        self.fact_of = whole.fact_of[index]
-        wanted = self.layout.targets[:, layout.anchor :]
-        self.at = (wanted != -100).nonzero(as_tuple=True)
-        self.wanted = wanted[self.at]
-        self.target_fact = self.fact_of[self.at[0]]
-        self.active = torch.unique(self.fact_of)
 
-    def evaluate(self, delta: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The summed loss of the facts here, and for every fact whether all its target tokens are argmax."""
-        whole = self.whole
-        moved = self.hidden.clone()
-        moved[:, 0] = self.hidden[:, 0] + delta[self.fact_of].to(self.hidden.dtype)
-        normed = whole.model.upper(moved, self.layout, whole.layer, self.cache)
-        logits = whole.model.logits(normed[self.at])
-        nll = functional.cross_entropy(logits, self.wanted, reduction="none")
-        wrong = torch.zeros(whole.count, device=nll.device)
-        wrong = wrong.index_add(0, self.target_fact, (logits.argmax(-1) != self.wanted).float())
-        tokens = torch.zeros_like(wrong).index_add(0, self.target_fact, torch.ones_like(nll))
-        loss = torch.zeros_like(wrong).index_add(0, self.target_fact, nll) / tokens.clamp(min=1)
-        kl_logits = whole._kl_logits(normed, self.rows).log_softmax(-1)
-        clean = whole.clean_kl[self.active]
-        kl = functional.kl_div(kl_logits, clean, reduction="none", log_target=True).sum(-1)
-        norm = delta[self.active].norm(dim=1) / whole.clean_norm[self.active] ** 2
-        total = loss.sum() + whole.recipe.kl_weight * kl.sum() + whole.recipe.decay * norm.sum()
-        return total, (wrong == 0) & (tokens > 0)
+def _width_class(suffix: int) -> int:
+    return next(width for width in _WIDTHS if suffix <= width)
+
+
+def _sums(terms: torch.Tensor, group: torch.Tensor, count: int) -> torch.Tensor:
+    """Sums [count] of the terms of each group."""
+    return torch.zeros(count, dtype=terms.dtype, device=terms.device).index_add(0, group, terms)
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)
+    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
