@@ -20,7 +20,7 @@ class Recipe(BaseModel):
     layers: tuple[int, ...] = Field((3, 8), description="edited layers, first to last")
     residual: Literal["full", "shared"] = Field("full", description="own target a layer, or one shared out")
     history: bool = Field(True, description="keep previous edits in the normal equations")
-    lambda_prior: float = Field(1000.0, ge=0, description="λp: weight of what the model knows")
+    lambda_prior: float = Field(100.0, ge=0, description="λp: weight of what the model knows")
     lambda_norm: float = Field(1.0, ge=0, description="λn: Frobenius norm constraint")
     null_space_threshold: float | None = Field(
         None, description="AlphaEdit: eigenvalues of C below it are free"
