@@ -45,8 +45,8 @@ with_progress() {
     while kill -0 "$running" 2>/dev/null; do
         sleep 1
         seconds=$((seconds + 1))
-        if [ $((seconds % 5)) -eq 0 ]; then
-            say "  $seconds s: $(tail -n 1 "$log" | cut -c 1-70)"
+        if [ $((seconds % 10)) -eq 0 ]; then
+            say "  $seconds s: $(tail -n 1 "$log" | sed 's/^ *//' | cut -c 1-70)"
         fi
     done
     status=0
