@@ -49,8 +49,9 @@ def write_durably(
     """Put ``data`` at ``path`` so that a crash leaves the old file or the new one, never a part.
 
     Raises:
-        DiskFullError, StoreError: nothing is left behind, ``path`` is as it was. A failed fsync is never
-        tried again on the same descriptor: the kernel may have dropped the pages (PostgreSQL, 2018).
+        DiskFullError, StoreError: nothing is left behind, ``path`` is as it was, or new where only the fsync
+        of its folder failed. A failed fsync is never tried again on the same descriptor: the kernel may
+        have dropped the pages (PostgreSQL, 2018).
     """
     temporary = path.with_name(f"{TEMPORARY}{secrets.token_hex(6)}-{path.name}")
     with disk_errors(path):
