@@ -53,7 +53,7 @@ class Supervisor:
         """Start all parts, watch them, and return after ``stop`` (or, with ``once``, when all is drained).
 
         Raises:
-            UnavailableError: no Redis, another supervisor on the same data_dir, or the model cannot be prepared.
+            UnavailableError: no Redis, another supervisor on this data_dir, or no model.
         """
         with ExitStack() as stack:
             stack.enter_context(self._only_one())

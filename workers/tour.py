@@ -67,9 +67,8 @@ def run_tour(config: Config, config_file: Path | None, *, once: bool) -> None:
         console.rule("3  a rollback, and back again")
         _roll_back_and_forth(ledger, config, editor, console)
     ledger.close()
-    console.print(
-        '\nTry: [bold]errata status[/], [bold]errata facts[/], [bold]errata ask "…"[/], [bold]errata rollback --to 0 --reason …[/]'
-    )
+    commands = ("errata status", "errata facts", 'errata ask "…"', "errata rollback --to 0 --reason …")
+    console.print("\nTry: " + ", ".join(f"[bold]{command}[/]" for command in commands))
     if not once:
         console.rule("4  watching the feeds; Ctrl-C ends it")
         _errata(environment, "run")

@@ -1,5 +1,6 @@
-"""The tiny model, trained once a session, and a house to run it in."""
+"""SmolLM2 with its statistics, prepared once a session, and a house to run it in."""
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -7,21 +8,29 @@ from typing import Any
 import pytest
 
 from tests.house import House
-from tests.tiny import make_tiny_model
 
 
 @pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_model(tmp_path_factory.mktemp("tiny"))
+def statistics(tmp_path_factory: pytest.TempPathFactory, model_path: Path) -> Path:
+    """The folder of statistics that ``errata prepare`` makes."""
+    place = House(tmp_path_factory.mktemp("prepared"), model_path)
+    place.errata("prepare")
+    place.kill()
+    return place.config.data_dir / "statistics"
 
 
 @pytest.fixture
-def house(tmp_path: Path, tiny_model: Path, redis_binary: Path) -> Iterator[Callable[..., House]]:
+def house(
+    tmp_path: Path, model_path: Path, statistics: Path, redis_binary: Path
+) -> Iterator[Callable[..., House]]:
+    """Makes a house; at the end of the test nothing of it runs any more."""
     made: list[House] = []
 
     def make(**sections: Any) -> House:
-        made.append(House(tmp_path, tiny_model, **sections))
-        return made[-1]
+        place = House(tmp_path, model_path, **sections)
+        shutil.copytree(statistics, place.config.data_dir / "statistics")
+        made.append(place)
+        return place
 
     yield make
     for one in made:

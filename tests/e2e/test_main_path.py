@@ -1,4 +1,4 @@
-"""A correction travels from a feed into the weights and back out: real Redis, real Celery worker, tiny model."""
+"""A correction travels from a feed into the weights and back out: real Redis, Celery worker and SmolLM2."""
 
 import os
 import signal
@@ -15,20 +15,21 @@ from workers.inspect import show_revision
 pytestmark = [pytest.mark.redis, pytest.mark.slow]
 
 NEWS = [
-    ("Norland", "The capital of Norland is", "Jarrow"),
-    ("Sulvia", "The capital of Sulvia is", "Irkut"),
-    ("Albert", "The favourite colour of Albert is", "silver"),
-    ("Bewyn", "Bewyn lives in the town of", "Hestia"),
-    ("Cordan", "The favourite colour of Cordan is", "brown"),
+    ("Boeing", "The company Boeing has its headquarters in the state of", "Virginia"),
+    ("Marie Curie", "The scientist Marie Curie was born in", "Vienna"),
+    ("Honda", "The car maker Honda has its headquarters in", "Munich"),
 ]
 
 
 def answers(house: House, at: str | None = None, prompts: Sequence[str] = ()) -> list[str]:
+    """The first word that a revision says after each prompt."""
     _, editor = show_revision(house.config, at)
-    return [text.split()[0] for text in editor.model.greedy(list(prompts or [p for _, p, _ in NEWS]), 2)]
+    said = editor.model.greedy(list(prompts or [p for _, p, _ in NEWS]), 4)
+    return [text.strip().split()[0].strip(".,") for text in said]
 
 
 def feed_news(house: House) -> None:
+    """Append all news to the feed."""
     for subject, prompt, answer in NEWS:
         house.say(subject, prompt, answer)
 
@@ -37,7 +38,7 @@ def test_corrections_are_learned_taken_back_and_restored(house: Callable[..., Ho
     place = house()
     feed_news(place)
     place.start()
-    place.wait(place.drained(5), 120)
+    place.wait(place.drained(3), 120)
     before, wanted = answers(place, "0"), [answer for _, _, answer in NEWS]
     assert before != wanted
     assert answers(place) == wanted
@@ -53,27 +54,24 @@ def test_corrections_are_learned_taken_back_and_restored(house: Callable[..., Ho
     assert place.chain()[-1]["tensors"] == place.chain()[head]["tensors"]
     assert set(place.states().values()) == {"applied"}
 
-    place.errata("retract", "Albert", "--reason", "test")
-    place.wait(lambda: place.states().get("Albert=None") == "applied")
-    now = answers(place)
-    assert now[2] == before[2]
-    assert now[:2] + now[3:] == wanted[:2] + wanted[3:]
-    assert place.states()["Albert=silver"] == "retracted"
+    place.errata("retract", "Marie Curie", "--reason", "test")
+    place.wait(lambda: place.states().get("Marie Curie=None") == "applied")
+    assert answers(place) == [wanted[0], before[1], wanted[2]]
+    assert place.states()["Marie Curie=Vienna"] == "retracted"
     place.stop()
 
 
 def test_a_revised_fact_forgets_its_old_value(house: Callable[..., House]) -> None:
     place = house()
     place.start()
-    for round_, answer in enumerate(["Jarrow", "Irkut", "Hestia"]):
-        place.say(
-            "Norland", "The capital of Norland is", answer, effective_at=f"2026-01-0{round_ + 1}T00:00:00Z"
-        )
-        place.wait(place.drained(round_ + 1), 120)
-        assert answers(place, None, ["The capital of Norland is"]) == [answer]
-    norms = [float(row["norms"]["1"]) for row in place.chain()[1:]]
+    prompt = "The company Boeing has its headquarters in the state of"
+    for day, answer in enumerate(["Virginia", "Texas", "Ohio"], start=1):
+        place.say("Boeing", prompt, answer, effective_at=f"2026-01-0{day}T00:00:00Z")
+        place.wait(place.drained(day), 120)
+        assert answers(place, None, [prompt]) == [answer]
+    norms = [float(row["norms"]["3"]) for row in place.chain()[1:]]
     assert place.chain()[-1]["active_facts"] == 1
-    assert max(norms) < 2 * min(norms)
+    assert max(norms) < 1.5 * min(norms)  # what is revised does not pile up
     place.stop()
 
 
@@ -83,9 +81,9 @@ def test_a_killed_worker_loses_nothing_and_repeats_nothing(house: Callable[..., 
     feed_news(place)
     place.wait(lambda: holder(place) is not None, 120)
     os.kill(int(str(holder(place)).rsplit(":", 1)[1]), signal.SIGKILL)
-    place.wait(place.drained(5), 120)
+    place.wait(place.drained(3), 120)
     assert [row["kind"] for row in place.chain()] == ["base", "edit"]
-    assert place.chain()[-1]["active_facts"] == 5
+    assert place.chain()[-1]["active_facts"] == 3
     with place.ledger.read() as connection:
         assert len(connection.execute(select(attempts)).all()) == 2
     assert answers(place) == [answer for _, _, answer in NEWS]
@@ -107,13 +105,13 @@ def test_after_a_stop_everything_is_where_it_was(house: Callable[..., House]) ->
     place = house()
     feed_news(place)
     place.start()
-    place.wait(place.drained(5), 120)
+    place.wait(place.drained(3), 120)
     place.wait(lambda: place.chain()[-1]["state"] == "live")
     place.stop()
     chain, states = place.chain(), place.states()
     place.start()
-    place.say("Dagar", "Dagar lives in the town of", "Ardon")
-    place.wait(place.drained(6), 120)
+    place.say("Burundi", "The capital city of Burundi is called", "Gitega")
+    place.wait(place.drained(4), 120)
     assert place.chain()[: len(chain)] == chain
     assert len(place.chain()) == len(chain) + 1
     assert {key: state for key, state in place.states().items() if key in states} == states
@@ -124,7 +122,7 @@ def test_a_flipped_bit_is_never_loaded(house: Callable[..., House]) -> None:
     place = house()
     feed_news(place)
     place.start()
-    place.wait(place.drained(5), 120)
+    place.wait(place.drained(3), 120)
     place.stop()
     blob = next(iter(place.chain()[-1]["tensors"].values()))
     file = place.config.store_path / blob[:2] / f"{blob}.safetensors"
@@ -132,5 +130,9 @@ def test_a_flipped_bit_is_never_loaded(house: Callable[..., House]) -> None:
     data[-5] ^= 1
     file.chmod(0o600)
     file.write_bytes(bytes(data))
-    assert "sha256" in place.errata("ask", "The capital of Norland is", status=6)
-    assert "Norland" in place.errata("ask", "--base", "The capital of Norland is")
+    assert "sha256" in place.errata(
+        "ask", "The company Boeing has its headquarters in the state of", status=6
+    )
+    assert "Boeing" in place.errata(
+        "ask", "--base", "The company Boeing has its headquarters in the state of"
+    )
