@@ -77,6 +77,18 @@ def test_only_the_owner_gets_in(server: PrivateRedis, tmp_path: Path) -> None:
     assert (folder / "password").read_bytes() not in arguments
 
 
+def test_ctrl_c_of_the_terminal_is_not_for_redis(server: PrivateRedis) -> None:
+    assert os.getpgid(server.pid or 0) != os.getpgid(0)
+
+
+def test_a_locale_that_is_not_installed_does_no_harm(
+    redis_binary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LC_ALL", "xx_YY.UTF-8")
+    with PrivateRedis(tmp_path / "redis", redis_binary) as server:
+        assert client_of(server).ping()
+
+
 def test_a_key_survives_sigkill_and_the_addresses_stay(server: PrivateRedis) -> None:
     urls = server.url, server.celery_url
     client_of(server).set("kept", "yes")
