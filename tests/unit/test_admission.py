@@ -138,6 +138,17 @@ def test_a_confirmation_counts_for_the_order(ledger: Ledger) -> None:
     assert take(ledger, statement("France", "Nice", 6)) == ["accepted"]
 
 
+def test_a_confirmation_goes_with_what_it_confirmed(ledger: Ledger) -> None:
+    """Else a stream of statements about few facts leaves ever more rows to weigh."""
+    take(
+        ledger, statement("France", "Lyon", 1), statement("France", "Lyon", 2), statement("France", "Nice", 3)
+    )
+    assert [state for _, state in story(ledger)] == ["superseded", "superseded", "pending"]
+    apply_waiting(ledger)
+    take(ledger, statement("France", "Nice", 4), statement("France", "Metz", 5))
+    assert [state for _, state in story(ledger)][-3:] == ["applied", "confirmed", "pending"]
+
+
 def test_a_source_that_comes_back_to_a_former_value_is_heard(ledger: Ledger) -> None:
     days = [{"observed_at": f"2026-01-0{day}T00:00:00Z"} for day in (1, 2, 3)]
     said = [statement("France", city, **at) for city, at in zip(["Lyon", "Nice", "Lyon"], days, strict=True)]
