@@ -337,7 +337,7 @@ def test_any_history_ends_as_the_model_says(template: Path) -> None:
         settings=settings(
             database=None,
             deadline=None,
-            max_examples=60,
+            max_examples=50,
             stateful_step_count=40,
             suppress_health_check=list(HealthCheck),
             phases=[Phase.generate],  # shrinking takes minutes: add Phase.shrink when something is found
