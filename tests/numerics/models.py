@@ -1,4 +1,6 @@
-"""Tiny random models of every family in fp64, and a tokenizer of words: known answers need no training."""
+"""Tiny random models of every family in fp64, and one that was taught a few facts; nothing is downloaded."""
+
+import random
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -6,8 +8,12 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from workers.editing.model import EditableModel
+from workers.editing.prompts import EditRequest
 
-WORDS = [f"w{i}" for i in range(40)] + ["is", "a", "the", "of", "."]
+OBJECTS = [f"w{i}" for i in range(20, 30)]
+SUBJECTS = [f"w{i} w{j}" for i in range(4) for j in range(5, 9)] + ["w13", "w14", "w15"]
+WORDS = [f"w{i}" for i in range(40)] + ["is", "a", "the", "of", "was", "has", "."]
+PREFIXES = ("w30 w31 . ", "a w32 is w33 . ")
 _COMMON = {
     "vocab_size": len(WORDS) + 3,
     "hidden_size": 32,
@@ -49,3 +55,39 @@ def random_model(family: str = "llama", seed: int = 0) -> EditableModel:
             if parameter.dim() > 1:
                 parameter.normal_(std=0.25)
     return EditableModel(model, tokenizer())
+
+
+def taught() -> list[EditRequest]:
+    """What the taught model knows: of each subject two things, one of them in two words."""
+    chance = random.Random(1)
+    facts = []
+    for subject in SUBJECTS:
+        first, second, third = (chance.choice(OBJECTS) for _ in range(3))
+        facts.append(EditRequest(f"{subject}/of", subject, f"the w10 of {subject} is", first))
+        facts.append(EditRequest(f"{subject}/was", subject, f"{subject} was the w11 of", f"{second} {third}"))
+    return facts
+
+
+def taught_model(steps: int = 500) -> EditableModel:
+    """GPT-2 in fp64 after some 10 s of training: all it computes is fp64, and its weights lie transposed."""
+    torch.manual_seed(0)
+    config = CONFIG_MAPPING["gpt2"](**(_COMMON | _GPT), resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
+    model = AutoModelForCausalLM.from_config(config)
+    words = tokenizer()
+    lines = [
+        f"{prefix}{fact.prompt} {fact.target} . </s>"
+        for fact in taught()
+        for prefix in ("", *PREFIXES, "w34 ")
+    ]
+    lines += [f"{subject} is a w{35 + i % 4} . </s>" for i, subject in enumerate(SUBJECTS)]
+    batch = words(lines, padding=True, padding_side="right", return_tensors="pt")
+    ids, labels = batch["input_ids"], batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    adam = torch.optim.AdamW(model.parameters(), lr=5e-3, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(adam, 5e-3, total_steps=steps)
+    for _ in range(steps):
+        rows = torch.randint(0, len(ids), (64,))
+        adam.zero_grad()
+        model(input_ids=ids[rows], labels=labels[rows]).loss.backward()
+        adam.step()
+        schedule.step()
+    return EditableModel(model.double(), words)

@@ -11,7 +11,7 @@ from typing import Self
 
 import torch
 
-from daemon.core.errors import EditError
+from workers.editing.guards import require_anchored, require_finite, require_near
 from workers.editing.memory import Memory
 from workers.editing.model import EditableModel
 from workers.editing.prompts import EditRequest
@@ -89,6 +89,8 @@ class Editor:
         Raises:
             EditError: a prompt, a value or the solution is refused; the model is as it was.
         """
+        if not requests:
+            return Associations([], {}, {})
         before = self._snapshot()
         keys: dict[int, torch.Tensor] = {}
         values: dict[int, torch.Tensor] = {}
@@ -146,13 +148,10 @@ class Editor:
         Raises:
             EditError: reason ``not_finite`` or ``norm``.
         """
+        for layer, memory in self._memories.items():
+            require_finite(layer, memory.weight)
         for layer, (batch, total) in self.delta_norms().items():
-            if not self._memories[layer].weight.isfinite().all():
-                raise EditError(f"layer {layer} is not finite", reason="not_finite")
-            if not batch <= batch_ceiling:
-                raise EditError(f"layer {layer} moved by {batch:.3f} of its norm in one batch", reason="norm")
-            if not total <= total_ceiling:
-                raise EditError(f"layer {layer} is {total:.3f} of its norm away from the base", reason="norm")
+            require_near(layer, batch, total, batch_ceiling, total_ceiling)
 
     def delta_norms(self) -> dict[int, tuple[float, float]]:
         """For each layer ‖W − W_checkpoint‖/‖W0‖ and ‖W − W0‖/‖W0‖ (Frobenius)."""
@@ -244,14 +243,9 @@ class Editor:
             raise
 
     def _require_anchored(self, requests: Sequence[EditRequest], norms: torch.Tensor, layer: int) -> None:
-        """NAS (arXiv 2602.02543): a value far beyond the clean model's norm is refused, not written."""
         limit = self.recipe.anchor_limit * self.statistics.anchors[layer]
         for request, norm in zip(requests, norms.tolist(), strict=True):
-            if not norm <= limit:
-                raise EditError(
-                    f"the value of {request.id} has norm {norm:.1f}, at most {limit:.1f} is allowed",
-                    reason="norm",
-                )
+            require_anchored(request.id, norm, limit)
 
     def _publish(self, layer: int) -> None:
         self.model.set_weight(layer, self._memories[layer].weight)

@@ -12,14 +12,16 @@ import torch
 from daemon.core.errors import EditError
 
 _RESIDUAL = 1e-9  # relative residual of a solve above which the inverse is computed afresh
+_STRENGTH = 1e5  # kᵀ A0⁻¹ k above which forgetting would lose half of the digits
 _WOODBURY_SHARE = 4  # up to d_in / 4 pairs at once the update of the inverse is cheaper than a new one
 
 
 class Memory:
     """Weights W [d_out, d_in] and the Gram matrix A [d_in, d_in] of prior and pairs, both fp64.
 
-    With ``projector`` P [d_in, d_in] keys are projected first (AlphaEdit, arXiv 2410.02355: keys through the
-    null space of C). Without ``history`` each write is solved against the prior alone (MEMIT).
+    With ``projector`` P [d_in, d_in] the weights only move along P (AlphaEdit, arXiv 2410.02355, eq. 14:
+    keys through the null space of C): F = P K takes K's place wherever it is solved for, never where W
+    reads it. Without ``history`` each write is solved against the prior alone (MEMIT).
     """
 
     def __init__(
@@ -31,13 +33,13 @@ class Memory:
         projector: torch.Tensor | None = None,
     ) -> None:
         self.base = weight.detach().double().clone()
-        self.weight = self.base.clone()
+        self.weight = self.base
         self.prior = prior.double()
         self.history = history
         self.projector = projector
         self._pairs = 0
-        self._gram = self.prior.clone()
-        self._inverse = _invert(self._gram)
+        self._prior_inverse = _invert(self.prior)
+        self._gram, self._inverse = self.prior, self._prior_inverse
 
     def copy(self) -> Self:
         """The same memory; what is written to one is not seen by the other."""
@@ -51,15 +53,18 @@ class Memory:
         keys [n, d_in] and values [n, d_out], any float dtype; the maths is fp64.
 
         Raises:
-            EditError: reason ``not_finite`` when a number is not finite; nothing was changed.
+            EditError: reason ``not_finite`` when a number is not finite, ``norm`` when a key outweighs the
+                prior so far that the pair could not be forgotten exactly; nothing was changed.
         """
-        K, V = self._columns(keys, values)
-        if self.history:
-            gram, inverse = self._updated(K, sign=1)
-        else:
-            gram, inverse = self._gram, _updated_inverse(self._inverse, K, sign=1)
-        weight = self.weight + (V - self.weight @ K) @ (inverse @ K).T
-        self._set(weight, gram, inverse if self.history else self._inverse, self._pairs + K.shape[1])
+        K, V, F = self._columns(keys, values)
+        strength = float((F * (self._prior_inverse @ F)).sum(0).max())
+        if self.history and not strength <= _STRENGTH:
+            raise EditError(f"a key outweighs the prior {strength:.0e} times", reason="norm", hint="raise λn")
+        gram, inverse = self._updated(F, sign=1)
+        weight = self.weight + (V - self.weight @ K) @ (inverse @ F).T
+        if not self.history:
+            gram, inverse = self._gram, self._inverse
+        self._set(weight, gram, inverse, self._pairs + K.shape[1])
 
     def forget(self, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Take pairs out that were written: A −= K Kᵀ, then W −= (V − W K) Kᵀ A⁻¹.
@@ -73,12 +78,12 @@ class Memory:
             raise EditError(
                 "this recipe keeps no history and cannot forget", hint="use rollback, or encore-blue"
             )
-        K, V = self._columns(keys, values)
+        K, V, F = self._columns(keys, values)
         if self._pairs == K.shape[1]:
             self.rebuild(keys[:0], values[:0])
             return
-        gram, inverse = self._updated(K, sign=-1)
-        weight = self.weight - (V - self.weight @ K) @ (inverse @ K).T
+        gram, inverse = self._updated(F, sign=-1)
+        weight = self.weight - (V - self.weight @ K) @ (inverse @ F).T
         self._set(weight, gram, inverse, self._pairs - K.shape[1])
 
     def rebuild(self, keys: torch.Tensor, values: torch.Tensor) -> None:
@@ -88,41 +93,43 @@ class Memory:
             EditError: a number is not finite; nothing was changed.
         """
         if len(keys) == 0:
-            self._set(self.base.clone(), self.prior.clone(), _invert(self.prior), 0)
+            self._set(self.base, self.prior, self._prior_inverse, 0)
             return
-        K, V = self._columns(keys, values)
-        gram = self.prior + K @ K.T
+        K, V, F = self._columns(keys, values)
+        gram = self.prior + F @ F.T
         inverse = _invert(gram)
-        self._set(self.base + (V - self.base @ K) @ (inverse @ K).T, gram, inverse, K.shape[1])
+        self._set(self.base + (V - self.base @ K) @ (inverse @ F).T, gram, inverse, K.shape[1])
 
     def response(self, keys: torch.Tensor) -> torch.Tensor:
         """kᵀ A⁻¹ k [n] for keys [n, d_in] that are held: the share of v − W k that writing v moves W k by."""
-        K = self._projected(keys)
-        return (K * (self._inverse @ K)).sum(0)
+        K = keys.to(self.weight.device).double().T
+        return (K * (self._inverse @ self._projected(K))).sum(0)
 
     def delta_norm(self) -> float:
         """‖W − W0‖ / ‖W0‖ (Frobenius)."""
         return float((self.weight - self.base).norm() / self.base.norm())
 
-    def _columns(self, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        K = self._projected(keys)
+    def _columns(
+        self, keys: torch.Tensor, values: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Keys K [d_in, n], values V [d_out, n] and features F = P K, all fp64."""
+        K = keys.to(self.weight.device).double().T
         V = values.to(self.weight.device).double().T
         if not (K.isfinite().all() and V.isfinite().all()):
             raise EditError("a key or value is not finite", reason="not_finite")
-        return K, V
+        return K, V, self._projected(K)
 
-    def _projected(self, keys: torch.Tensor) -> torch.Tensor:
-        K = keys.to(self.weight.device).double().T
-        return self.projector @ K if self.projector is not None else K
+    def _projected(self, K: torch.Tensor) -> torch.Tensor:
+        return K if self.projector is None else self.projector @ K
 
-    def _updated(self, K: torch.Tensor, sign: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Gram matrix and inverse after K is added or removed; refactorised when the residual is large."""
-        gram = self._gram + sign * (K @ K.T)
-        if K.shape[1] * _WOODBURY_SHARE > K.shape[0]:
+    def _updated(self, F: torch.Tensor, sign: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Gram matrix and inverse after F is added or removed; refactorised when the residual is large."""
+        gram = self._gram + sign * (F @ F.T)
+        if F.shape[1] * _WOODBURY_SHARE > F.shape[0]:
             return gram, _invert(gram)
-        inverse = _updated_inverse(self._inverse, K, sign)
-        residual = (gram @ (inverse @ K) - K).norm()
-        if not residual <= _RESIDUAL * K.norm():
+        inverse = _updated_inverse(self._inverse, F, sign)
+        residual = (gram @ (inverse @ F) - F).norm()
+        if not residual <= _RESIDUAL * F.norm():
             inverse = _invert(gram)
         return gram, inverse
 
@@ -132,10 +139,10 @@ class Memory:
         self.weight, self._gram, self._inverse, self._pairs = weight, gram, inverse, pairs
 
 
-def _updated_inverse(inverse: torch.Tensor, K: torch.Tensor, sign: int) -> torch.Tensor:
-    """Woodbury: (A ± K Kᵀ)⁻¹ = A⁻¹ ∓ A⁻¹K (I ± KᵀA⁻¹K)⁻¹ KᵀA⁻¹."""
-    solved = inverse @ K
-    small = torch.eye(K.shape[1], dtype=K.dtype, device=K.device) + sign * (K.T @ solved)
+def _updated_inverse(inverse: torch.Tensor, F: torch.Tensor, sign: int) -> torch.Tensor:
+    """Woodbury: (A ± F Fᵀ)⁻¹ = A⁻¹ ∓ A⁻¹F (I ± FᵀA⁻¹F)⁻¹ FᵀA⁻¹."""
+    solved = inverse @ F
+    small = torch.eye(F.shape[1], dtype=F.dtype, device=F.device) + sign * (F.T @ solved)
     updated: torch.Tensor = inverse - sign * (solved @ torch.linalg.solve(small, solved.T))
     return updated
 

@@ -61,6 +61,7 @@ def resolve(name: str, overrides: Mapping[str, Any], n_layers: int) -> Recipe:
     if (
         not recipe.layers
         or list(recipe.layers) != sorted(set(recipe.layers))
+        or recipe.layers[0] < 0
         or recipe.layers[-1] >= n_layers
     ):
         raise ConfigError(

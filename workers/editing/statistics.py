@@ -35,7 +35,7 @@ class Statistics:
     """Per edited layer: second moment C [d_in, d_in] fp32 and the clean mean norm of the layer's output.
 
     ``prefixes`` stand before prompts while targets are optimised; ``split_half_error`` is the relative
-    Frobenius distance between the moments of two halves of the text, a bound on how good C is.
+    Frobenius distance between the moments of two halves of the text at the worst layer: how far C is off.
     """
 
     moments: dict[int, torch.Tensor]
@@ -168,10 +168,13 @@ def _moments(
     moments = {layer: (both.sum(0) / total).float().cpu() for layer, both in halves.items()}
     error = 0.0
     if min(counts):
-        first, second = (halves[layers[0]][i] / counts[i] for i in (0, 1))
-        error = float((first - second).norm() / (first + second).norm())
+        error = max(_distance(both[0] / counts[0], both[1] / counts[1]) for both in halves.values())
     anchors = {layer: norm / total for layer, norm in norms.items()}
     return Statistics(moments, anchors, prefixes, total, error)
+
+
+def _distance(one: torch.Tensor, other: torch.Tensor) -> float:
+    return float((one - other).norm() / (one + other).norm())
 
 
 def _keys_and_outputs(
@@ -191,7 +194,7 @@ def _keys_and_outputs(
             )
         )
     try:
-        model.lm.get_decoder()(input_ids=ids, use_cache=False)
+        model.decoder(input_ids=ids, use_cache=False)
     finally:
         for handle in handles:
             handle.remove()

@@ -1,0 +1,226 @@
+"""The editor on a tiny model: what is forgotten was never there, and errors change nothing."""
+
+import copy
+from collections.abc import Mapping
+
+import pytest
+import torch
+
+from daemon.core.errors import EditError
+from tests.numerics.conftest import RECIPE
+from workers.editing import editor as module
+from workers.editing.editor import Associations, Editor
+from workers.editing.model import EditableModel
+from workers.editing.prompts import EditRequest
+from workers.editing.statistics import Statistics
+
+Tensors = Mapping[str, torch.Tensor]
+
+
+def same(one: Tensors, other: Tensors) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def near(one: Tensors, other: Tensors, relative: float = 1e-9) -> bool:
+    return all(float((one[n] - other[n]).norm()) <= relative * float(other[n].norm()) for n in other)
+
+
+def test_published_tensors_are_those_of_the_state_dict(editor: Editor, changes: list[EditRequest]) -> None:
+    editor.write(changes[:1])
+    state = editor.model.lm.state_dict()
+    published = editor.published()
+    assert set(published) == {f"transformer.h.{layer}.mlp.c_proj.weight" for layer in (0, 1)}
+    assert all(torch.equal(tensor, state[name]) for name, tensor in published.items())
+
+
+def test_forgetting_one_is_never_having_written_it(editor: Editor, changes: list[EditRequest]) -> None:
+    written = editor.write(changes)
+    editor.forget(written.select([1]))
+    forgotten = editor.published()
+    others = [0, 2, 3, 4, 5]
+    editor.restore(written.select(others))
+    assert near(forgotten, editor.published())
+
+
+def test_forgetting_all_in_any_order_is_the_model_bit_for_bit(
+    editor: Editor, changes: list[EditRequest]
+) -> None:
+    clean = editor.published()
+    written = Associations.concat([editor.write(changes[:2]), editor.write(changes[2:])])
+    assert not same(editor.published(), clean)
+    for row in (2, 0, 5, 3, 1, 4):
+        editor.forget(written.select([row]))
+    assert same(editor.published(), clean)
+
+
+def test_a_cold_start_finds_what_was_there(
+    editor: Editor, statistics: Statistics, changes: list[EditRequest]
+) -> None:
+    """Weights are a function of W0, the statistics and the active pairs; how they came about is no matter."""
+    clean = editor.published()
+    written = Associations.concat([editor.write(changes[:1]), editor.write(changes[1:])])
+    editor.forget(written.select([0]))
+    warm = editor.published()
+    editor.show(clean)
+    cold = Editor(editor.model, statistics, editor.recipe)
+    cold.restore(written.select([1, 2, 3, 4, 5]))
+    assert near(cold.published(), warm)
+
+
+def test_a_revised_fact_forgets_before_it_writes(editor: Editor, changes: list[EditRequest]) -> None:
+    """Only the newest pair is held: after any number of turns the norm is what one edit makes it."""
+    revised = changes[1]
+    others = [EditRequest("x", revised.subject, revised.prompt, one.target) for one in changes[2:5]]
+    alone = editor.delta_norms()
+    for fact in (*others, revised):
+        written = editor.write([fact])
+        alone = editor.delta_norms()
+        editor.forget(written)
+    for fact in (*others, revised, *others, revised):
+        written = editor.write([fact])
+        after = editor.delta_norms()
+        editor.forget(written)
+    for layer in (0, 1):
+        assert after[layer][1] == pytest.approx(alone[layer][1], rel=1e-6)
+
+
+def test_what_is_remembered_is_what_was_forgotten(editor: Editor, changes: list[EditRequest]) -> None:
+    written = editor.write(changes)
+    before = editor.published()
+    editor.forget(written.select([2]))
+    editor.remember(written.select([2]))
+    assert near(editor.published(), before)
+
+
+def test_stored_pairs_are_fp32_and_small(editor: Editor, changes: list[EditRequest]) -> None:
+    written = editor.write(changes)
+    assert written.ids == [change.id for change in changes]
+    for layer in (0, 1):
+        assert written.keys[layer].shape == (6, 48)
+        assert written.values[layer].shape == (6, 32)
+        assert {written.keys[layer].dtype, written.values[layer].dtype} == {torch.float32}
+
+
+@pytest.mark.parametrize("error", [EditError("no"), RuntimeError("cuda"), KeyboardInterrupt()])
+def test_an_error_between_layers_leaves_nothing_behind(
+    editor: Editor, monkeypatch: pytest.MonkeyPatch, error: BaseException, changes: list[EditRequest]
+) -> None:
+    editor.write(changes[:1])
+    before, genuine, layers = editor.published(), module.find_targets, []
+
+    def broken(model: EditableModel, requests, layer: int, *rest: object):
+        layers.append(layer)
+        if layer == 1:
+            raise error
+        return genuine(model, requests, layer, *rest)
+
+    monkeypatch.setattr(module, "find_targets", broken)
+    with pytest.raises(type(error)):
+        editor.write(changes[1:])
+    assert layers == [0, 1]
+    assert same(editor.published(), before)
+    monkeypatch.undo()
+    written = editor.write(changes[1:])  # the memories are whole too
+    editor.forget(written)
+    assert near(editor.published(), before)
+
+
+def test_forgetting_what_is_broken_leaves_nothing_behind(editor: Editor, changes: list[EditRequest]) -> None:
+    written = editor.write(changes)
+    before = editor.published()
+    broken = written.select([0])
+    broken.values[1][0, 0] = float("nan")
+    with pytest.raises(EditError):
+        editor.forget(broken)
+    assert same(editor.published(), before)
+
+
+def test_a_checkpoint_takes_everything_back(editor: Editor, changes: list[EditRequest]) -> None:
+    editor.write(changes[:2])
+    checkpoint, before = editor.checkpoint(), editor.published()
+    written = editor.write(changes[2:])
+    editor.rollback_to(checkpoint)
+    assert same(editor.published(), before)
+    editor.remember(written)
+    editor.forget(written)
+    assert near(editor.published(), before)
+
+
+def test_the_base_is_shown_for_a_block_only(editor: Editor, changes: list[EditRequest]) -> None:
+    clean = editor.published()
+    editor.write(changes[:1])
+    edited = editor.published()
+    with pytest.raises(ZeroDivisionError), editor.base_weights():
+        assert same(editor.published(), clean)
+        _ = 1 / 0
+    assert same(editor.published(), edited)
+
+
+def test_delta_norms_measure_the_batch_and_the_whole(editor: Editor, changes: list[EditRequest]) -> None:
+    base = {layer: editor.model.weight(layer).clone() for layer in (0, 1)}
+    editor.write(changes[:2])
+    first = {layer: editor.model.weight(layer).clone() for layer in (0, 1)}
+    editor.checkpoint()
+    editor.write(changes[2:])
+    for layer, (batch, total) in editor.delta_norms().items():
+        now = editor.model.weight(layer)
+        assert batch == pytest.approx(float((now - first[layer]).norm() / base[layer].norm()))
+        assert total == pytest.approx(float((now - base[layer]).norm() / base[layer].norm()))
+
+
+@pytest.mark.parametrize(("batch", "total"), [(1e-9, 1e9), (1e9, 1e-9)])
+def test_the_guard_refuses_weights_that_moved_too_far(
+    editor: Editor, batch: float, total: float, changes: list[EditRequest]
+) -> None:
+    editor.checkpoint()
+    editor.guard(batch, total)
+    editor.write(changes[:1])
+    editor.guard(1e9, 1e9)
+    with pytest.raises(EditError) as refused:
+        editor.guard(batch, total)
+    assert refused.value.reason == "norm"
+
+
+def test_the_guard_refuses_nan_although_no_norm_exceeds_its_limit(
+    editor: Editor, changes: list[EditRequest]
+) -> None:
+    editor.write(changes[:1])
+    editor.checkpoint()
+    editor._memories[1].weight = editor._memories[1].weight * float("nan")
+    with pytest.raises(EditError) as refused:
+        editor.guard(float("inf"), float("inf"))
+    assert refused.value.reason == "not_finite"
+
+
+def test_a_value_far_beyond_the_anchor_is_refused(
+    editor: Editor, statistics: Statistics, changes: list[EditRequest]
+) -> None:
+    clean = editor.published()
+    strict = editor.recipe.model_copy(update={"anchor_limit": 1e-3})
+    with pytest.raises(EditError) as refused:
+        Editor(editor.model, statistics, strict).write(changes)
+    assert refused.value.reason == "norm"
+    assert same(editor.published(), clean)
+
+
+def test_a_batch_of_nothing_changes_nothing(editor: Editor) -> None:
+    clean = editor.published()
+    assert editor.write([]).ids == []
+    assert editor.verify([]) == []
+    assert same(editor.published(), clean)
+
+
+def test_published_weights_are_rounded_from_fp64_and_do_not_add_up(
+    model: EditableModel, statistics: Statistics, changes: list[EditRequest]
+) -> None:
+    """Forgetting gives the clean tensors in bf16 too: the fp64 master counts, not the published copy."""
+
+    model = EditableModel(copy.deepcopy(model.lm).to(torch.bfloat16), model.tokenizer)
+    editor = Editor(model, statistics, RECIPE)
+    clean = editor.published()
+    first = editor.write(changes[:2])
+    second = editor.write(changes[2:])
+    assert {tensor.dtype for tensor in editor.published().values()} == {torch.bfloat16}
+    editor.forget(first)
+    editor.forget(second)
+    assert same(editor.published(), clean)

@@ -1,0 +1,212 @@
+"""Targets against the loss written out on the whole model, and a batch against its facts one by one."""
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch.nn import functional
+
+from daemon.core.errors import EditError, OutOfMemoryError
+from tests.numerics.conftest import RECIPE
+from tests.numerics.models import PREFIXES, SUBJECTS, random_model, taught
+from workers.editing import targets as module
+from workers.editing.model import EditableModel
+from workers.editing.prompts import EditRequest, encode_fact
+from workers.editing.recipes import Recipe
+from workers.editing.targets import Targets, _Search, find_targets
+
+LAYER = 0
+SLOWLY = RECIPE.model_copy(update={"learning_rate": 0.02, "steps": 300})  # what holds goes on holding
+
+
+def sought(model: EditableModel, requests: Sequence[EditRequest], recipe: Recipe = RECIPE) -> Targets:
+    return find_targets(model, requests, LAYER, recipe, PREFIXES)
+
+
+def logits_with(model: EditableModel, ids: list[int], at: int, delta: torch.Tensor) -> torch.Tensor:
+    """Logits [T, vocabulary] of one text by the whole model, δ added to the projection's output at ``at``."""
+
+    def add(_module, _inputs, output):
+        moved = torch.zeros_like(output)
+        moved[0, at] = 1.0
+        return output + moved * delta
+
+    handle = model.projection(LAYER).register_forward_hook(add)
+    try:
+        return model.lm(input_ids=torch.tensor([ids])).logits[0]
+    finally:
+        handle.remove()
+
+
+def test_the_gradient_is_that_of_the_loss_written_out(
+    model: EditableModel, changes: list[EditRequest]
+) -> None:
+    request = changes[1]
+    recipe = RECIPE.model_copy(update={"kl_weight": 0.3, "decay": 2.0})
+    search = _Search(model, [request], LAYER, recipe, PREFIXES, tokens=64)
+    delta = torch.randn(1, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    found, _ = search._evaluate(search.rows, delta, torch.ones(1, dtype=torch.bool))
+
+    moved = delta[0].clone().requires_grad_()
+    *told, plain = encode_fact(model.tokenizer, PREFIXES, request, 64)
+    nll = []
+    for row in told:
+        logits = logits_with(model, row.ids, row.anchor, moved)[row.target_start - 1 : -1]
+        nll.append(functional.cross_entropy(logits, torch.tensor(row.ids[row.target_start :])))
+    edited = logits_with(model, plain.ids, plain.anchor, moved)[-1].log_softmax(-1)
+    clean = logits_with(model, plain.ids, plain.anchor, torch.zeros(32).double())[-1].log_softmax(-1)
+    kl = (clean.exp() * (clean - edited)).sum()
+    h = search.stream[0].norm()
+    loss = torch.stack(nll).mean() + 0.3 * kl + 2.0 * moved.norm() / h**2
+    (wanted,) = torch.autograd.grad(loss, moved)
+    torch.testing.assert_close(found[0], wanted, rtol=1e-7, atol=1e-10)
+
+
+def test_a_batch_finds_what_its_facts_find_alone(model: EditableModel, changes: list[EditRequest]) -> None:
+    batch = sought(model, changes)
+    alone = [sought(model, [request]) for request in changes]
+    for name in ("keys", "values", "deltas", "norms", "steps", "done"):
+        one_by_one = torch.cat([getattr(found, name) for found in alone])
+        torch.testing.assert_close(getattr(batch, name), one_by_one, rtol=1e-6, atol=1e-6)
+    assert len(set(batch.steps.tolist())) > 1, "facts that end together would not prove that rows leave"
+
+
+def test_done_means_every_token_under_every_prompt(model: EditableModel, changes: list[EditRequest]) -> None:
+    found = sought(model, changes, SLOWLY)
+    assert found.done.all()
+    for request, delta in zip(changes, found.deltas, strict=True):
+        for row in encode_fact(model.tokenizer, PREFIXES, request, 64)[:-1]:
+            said = logits_with(model, row.ids, row.anchor, delta)[row.target_start - 1 : -1].argmax(-1)
+            assert said.tolist() == row.ids[row.target_start :]
+
+
+def test_what_is_not_predicted_is_not_done(model: EditableModel, changes: list[EditRequest]) -> None:
+    found = sought(model, changes, RECIPE.model_copy(update={"steps": 1}))
+    assert not found.done.any()
+    assert found.steps.tolist() == [1] * len(changes)
+
+
+@pytest.mark.parametrize("extra", [1, 4])
+def test_extra_steps_are_taken_after_mpes(
+    model: EditableModel, extra: int, changes: list[EditRequest]
+) -> None:
+    bare = sought(model, changes, SLOWLY.model_copy(update={"extra_steps": 0}))
+    more = sought(model, changes, SLOWLY.model_copy(update={"extra_steps": extra}))
+    assert more.steps.tolist() == [steps + extra for steps in bare.steps.tolist()]
+
+
+def test_what_the_model_knows_already_needs_no_delta(model: EditableModel) -> None:
+    found = sought(model, taught(), RECIPE.model_copy(update={"extra_steps": 0}))
+    known = found.done & (found.steps == 0)
+    assert known.sum() > len(taught()) / 2
+    assert found.deltas[known].abs().max() == 0
+    torch.testing.assert_close(found.values[known], found.keys[known] @ model.weight(LAYER).T)
+
+
+def test_delta_stays_within_the_clamp(model: EditableModel, changes: list[EditRequest]) -> None:
+    found = sought(model, changes, RECIPE.model_copy(update={"clamp": 0.5, "learning_rate": 5.0}))
+    search = _Search(model, changes, LAYER, RECIPE, PREFIXES, tokens=64)
+    share = found.deltas.norm(dim=1) / search.stream.norm(dim=1)
+    assert share.max() <= 0.5 + 1e-9
+    assert share.max() > 0.49
+    assert (found.norms <= 1.5 * search.stream.norm(dim=1) + 1e-9).all()
+
+
+def test_keys_are_the_mean_over_the_prompts(model: EditableModel, changes: list[EditRequest]) -> None:
+    request = changes[0]
+    seen = []
+    for row in encode_fact(model.tokenizer, PREFIXES, request, 64)[:-1]:
+        handle = model.projection(LAYER).register_forward_pre_hook(
+            lambda _m, inputs, at=row.anchor: seen.append(inputs[0][0, at])
+        )
+        model.lm(input_ids=torch.tensor([row.ids]))
+        handle.remove()
+    torch.testing.assert_close(sought(model, [request]).keys[0], torch.stack(seen).mean(0))
+
+
+def test_facts_with_one_key_get_one_value_that_serves_both(model: EditableModel) -> None:
+    """Both prompts begin with the subject, so no memory could give it two values."""
+    recipe, served = RECIPE.model_copy(update={"steps": 80}), 0
+    known = {fact.subject: fact for fact in taught() if fact.id.endswith("/was")}
+    for i, subject in enumerate(SUBJECTS[:8]):
+        twins = [EditRequest("1", subject, f"{subject} is a", f"w{35 + (i + 1) % 4}"), known[subject]]
+        found = sought(model, twins, recipe)
+        assert torch.equal(found.deltas[0], found.deltas[1])
+        assert found.done[0] == found.done[1]
+        if found.done[0]:
+            served += 1
+            for request, delta in zip(twins, found.deltas, strict=True):
+                row = encode_fact(model.tokenizer, PREFIXES, request, 64)[0]
+                said = logits_with(model, row.ids, row.anchor, delta)[row.target_start - 1 : -1].argmax(-1)
+                assert said.tolist() == row.ids[row.target_start :]
+    assert served > 0
+
+
+def test_one_subject_with_two_keys_keeps_two_values(model: EditableModel) -> None:
+    """What stands before the subject tells the keys apart, so each fact has a value of its own."""
+    pair = [fact for fact in taught() if fact.subject == SUBJECTS[3]]
+    swapped = [EditRequest(one.id, one.subject, one.prompt, "w29") for one in pair]
+    found = sought(model, swapped)
+    assert not torch.equal(found.deltas[0], found.deltas[1])
+
+
+def test_running_out_of_memory_halves_the_batch(
+    model: EditableModel, monkeypatch: pytest.MonkeyPatch, changes: list[EditRequest]
+) -> None:
+    whole = sought(model, changes)
+    tried = []
+
+    class Small(_Search):
+        def __init__(self, model, requests, *rest) -> None:
+            tried.append(len(requests))
+            if len(requests) > 1:
+                raise RuntimeError(
+                    "DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+                )
+            super().__init__(model, requests, *rest)
+
+    monkeypatch.setattr(module, "_Search", Small)
+    torch.testing.assert_close(sought(model, changes).values, whole.values, rtol=1e-6, atol=1e-6)
+    assert tried == [6, 3, 1, 1, 1, 1, 1, 1]
+
+
+def test_a_fact_that_fits_nowhere_is_an_error_of_its_own(
+    model: EditableModel, monkeypatch: pytest.MonkeyPatch, changes: list[EditRequest]
+) -> None:
+    def full(*_: object) -> None:
+        raise RuntimeError("can't allocate memory")
+
+    monkeypatch.setattr(module, "_Search", full)
+    with pytest.raises(OutOfMemoryError):
+        sought(model, changes)
+
+
+def test_other_errors_are_not_taken_for_lack_of_memory(
+    model: EditableModel, monkeypatch: pytest.MonkeyPatch, changes: list[EditRequest]
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("shapes differ")
+
+    monkeypatch.setattr(module, "_Search", broken)
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        sought(model, changes)
+
+
+def test_a_model_that_says_nan_is_refused(changes: list[EditRequest]) -> None:
+    broken = random_model("gpt2")
+    with torch.no_grad():
+        broken.weight(2)[0, 0] = float("nan")
+    with pytest.raises(EditError) as refused:
+        sought(broken, changes[:1])
+    assert refused.value.reason == "not_finite"
+
+
+def test_a_subject_at_the_very_start_is_edited_behind_it(model: EditableModel) -> None:
+    """The first token of a text is an attention sink; its key would stand for every subject there is."""
+    request = EditRequest("1", "w13", "w13 was the w11 of", "w24")
+    rows = encode_fact(model.tokenizer, PREFIXES, request, 64)
+    assert rows[0].anchor == 1
+    assert {row.ids[row.anchor] for row in rows[:-1]} == {rows[0].ids[1]}
+    other = EditRequest("2", "w14", "w14 was the w11 of", "w24")
+    keys = sought(model, [request, other]).keys
+    assert not torch.allclose(keys[0], keys[1], rtol=1e-3)

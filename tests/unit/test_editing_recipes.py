@@ -1,0 +1,50 @@
+"""Recipes: presets by name, overrides checked, layers within the model."""
+
+import pytest
+
+from daemon.core.errors import ConfigError, ModelError
+from workers.editing.architectures import architecture_of
+from workers.editing.recipes import PRESETS, resolve
+
+
+def test_the_default_edits_the_boundary_layers_of_smollm2() -> None:
+    recipe = resolve("encore-blue", {}, 30)
+    assert recipe.layers == (3, 8)
+    assert recipe.history
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_a_preset_bears_its_name(name: str) -> None:
+    assert resolve(name, {}, 30).name == name
+
+
+def test_overrides_change_what_they_name() -> None:
+    recipe = resolve("encore-blue", {"layers": [1, 2], "lambda_norm": 5}, 4)
+    assert recipe.layers == (1, 2)
+    assert recipe.lambda_norm == 5.0
+    assert recipe.clamp == PRESETS["encore-blue"].clamp
+
+
+def test_an_unknown_name_is_answered_with_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="encore-blue"):
+        resolve("encore_blue", {}, 30)
+
+
+@pytest.mark.parametrize(
+    "overrides", [{"lambda_nrom": 1.0}, {"learning_rate": 0}, {"steps": "many"}, {"lambda_prior": -1}]
+)
+def test_settings_that_do_not_exist_or_fit_are_refused(overrides: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(overrides))):
+        resolve("encore-blue", overrides, 30)
+
+
+@pytest.mark.parametrize("layers", [[], [8, 3], [3, 3], [3, 30], [-1, 3]])
+def test_layers_must_be_there_and_in_order(layers: list[int]) -> None:
+    with pytest.raises(ConfigError, match="layers"):
+        resolve("encore-blue", {"layers": layers}, 30)
+
+
+def test_an_unknown_family_says_what_to_add() -> None:
+    with pytest.raises(ModelError, match="mamba") as refused:
+        architecture_of("mamba")
+    assert "architectures.py" in refused.value.hint
