@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from workers.bench.cli import app as bench_commands
+
 if TYPE_CHECKING:
     from daemon.core.config import Config
     from workers.editing.editor import Editor
@@ -22,6 +24,7 @@ def register(app: typer.Typer) -> None:
     app.command("probe")(probe)
     app.command("recipes")(recipes)
     app.command("tour")(tour)
+    app.add_typer(bench_commands, name="bench")
 
 
 def prepare(context: typer.Context) -> None:

@@ -5,19 +5,20 @@ something is refused; a write that raises has put the model back already.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Self
 
 import torch
 
+from daemon.core.errors import ConfigError
 from workers.editing.guards import require_anchored, require_finite, require_near
-from workers.editing.memory import Memory
+from workers.editing.memory import Memory, null_space, restrained
 from workers.editing.model import EditableModel
 from workers.editing.prompts import EditRequest
 from workers.editing.recipes import Recipe
 from workers.editing.statistics import Statistics
-from workers.editing.targets import find_targets
+from workers.editing.targets import Targets, find_keys, find_targets
 
 _ANSWER_MARGIN = 4  # tokens beyond the target that verification lets the model say
 
@@ -55,6 +56,15 @@ class Associations:
         )
 
 
+Measure = Callable[[str], AbstractContextManager[object]]
+"""Entered with the name of a stage for as long as the stage takes."""
+
+
+def unmeasured(_stage: str) -> AbstractContextManager[object]:
+    """Nobody wants to know."""
+    return nullcontext()
+
+
 @dataclass(frozen=True)
 class Verdict:
     """Whether greedy decoding answers a fact, and what it says."""
@@ -74,8 +84,11 @@ class Checkpoint:
 class Editor:
     """Writes and forgets facts in one model by one recipe."""
 
-    def __init__(self, model: EditableModel, statistics: Statistics, recipe: Recipe) -> None:
+    def __init__(
+        self, model: EditableModel, statistics: Statistics, recipe: Recipe, measure: Measure = unmeasured
+    ) -> None:
         self.model, self.statistics, self.recipe = model, statistics, recipe
+        self._measure = measure
         self.layers = list(recipe.layers)
         self._base = {layer: model.stored_weight(layer).detach().clone() for layer in self.layers}
         self._memories = {layer: self._new_memory(layer) for layer in self.layers}
@@ -92,19 +105,10 @@ class Editor:
         if not requests:
             return Associations([], {}, {})
         before = self._snapshot()
-        keys: dict[int, torch.Tensor] = {}
-        values: dict[int, torch.Tensor] = {}
-        steps: dict[int, float] = {}
         try:
-            for layer in self.layers:
-                found = find_targets(self.model, requests, layer, self.recipe, self.statistics.prefixes)
-                self._require_anchored(requests, found.norms, layer)
-                keys[layer], values[layer] = found.keys.float().cpu(), found.values.float().cpu()
-                steps[layer] = float(found.steps.float().mean())
-                self._memories[layer].write(keys[layer], values[layer])
-                self._publish(layer)
-            written = Associations([request.id for request in requests], keys, values, steps)
-            return self._mended(requests, written)
+            if self.recipe.residual == "shared":
+                return self._write_shared(requests)
+            return self.mend(requests, self._write_full(requests))
         except BaseException:
             self.rollback_to(before)
             raise
@@ -195,25 +199,80 @@ class Editor:
         finally:
             self.show(shown)
 
+    # -- writing --------------------------------------------------------------------------------------
+
+    def _write_full(self, requests: Sequence[EditRequest]) -> Associations:
+        """BLUE (arXiv 2502.03748): each layer's own target, its residual written in full."""
+        written = Associations([request.id for request in requests], {}, {})
+        for layer in self.layers:
+            found = self._targets(requests, layer)
+            written.steps[layer] = float(found.steps.float().mean())
+            self._write_layer(written, layer, found.keys, found.values)
+        return written
+
+    def _write_shared(self, requests: Sequence[EditRequest]) -> Associations:
+        """MEMIT (arXiv 2210.07229, eq. 20): one target at the last layer, r/(layers left) at each."""
+        last, prefixes = self.layers[-1], self.statistics.prefixes
+        if self.model.post_norm(last) is not None:
+            raise ConfigError(
+                f"recipe {self.recipe.name} shares one residual out, which a norm behind the projection "
+                "does not allow",
+                hint="use a recipe with residual = full, such as encore-blue",
+            )
+        written = Associations([request.id for request in requests], {}, {})
+        found = self._targets(requests, last)
+        written.steps[last] = float(found.steps.float().mean())
+        goal = found.stream + found.deltas
+        for left, layer in zip(range(len(self.layers), 0, -1), self.layers, strict=True):
+            keys, stream = find_keys(self.model, requests, layer, prefixes)
+            if layer != last:
+                _, stream = find_keys(self.model, requests, last, prefixes)
+            said = keys @ self.model.weight(layer).to(keys.dtype).T
+            self._write_layer(written, layer, keys, said + (goal - stream) / left)
+        return written
+
+    def _targets(self, requests: Sequence[EditRequest], layer: int) -> Targets:
+        with self._measure(f"targets of layer {layer}"):
+            found = find_targets(self.model, requests, layer, self.recipe, self.statistics.prefixes)
+        self._require_anchored(requests, found.norms, layer)
+        return found
+
+    def _write_layer(
+        self, written: Associations, layer: int, keys: torch.Tensor, values: torch.Tensor
+    ) -> None:
+        written.keys[layer], written.values[layer] = keys.float().cpu(), values.float().cpu()
+        self._memories[layer].write(written.keys[layer], written.values[layer])
+        self._publish(layer)
+
     # -- mending --------------------------------------------------------------------------------------
 
-    def _mended(self, requests: Sequence[EditRequest], written: Associations) -> Associations:
-        """Add to the last layer's value of each fact that greedy decoding does not answer yet.
+    def mend(self, requests: Sequence[EditRequest], written: Associations) -> Associations:
+        """Add to the last layer's value of each fact, new or old, that greedy decoding does not answer.
 
         The prior and the other facts keep W k short of v: writing moves W k by the share α = kᵀA⁻¹k only. A
         target found on the written weights is missing by δ, so the pair (k, v + δ/α) reaches it.
+
+        Raises:
+            EditError: a value is refused; the model is as it was.
         """
-        if not self.recipe.history:
+        if not self.recipe.exact:
             return written
+        before = self._snapshot()
+        try:
+            with self._measure("verify and mend"):
+                return self._mended(requests, written)
+        except BaseException:
+            self.rollback_to(before)
+            raise
+
+    def _mended(self, requests: Sequence[EditRequest], written: Associations) -> Associations:
         layer, values = self.layers[-1], written.values[self.layers[-1]].clone()
         keys, memory = written.keys[layer], self._memories[layer]
         for _ in range(self.recipe.mends):
             failed = [row for row, verdict in enumerate(self.verify(requests)) if not verdict.ok]
             if not failed:
                 break
-            wanted = [requests[row] for row in failed]
-            found = find_targets(self.model, wanted, layer, self.recipe, self.statistics.prefixes)
-            self._require_anchored(wanted, found.norms, layer)
+            found = self._targets([requests[row] for row in failed], layer)
             more = found.deltas.double() / memory.response(keys[failed])[:, None]
             memory.forget(keys[failed], values[failed])
             values[failed] += more.float().cpu()
@@ -228,7 +287,14 @@ class Editor:
         moment = self.statistics.moments[layer].to(weight.device).double()
         identity = torch.eye(len(moment), dtype=torch.float64, device=weight.device)
         prior = self.recipe.lambda_prior * moment + self.recipe.lambda_norm * identity
-        return Memory(weight, prior, history=self.recipe.history)
+        threshold = self.recipe.null_space_threshold
+        return Memory(
+            weight,
+            prior,
+            history=self.recipe.history,
+            equality=self.recipe.constraint == "equality",
+            projector=None if threshold is None else null_space(moment, threshold),
+        )
 
     def _change(
         self, associations: Associations, operation: Callable[[Memory, torch.Tensor, torch.Tensor], None]
@@ -248,7 +314,11 @@ class Editor:
             require_anchored(request.id, norm, limit)
 
     def _publish(self, layer: int) -> None:
-        self.model.set_weight(layer, self._memories[layer].weight)
+        memory = self._memories[layer]
+        weight = memory.weight
+        if self.recipe.restraint is not None:
+            weight = memory.base + restrained(weight - memory.base, memory.base, self.recipe.restraint)
+        self.model.set_weight(layer, weight)
 
     @torch.no_grad()
     def _show_stored(self, layer: int, weight: torch.Tensor) -> None:

@@ -5,6 +5,7 @@ holds, A0 = λp·C + λn·I. Writing and forgetting are its recursive form: with
 closed form with previous-edits weight 1 (arXiv 2502.01636), and it undoes itself exactly.
 """
 
+import math
 from typing import Self
 
 import torch
@@ -21,7 +22,9 @@ class Memory:
 
     With ``projector`` P [d_in, d_in] the weights only move along P (AlphaEdit, arXiv 2410.02355, eq. 14:
     keys through the null space of C): F = P K takes K's place wherever it is solved for, never where W
-    reads it. Without ``history`` each write is solved against the prior alone (MEMIT).
+    reads it. Without ``history`` each write is solved against the prior alone (MEMIT, arXiv 2210.07229,
+    eq. 14); with ``equality`` it reaches its values exactly at the least change under the prior (EMMET,
+    arXiv 2403.14236): W += (V − W K)(KᵀA⁻¹K)⁻¹ KᵀA⁻¹.
     """
 
     def __init__(
@@ -30,12 +33,13 @@ class Memory:
         prior: torch.Tensor,
         *,
         history: bool = True,
+        equality: bool = False,
         projector: torch.Tensor | None = None,
     ) -> None:
         self.base = weight.detach().double().clone()
         self.weight = self.base
         self.prior = prior.double()
-        self.history = history
+        self.history, self.equality = history, equality
         self.projector = projector
         self._pairs = 0
         self._prior_inverse = _invert(self.prior)
@@ -60,8 +64,11 @@ class Memory:
         strength = float((F * (self._prior_inverse @ F)).sum(0).max())
         if self.history and not strength <= _STRENGTH:
             raise EditError(f"a key outweighs the prior {strength:.0e} times", reason="norm", hint="raise λn")
-        gram, inverse = self._updated(F, sign=1)
-        weight = self.weight + (V - self.weight @ K) @ (inverse @ F).T
+        gram, inverse = (self._gram, self._inverse) if self.equality else self._updated(F, sign=1)
+        solved = inverse @ F
+        if self.equality:
+            solved = torch.linalg.solve(K.T @ solved, solved.T).T
+        weight = self.weight + (V - self.weight @ K) @ solved.T
         if not self.history:
             gram, inverse = self._gram, self._inverse
         self._set(weight, gram, inverse, self._pairs + K.shape[1])
@@ -74,7 +81,7 @@ class Memory:
         Raises:
             EditError: the memory keeps no history, or a number is not finite; nothing was changed.
         """
-        if not self.history:
+        if not self.history or self.equality:
             raise EditError(
                 "this recipe keeps no history and cannot forget", hint="use rollback, or encore-blue"
             )
@@ -137,6 +144,33 @@ class Memory:
         if not weight.isfinite().all():
             raise EditError("the solution is not finite", reason="not_finite")
         self.weight, self._gram, self._inverse, self._pairs = weight, gram, inverse, pairs
+
+
+def null_space(moment: torch.Tensor, threshold: float) -> torch.Tensor:
+    """P [d_in, d_in]: the projector onto the eigenvectors of C whose eigenvalues are below the threshold.
+
+    Raises:
+        EditError: there is none.
+    """
+    eigenvalues, vectors = torch.linalg.eigh(moment.double())
+    free = vectors[:, eigenvalues < threshold]
+    if free.shape[1] == 0:
+        raise EditError(f"C has no eigenvalue below {threshold}", hint="raise null_space_threshold")
+    projector: torch.Tensor = free @ free.T
+    return projector
+
+
+def restrained(delta: torch.Tensor, base: torch.Tensor, logarithm: float) -> torch.Tensor:
+    """ΔW whose singular values above σmax(W0) grow by a logarithm (PRUNE, arXiv 2405.16821, section 4.2).
+
+    σ becomes log_b σ − log_b σmax + σmax; smaller ones stay. The sum of all updates is restrained once, in
+    place of them, never added to them.
+    """
+    left, sigma, right = torch.linalg.svd(delta, full_matrices=False)
+    largest = torch.linalg.matrix_norm(base, ord=2)
+    grown = (sigma / largest).clamp(min=1.0).log() / math.log(logarithm) + largest
+    kept: torch.Tensor = (left * torch.where(sigma > largest, grown, sigma)) @ right
+    return kept
 
 
 def _updated_inverse(inverse: torch.Tensor, F: torch.Tensor, sign: int) -> torch.Tensor:

@@ -101,31 +101,41 @@ class EditableModel:
             ]
         return answers
 
-    @torch.no_grad()
     def target_nll(self, prompts: Sequence[str], targets: Sequence[str]) -> torch.Tensor:
         """Mean negative log-likelihood [n] in nats of a token of each target after its prompt."""
+        return self.target_scores(prompts, targets)[0]
+
+    @torch.no_grad()
+    def target_scores(
+        self, prompts: Sequence[str], targets: Sequence[str]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """That NLL [n], and whether every token of the target is the most probable one [n] bool."""
         texts = [said_after(prompt, target) for prompt, target in zip(prompts, targets, strict=True)]
         found: list[torch.Tensor] = []
+        exact: list[torch.Tensor] = []
         for start in range(0, len(texts), _ROWS):
-            nll, spans = self._nll(texts[start : start + _ROWS])
+            nll, right, spans = self._nll(texts[start : start + _ROWS])
             lengths = torch.tensor([len(prompt) for prompt in prompts[start : start + _ROWS]])
             wanted = spans[:, :, 1] > lengths[:, None]
             wanted = wanted[:, 1:].to(nll.device) & nll.isfinite()
             found.append((nll.nan_to_num() * wanted).sum(1) / wanted.sum(1).clamp(min=1))
-        return torch.cat(found).cpu() if found else torch.empty(0)
+            exact.append((right | ~wanted).all(1))
+        if not found:
+            return torch.empty(0), torch.empty(0, dtype=torch.bool)
+        return torch.cat(found).cpu(), torch.cat(exact).cpu()
 
     @torch.no_grad()
     def token_nll(self, texts: Sequence[str]) -> float:
         """Mean negative log-likelihood in nats of a token of the texts, their first tokens left out."""
         total, count = 0.0, 0
         for start in range(0, len(texts), _ROWS):
-            nll, _ = self._nll(texts[start : start + _ROWS])
+            nll, _, _ = self._nll(texts[start : start + _ROWS])
             kept = nll[nll.isfinite()]
             total, count = total + float(kept.double().sum()), count + kept.numel()
         return total / max(count, 1)
 
-    def _nll(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        """NLL [n, T − 1] of every token but the first, NaN at padding, and the character spans [n, T, 2]."""
+    def _nll(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """NLL [n, T − 1] of every token but the first, NaN at padding; argmax or not; spans [n, T, 2]."""
         batch = self.tokenizer(
             list(texts), padding=True, padding_side="right", return_offsets_mapping=True, return_tensors="pt"
         )
@@ -133,7 +143,9 @@ class EditableModel:
         ids, mask = batch["input_ids"].to(self.device), batch["attention_mask"].to(self.device)
         logits = self.lm(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1].to(self.precise)
         nll = nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
-        return nll.masked_fill(mask[:, 1:] == 0, float("nan")), spans * batch["attention_mask"][:, :, None]
+        right = logits.argmax(-1) == ids[:, 1:]
+        spans = spans * batch["attention_mask"][:, :, None]
+        return nll.masked_fill(mask[:, 1:] == 0, float("nan")), right, spans
 
 
 def load_model(path: Path, device: str = "auto", dtype: str = "auto") -> EditableModel:

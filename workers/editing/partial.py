@@ -71,8 +71,8 @@ class Lower:
 
 
 @torch.no_grad()
-def run_lower(model: EditableModel, layout: Layout, layer: int) -> Lower:
-    """Run whole rows up to ``layer``, and the columns before the anchor through all layers above it."""
+def run_lower(model: EditableModel, layout: Layout, layer: int, *, cached: bool = True) -> Lower:
+    """Run whole rows up to ``layer``; when ``cached``, the columns before the anchor through all above it."""
     seen: list[torch.Tensor] = []
 
     def projected(_module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
@@ -96,7 +96,7 @@ def run_lower(model: EditableModel, layout: Layout, layer: int) -> Lower:
             handle.remove()
     keys, values, hidden = seen
     cache = PrefixCache()
-    if layout.anchor:
+    if layout.anchor and cached:
         before = slice(0, layout.anchor)
         _above(
             model, hidden[:, before], bias[:, :, before, before], layout.positions[:, before], layer, cache

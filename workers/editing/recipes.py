@@ -20,13 +20,27 @@ class Recipe(BaseModel):
     layers: tuple[int, ...] = Field((3, 8), description="edited layers, first to last")
     residual: Literal["full", "shared"] = Field("full", description="own target a layer, or one shared out")
     history: bool = Field(True, description="keep previous edits in the normal equations")
+    constraint: Literal["ridge", "equality"] = Field(
+        "ridge", description="values reached as far as the prior lets them, or exactly (EMMET)"
+    )
     lambda_prior: float = Field(100.0, ge=0, description="λp: weight of what the model knows")
     lambda_norm: float = Field(1.0, ge=0, description="λn: Frobenius norm constraint")
     null_space_threshold: float | None = Field(
-        None, description="AlphaEdit: eigenvalues of C below it are free"
+        None, gt=0, description="AlphaEdit: eigenvalues of C below it are free"
     )
-    learning_rate: float = Field(0.5, gt=0, description="Adam's step on δ")
+    restraint: float | None = Field(
+        None, gt=1, description="PRUNE: base of the logarithm that large singular values of ΔW grow by"
+    )
+    optimiser: Literal["adam", "normalised"] = Field("adam", description="how δ goes downhill")
+    learning_rate: float = Field(
+        0.5, gt=0, description="Adam's step on δ, or the normalised step as a share of ‖h‖"
+    )
     steps: int = Field(25, ge=1, description="most steps of the target optimisation")
+    later_steps: int | None = Field(None, ge=1, description="the same behind the first layer; none: as there")
+    stop: Literal["mpes", "loss", "never"] = Field(
+        "mpes",
+        description="end when every target token is most probable, at a loss of 0.05, or with the steps",
+    )
     extra_steps: int = Field(2, ge=0, description="steps after every target token is most probable (MPES)")
     clamp: float = Field(0.75, gt=0, description="‖δ‖ at most this share of ‖h‖")
     kl_weight: float = Field(0.0625, ge=0, description="weight of the KL term on «{subject} is a»")
@@ -36,10 +50,92 @@ class Recipe(BaseModel):
         2.0, gt=0, description="refuse values beyond this multiple of the norm anchor"
     )
 
+    def steps_at(self, layer: int) -> int:
+        """Most steps of the target optimisation at an edited layer."""
+        return self.steps if layer == self.layers[0] or self.later_steps is None else self.later_steps
+
+    @property
+    def exact(self) -> bool:
+        """Whether W is a function of W0 and the facts it holds, so that one can be taken out exactly."""
+        return self.history and self.constraint == "ridge" and self.restraint is None
+
 
 _ENCORE_BLUE = Recipe()
+_CRITICAL = tuple(range(_ENCORE_BLUE.layers[0], _ENCORE_BLUE.layers[-1] + 1))
+# What the published codes share: one residual for all critical layers, MEMIT's stopping, no mending.
+_PUBLISHED: Mapping[str, Any] = MappingProxyType(
+    {"layers": _CRITICAL, "residual": "shared", "stop": "loss", "extra_steps": 0, "mends": 0}
+)
+_BOUNDARY: Mapping[str, Any] = MappingProxyType(
+    {"layers": _ENCORE_BLUE.layers, "residual": "full", "learning_rate": 0.1}
+)
+_MEMIT: Mapping[str, Any] = MappingProxyType({"history": False, "lambda_norm": 0.0})
+_ALPHAEDIT: Mapping[str, Any] = MappingProxyType(
+    {"lambda_prior": 0.0, "lambda_norm": 10.0, "null_space_threshold": 2e-2}
+)
 
-PRESETS: Mapping[str, Recipe] = MappingProxyType({"encore-blue": _ENCORE_BLUE})
+
+def _preset(name: str, summary: str, *parts: Mapping[str, Any], **settings: Any) -> Recipe:
+    merged: dict[str, Any] = {"name": name, "summary": summary}
+    for part in (*parts, settings):
+        merged |= part
+    return Recipe.model_validate(merged)
+
+
+PRESETS: Mapping[str, Recipe] = MappingProxyType(
+    {
+        one.name: one
+        for one in (
+            _ENCORE_BLUE,
+            _preset(
+                "encore",
+                "ENCORE (arXiv 2502.01636): MPES, norm constraint and previous edits at all critical layers",
+                _PUBLISHED,
+                stop="mpes",
+                extra_steps=1,
+            ),
+            _preset(
+                "memit", "MEMIT (arXiv 2210.07229): each batch against the prior alone", _PUBLISHED, _MEMIT
+            ),
+            _preset(
+                "memit-blue",
+                "MEMIT at BLUE's boundary layers (arXiv 2502.03748), own full target at each",
+                _PUBLISHED,
+                _MEMIT,
+                _BOUNDARY,
+            ),
+            _preset(
+                "alphaedit",
+                "AlphaEdit (arXiv 2410.02355): keys through the null space of C, previous edits",
+                _PUBLISHED,
+                _ALPHAEDIT,
+                learning_rate=0.1,
+            ),
+            _preset(
+                "alphaedit-blue",
+                "AlphaEdit at BLUE's boundary layers (arXiv 2502.03748)",
+                _PUBLISHED,
+                _ALPHAEDIT,
+                _BOUNDARY,
+                lambda_norm=1.0,
+            ),
+            _preset(
+                "prune",
+                "PRUNE (arXiv 2405.16821): MEMIT, large singular values of the summed ΔW restrained",
+                _PUBLISHED,
+                _MEMIT,
+                restraint=1.2,
+            ),
+            _preset(
+                "emmet",
+                "EMMET (arXiv 2403.14236): the batch's values reached exactly, least change under C",
+                _PUBLISHED,
+                _MEMIT,
+                constraint="equality",
+            ),
+        )
+    }
+)
 
 
 def resolve(name: str, overrides: Mapping[str, Any], n_layers: int) -> Recipe:

@@ -3,7 +3,8 @@
 Loss of a fact (MEMIT, arXiv 2210.07229, section 4.2, with the settings of ENCORE, arXiv 2502.01636): mean NLL
 of the target over the bare and the prefixed prompts + kl·KL(clean ‖ edited) after «{subject} is a» +
 decay·‖δ‖/‖h‖², with ‖δ‖ kept within clamp·‖h‖. A fact is done by Most-Probable Early Stopping: every target
-token is the argmax under every prompt, the bare one included; then come the recipe's extra steps.
+token is the argmax under every prompt, the bare one included; then come the recipe's extra steps. Recipes of
+the older methods stop where MEMIT does, at a loss of 0.05, or not before the steps are spent.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,11 +17,12 @@ from torch.nn import functional
 
 from daemon.core.errors import EditError, OutOfMemoryError
 from workers.editing.model import EditableModel
-from workers.editing.optimiser import Adam
+from workers.editing.optimiser import Adam, Normalised
 from workers.editing.partial import Lower, reach_of, run_lower, run_upper, stream_with
 from workers.editing.prompts import EditRequest, Encoded, Layout, encode_fact, lay_out
 from workers.editing.recipes import Recipe
 
+_LOSS_FLOOR = 0.05  # nats: where MEMIT stops
 _SAME_KEY = 0.99  # cosine above which the keys of two facts about one subject are one key
 _FACTS = {"cpu": 64}  # facts sought together, and tokens of one pass through the upper layers,
 _TOKENS = {"cpu": 768}  # by kind of device: memory follows both, and both are halved when it runs out
@@ -33,13 +35,14 @@ class Targets:
     """One row a fact, in the order of the requests, ``precise`` dtype of the model.
 
     keys [n, d_in]: mean over the prompts; values [n, d_out] = W k + δ; deltas [n, d_out];
-    norms [n]: of the layer's output at the subject of the bare prompt, δ included;
-    steps [n] int64 taken; done [n] bool: MPES holds.
+    stream [n, d_model]: the layer's output at the subject of the bare prompt, without δ; norms [n]: with it;
+    steps [n] int64 taken; done [n] bool: the recipe's condition held.
     """
 
     keys: torch.Tensor
     values: torch.Tensor
     deltas: torch.Tensor
+    stream: torch.Tensor
     norms: torch.Tensor
     steps: torch.Tensor
     done: torch.Tensor
@@ -74,6 +77,29 @@ def find_targets(
         start += len(chunk)
     names = Targets.__dataclass_fields__
     return Targets(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
+
+
+@torch.no_grad()
+def find_keys(
+    model: EditableModel, requests: Sequence[EditRequest], layer: int, prefixes: Sequence[str]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean keys [n, d_in] of the prompts, and the layer's output [n, d_model] at the bare one's subject."""
+    d_in = model.weight(layer).shape[1]
+    keys = torch.zeros(len(requests), d_in, dtype=model.precise, device=model.device)
+    stream = keys.new_zeros(len(requests), model.width)
+    rows = [
+        _Row(row, i, j == 0)
+        for i, request in enumerate(requests)
+        for j, row in enumerate(encode_fact(model.tokenizer, prefixes, request, model.max_tokens)[:-1])
+    ]
+    for group in _grouped(rows, _TOKENS.get(model.device.type, _TOKENS_ELSEWHERE)):
+        layout = lay_out([row.encoded for row in group], model.pad, model.device)
+        lower = run_lower(model, layout, layer, cached=False)
+        fact = torch.tensor([row.fact for row in group], device=model.device)
+        keys.index_add_(0, fact, lower.keys.to(keys.dtype))
+        bare = torch.tensor([row.bare for row in group], device=model.device)
+        stream[fact[bare]] = lower.hidden[bare, 0].to(stream.dtype)
+    return keys / (1 + len(prefixes)), stream
 
 
 @dataclass(frozen=True)
@@ -151,15 +177,19 @@ class _Search:
         recipe, count = self.recipe, len(self.members)
         shape = (count, self.model.weight(self.layer).shape[0])
         delta = torch.zeros(shape, dtype=self.keys.dtype, device=self.keys.device)
-        adam = Adam(delta, recipe.learning_rate)
+        optimiser = (
+            Adam(delta, recipe.learning_rate)
+            if recipe.optimiser == "adam"
+            else Normalised(delta, recipe.learning_rate, self.reach)
+        )
         ticks = torch.zeros(count, dtype=torch.long, device=delta.device)
         steps, sought = torch.zeros_like(ticks), torch.ones_like(ticks, dtype=torch.bool)
         rows = self.rows
-        for _ in range(recipe.steps):
+        for _ in range(recipe.steps_at(self.layer)):
             gradient, right = self._evaluate(rows, delta, sought)
             ticks += (right & sought).long()
             moving = sought & ~(ticks > recipe.extra_steps)  # without extra steps the step is not taken
-            adam.step(gradient, moving)
+            optimiser.step(gradient, moving)
             self._clamp(delta)
             steps += moving.long()
             before, sought = sought, sought & (ticks < max(1, recipe.extra_steps))
@@ -172,32 +202,43 @@ class _Search:
     def _evaluate(
         self, rows: Sequence[_Rows], delta: torch.Tensor, sought: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The gradient of the loss by δ [units, d_out], and which units predict all their targets [units]."""
+        """The gradient of the loss by δ [units, d_out], and which units [units] may stop."""
         moved, gradient = delta.clone().requires_grad_(), torch.zeros_like(delta)
         wrong = torch.zeros(len(delta), dtype=torch.long, device=delta.device)
+        losses = torch.zeros(len(delta), dtype=delta.dtype, device=delta.device)
         for one in rows:
             normed = run_upper(self.model, one.layout, self.layer, one.lower, moved[self.unit[one.fact]])
             if one.clean is None:
-                loss = self._answer_loss(one, normed, wrong)
+                each = self._answer_loss(one, normed, wrong)
             else:
-                loss = self._drift(one, normed, one.clean)
-            gradient += torch.autograd.grad(loss, moved)[0]
-        decay = self.recipe.decay * (moved.norm(dim=1) / self.reach**2)[sought].sum()
-        return gradient + torch.autograd.grad(decay, moved)[0], wrong == 0
+                each = self._drift(one, normed, one.clean)
+            losses += each.detach()
+            gradient += torch.autograd.grad(each.sum(), moved)[0]
+        decay = self.recipe.decay * (moved.norm(dim=1) / self.reach**2) * sought
+        gradient += torch.autograd.grad(decay.sum(), moved)[0]
+        return gradient, self._right(wrong, losses + decay.detach())
+
+    def _right(self, wrong: torch.Tensor, losses: torch.Tensor) -> torch.Tensor:
+        """Which units [units] meet the recipe's condition to stop."""
+        if self.recipe.stop == "mpes":
+            return wrong == 0
+        return losses < (_LOSS_FLOOR if self.recipe.stop == "loss" else -1.0)
 
     def _answer_loss(self, rows: _Rows, normed: torch.Tensor, wrong: torch.Tensor) -> torch.Tensor:
-        """Mean NLL of the units' target tokens; counts those that are not the argmax into ``wrong``."""
+        """Mean NLL [units] of the target tokens; counts those that are not the argmax into ``wrong``."""
         at, tokens = rows.layout.wanted()
         logits = self.model.logits(normed[at])
         unit = self.unit[rows.fact[at[0]]]
         wrong.index_add_(0, unit, (logits.detach().argmax(-1) != tokens).long())
-        return (functional.cross_entropy(logits, tokens, reduction="none") / self.answers[unit]).sum()
+        nll = functional.cross_entropy(logits, tokens, reduction="none") / self.answers[unit]
+        return _sums(nll, unit, len(self.members))
 
     def _drift(self, rows: _Rows, normed: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
-        """kl·KL(clean ‖ edited) of the next token after «{subject} is a»."""
+        """kl·KL(clean ‖ edited) [units] of the next token after «{subject} is a»."""
         edited = self._after(rows.layout, normed)
         kl = functional.kl_div(edited, clean, reduction="none", log_target=True).sum(-1)
-        return self.recipe.kl_weight * (kl / self.members[self.unit[rows.fact]]).sum()
+        unit = self.unit[rows.fact]
+        return self.recipe.kl_weight * _sums(kl / self.members[unit], unit, len(self.members))
 
     @torch.no_grad()
     def _clamp(self, delta: torch.Tensor) -> None:
@@ -211,7 +252,7 @@ class _Search:
                 raise EditError(f"the target of {request.id} is not finite", reason="not_finite")
         values = self.keys @ self.model.weight(self.layer).to(self.keys.dtype).T + deltas
         norms = stream_with(self.model, self.layer, self.stream, self.said, deltas).norm(dim=1)
-        return Targets(self.keys, values, deltas, norms, steps[self.unit], done[self.unit])
+        return Targets(self.keys, values, deltas, self.stream, norms, steps[self.unit], done[self.unit])
 
     # -- before the first step ------------------------------------------------------------------------
 

@@ -1,0 +1,109 @@
+"""Facts of CounterFact and zsRE, read from the standard files."""
+
+import json
+import random
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from daemon.core.errors import ConfigError
+from workers.editing.prompts import EditRequest
+
+HUB_FILES = {
+    "counterfact": ("azhx/counterfact", "data/train-00000-of-00001.json"),
+    "zsre": ("wangzn2001/zsre", "zsre_mend_eval.json"),
+}
+
+
+@dataclass(frozen=True)
+class BenchFact:
+    """One fact to write, what was true before, a paraphrase and one prompt of the neighborhood."""
+
+    request: EditRequest
+    true: str
+    paraphrase: str
+    neighbor: str
+    neighbor_true: str
+
+
+def load_facts(name: str, n: int, seed: int, path: Path | None) -> list[BenchFact]:
+    """``n`` facts, no two about one subject, in an order drawn by ``seed`` from the whole file.
+
+    Raises:
+        ConfigError: the file is missing, unreadable or too short.
+    """
+    records = list(_records(_find(name, path)))
+    random.Random(seed).shuffle(records)
+    make = _counterfact if name == "counterfact" else _zsre
+    found: dict[str, BenchFact] = {}
+    for number, record in enumerate(records):
+        fact = make(record, number)
+        if fact is not None and fact.request.subject not in found:
+            found[fact.request.subject] = fact
+        if len(found) == n:
+            return list(found.values())
+    raise ConfigError(f"{name} has {len(found)} facts of different subjects, {n} were asked for")
+
+
+def _find(name: str, path: Path | None) -> Path:
+    """The file that was named, the one beside the checkout, or the one of the hub."""
+    if path is not None:
+        return path
+    near = Path("..") / "shared" / "data" / f"{name}.jsonl"
+    if near.is_file():
+        return near
+    from huggingface_hub import hf_hub_download
+
+    repository, file = HUB_FILES[name]
+    try:
+        return Path(hf_hub_download(repository, file, repo_type="dataset"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{name} is neither beside the checkout nor on the hub: {error}", hint="name its file by --data"
+        ) from error
+
+
+def _records(path: Path) -> Iterator[Mapping[str, Any]]:
+    try:
+        text = path.read_text(encoding="utf-8")
+        whole = text.lstrip().startswith("[")
+        yield from json.loads(text) if whole else (json.loads(line) for line in text.splitlines() if line)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
+
+
+def _counterfact(record: Mapping[str, Any], number: int) -> BenchFact | None:
+    """A flat record, or one of the published file with its lists."""
+    rewrite = record.get("requested_rewrite")
+    if rewrite is None:
+        flat = record
+    else:
+        flat = {
+            "subject": rewrite["subject"],
+            "prompt": rewrite["prompt"].replace("{}", rewrite["subject"]),
+            "target_new": rewrite["target_new"]["str"],
+            "target_true": rewrite["target_true"]["str"],
+            "paraphrase": record["paraphrase_prompts"][0],
+            "neighborhood_prompt": record["neighborhood_prompts"][0],
+            "neighborhood_target": rewrite["target_true"]["str"],
+        }
+    if flat["subject"] not in flat["prompt"]:
+        return None
+    request = EditRequest(str(number), flat["subject"], flat["prompt"], flat["target_new"])
+    return BenchFact(
+        request,
+        flat["target_true"],
+        flat["paraphrase"],
+        flat["neighborhood_prompt"],
+        flat["neighborhood_target"],
+    )
+
+
+def _zsre(record: Mapping[str, Any], number: int) -> BenchFact | None:
+    """Questions; the neighborhood is an unrelated question."""
+    if record["subject"] not in record["src"]:
+        return None
+    request = EditRequest(str(number), record["subject"], record["src"], record["alt"])
+    neighbor = record["loc"].removeprefix("nq question: ") + "?"
+    return BenchFact(request, record["answers"][0], record["rephrase"], neighbor, record["loc_ans"])
