@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
@@ -61,19 +61,21 @@ class Supervisor:
             ledger = Ledger.open(self.config.ledger_url)
             stack.callback(ledger.close)
             self._prepare(ledger)
-            worker = self._worker()
-            worker.start()
-            stack.callback(worker.stop, self.config.edit.task_seconds)
+            children = self._children()
+            for child in children:
+                child.start()
+                stack.callback(child.stop, self.config.edit.task_seconds)
             scheduler = Scheduler(ledger, self.config, CeleryQueue(self.config))
             scheduler.start()
             stack.callback(scheduler.stop)
             stack.enter_context(self._api(ledger))
             log.info("running", data_dir=str(self.config.data_dir), api=self.config.api.port)
-            self._watch(worker, scheduler, once=once)
+            self._watch(children, scheduler, once=once)
 
-    def _watch(self, worker: Child, scheduler: Scheduler, *, once: bool) -> None:
+    def _watch(self, children: Sequence[Child], scheduler: Scheduler, *, once: bool) -> None:
         while not self._stopping.wait(_WATCH_SECONDS):
-            worker.watch()
+            for child in children:
+                child.watch()
             if self._private_redis is not None and not self._private_redis.alive():
                 log.warning("Redis died; starting it again")
                 self._private_redis.start()
@@ -127,6 +129,16 @@ class Supervisor:
         if subprocess.run(command, env=self._environment, check=False).returncode != 0:
             raise UnavailableError("the model could not be prepared", hint="errata prepare says why")
 
+    def _children(self) -> list[Child]:
+        """The worker, and what else the configuration asks for: the publisher, the completion routes."""
+        errata = [sys.executable, "-m", "daemon.cli"]
+        children = [self._worker()]
+        if self.config.publish.follow:
+            children.append(self._child("publish", [*errata, "publish", "--follow"]))
+        if self.config.serve.enabled:
+            children.append(self._child("serve", [*errata, "serve"]))
+        return children
+
     def _worker(self) -> Child:
         name = self.config.model.name
         command = [
@@ -134,7 +146,10 @@ class Supervisor:
             "--concurrency", "1", "--queues", edit_queue(name), "--hostname", f"edit-{name}@%h",
             "--without-gossip", "--without-mingle", "--loglevel", self.config.log.level,
         ]  # fmt: skip
-        return Child("worker", command, self._environment, self._log_file("worker"))
+        return self._child("worker", command)
+
+    def _child(self, name: str, command: Sequence[str]) -> Child:
+        return Child(name, command, self._environment, self._log_file(name))
 
     @contextmanager
     def _api(self, ledger: Ledger) -> Iterator[None]:

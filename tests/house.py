@@ -34,6 +34,7 @@ class House:
             "edit": {"batch_age_seconds": 0.5, "lease_seconds": 3.0, "resend_seconds": 3.0},
             "store": {"reserve_bytes": 0},
             "api": {"port": 0},
+            "publish": {"follow": False},
             "schedule": {
                 "pull_seconds": 0.2, "dispatch_seconds": 0.2, "reconcile_seconds": 1.0,
                 "judge_seconds": 0.2, "lease_seconds": 2.0,

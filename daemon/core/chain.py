@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from sqlalchemy import Connection, RowMapping, or_, select
 
 from daemon.core.errors import NotFoundError
+from daemon.core.names import RevisionState
 from daemon.core.schema import revisions, tenures
 
 
@@ -19,6 +20,13 @@ def head(connection: Connection, model: str) -> RowMapping:
     if row is None:
         raise NotFoundError(f"model {model!r} has no revision yet", hint="errata prepare founds revision 0")
     return row
+
+
+def live(connection: Connection, model: str) -> RowMapping | None:
+    """The newest revision that passed its probes; None when there is none."""
+    good = (revisions.c.model == model) & (revisions.c.state == RevisionState.LIVE)
+    query = select(revisions).where(good).order_by(revisions.c.number.desc()).limit(1)
+    return connection.execute(query).mappings().one_or_none()
 
 
 def find_revision(connection: Connection, model: str, number: int) -> RowMapping | None:

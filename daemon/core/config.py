@@ -6,7 +6,7 @@ import tomllib
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import BaseModel, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -15,19 +15,16 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from daemon.core.config_base import LOOPBACK, Section
+from daemon.core.config_serving import ConsumerConfig, PublishConfig, ServeConfig
 from daemon.core.errors import ConfigError
-from daemon.core.names import DEFAULT_MODEL, NAME_PATTERN
+from daemon.core.names import DEFAULT_MODEL, LIVE_LINK, NAME_PATTERN
 
 CONFIG_FILE = "errata.toml"
 CONFIG_VARIABLE = "ERRATA_CONFIG"
 
 
-class _Section(BaseModel):
-    # no infinity: neither a timedelta nor a scheduler takes one, and both would say so only when running
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class ModelConfig(_Section):
+class ModelConfig(Section):
     """The model that is edited."""
 
     name: str = Field(DEFAULT_MODEL, pattern=NAME_PATTERN, description="name of the model in the ledger")
@@ -42,7 +39,7 @@ class ModelConfig(_Section):
     threads: int = Field(0, ge=0, description="torch threads; 0: as many as there are cores")
 
 
-class EditConfig(_Section):
+class EditConfig(Section):
     """How batches are made and written."""
 
     recipe: str = Field("encore-blue", description="preset, see errata recipes")
@@ -70,7 +67,7 @@ class EditConfig(_Section):
         return self
 
 
-class WatchConfig(_Section):
+class WatchConfig(Section):
     """What a revision must keep to; exported beside the measurements."""
 
     efficacy_floor: float = Field(
@@ -97,7 +94,7 @@ class WatchConfig(_Section):
     )
 
 
-class StoreConfig(_Section):
+class StoreConfig(Section):
     """Blobs of revisions on disk."""
 
     keep_revisions: int = Field(
@@ -107,7 +104,7 @@ class StoreConfig(_Section):
     reserve_bytes: int = Field(512 << 20, ge=0, description="free space that an edit must leave")
 
 
-class ApiConfig(_Section):
+class ApiConfig(Section):
     """The HTTP API; loopback unless a token guards it."""
 
     host: str = Field("127.0.0.1", description="address to listen on")
@@ -116,12 +113,12 @@ class ApiConfig(_Section):
 
     @model_validator(mode="after")
     def _guarded(self) -> Self:
-        if self.host not in ("127.0.0.1", "::1", "localhost") and self.token_file is None:
+        if self.host not in LOOPBACK and self.token_file is None:
             raise ValueError("api.token_file is needed to listen on other than loopback")
         return self
 
 
-class ScheduleConfig(_Section):
+class ScheduleConfig(Section):
     """Seconds between the scheduler's ticks."""
 
     pull_seconds: float = Field(1.0, gt=0, description="between pulls of each feed")
@@ -132,7 +129,7 @@ class ScheduleConfig(_Section):
     lease_seconds: float = Field(15.0, ge=1, description="scheduler lease; one scheduler leads")
 
 
-class JsonlFeedConfig(_Section):
+class JsonlFeedConfig(Section):
     """A feed that tails a file of JSON lines."""
 
     kind: Literal["jsonl"]
@@ -142,7 +139,7 @@ class JsonlFeedConfig(_Section):
     chunk_items: int = Field(500, ge=1, description="items admitted in one transaction")
 
 
-class LogConfig(_Section):
+class LogConfig(Section):
     """Logs."""
 
     level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="lowest level shown")
@@ -173,14 +170,24 @@ class Config(BaseSettings):
     store: StoreConfig = StoreConfig()
     api: ApiConfig = ApiConfig()
     schedule: ScheduleConfig = ScheduleConfig()
+    publish: PublishConfig = PublishConfig()
+    serve: ServeConfig = ServeConfig()
     log: LogConfig = LogConfig()
     feeds: tuple[JsonlFeedConfig, ...] = Field((), description="where corrections come from")
+    consumers: tuple[ConsumerConfig, ...] = Field((), description="servers that load what is published")
 
     @model_validator(mode="after")
     def _distinct_feeds(self) -> Self:
         names = [feed.name for feed in self.feeds]
         if len(set(names)) != len(names):
             raise ValueError("two feeds have the same name")
+        return self
+
+    @model_validator(mode="after")
+    def _distinct_consumers(self) -> Self:
+        names = [consumer.name for consumer in self.consumers]
+        if len(set(names)) != len(names) or LIVE_LINK in names:
+            raise ValueError(f"consumers need names of their own, other than {LIVE_LINK!r}")
         return self
 
     @property
@@ -199,6 +206,11 @@ class Config(BaseSettings):
     def store_path(self) -> Path:
         """The folder of content-addressed blobs."""
         return self.data_dir / "store"
+
+    @property
+    def published_path(self) -> Path:
+        """The folder of the model's published revisions and of the link ``live``."""
+        return self.data_dir / self.publish.path / self.model.name
 
     @property
     def run_path(self) -> Path:
@@ -261,9 +273,18 @@ def _resolved(config: Config, folder: Path) -> Config:
     update: dict[str, Any] = {"data_dir": folder / config.data_dir, "redis_url": redis, "feeds": feeds}
     if config.api.token_file:
         update["api"] = config.api.model_copy(update={"token_file": folder / config.api.token_file})
+    if config.serve.token_file:
+        update["serve"] = config.serve.model_copy(update={"token_file": folder / config.serve.token_file})
+    if config.consumers:
+        update["consumers"] = tuple(_resolved_consumer(one, folder) for one in config.consumers)
     if config.model.corpus:
         update["model"] = config.model.model_copy(update={"corpus": folder / config.model.corpus})
     return config.model_copy(update=update)
+
+
+def _resolved_consumer(consumer: ConsumerConfig, folder: Path) -> ConsumerConfig:
+    token = consumer.token_file and folder / consumer.token_file
+    return consumer.model_copy(update={"token_file": token})
 
 
 def _explain(error: ValidationError, path: Path | None) -> str:
@@ -290,11 +311,14 @@ def known_keys(model: type[BaseModel] = Config, prefix: str = "") -> dict[str, s
     return keys
 
 
+def _all_keys() -> tuple[str, ...]:
+    lists = (known_keys(JsonlFeedConfig, "feeds."), known_keys(ConsumerConfig, "consumers."))
+    return (*known_keys(), *lists[0], *lists[1])
+
+
 def _suggestion(name: str) -> str:
-    known = {key.rsplit(".", 1)[-1]: key for key in (*known_keys(), *known_keys(JsonlFeedConfig, "feeds."))}
-    near = difflib.get_close_matches(
-        name, [*known, "edit", "watch", "store", "api", "log", "model", "schedule"], n=1
-    )
+    known = {key.rsplit(".", 1)[-1]: key for key in _all_keys()}
+    near = difflib.get_close_matches(name, [*known, *Config.model_fields], n=1)
     return f" (did you mean {known.get(near[0], near[0])}?)" if near else ""
 
 

@@ -139,3 +139,10 @@ class ProbeError(ErrataError):
 
     code = "probe"
     retryable = True
+
+
+class ConsumerError(ErrataError):
+    """A consumer did not take a published revision, or does not answer what it was taught."""
+
+    code = "consumer"
+    retryable = True

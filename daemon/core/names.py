@@ -100,6 +100,9 @@ class QuarantineReason(StrEnum):
 NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,62}$"
 """What a model or a feed may be called: names of queues, leases and metrics are made of it."""
 
+LIVE_LINK = "live"
+"""The link to the published folder of the live revision, and its name among the places of publications."""
+
 EDIT_TASK = "errata.edit"
 DEFAULT_MODEL = "default"
 

@@ -201,6 +201,19 @@ incidents = Table(
     UniqueConstraint("model", "revision", "probe"),
 )
 
+# Where a revision was published to: the link ``live``, or a consumer; one row a place, the newest word.
+publications = Table(
+    "publications",
+    metadata,
+    Column("model", String(64), primary_key=True),
+    Column("place", String(64), primary_key=True),
+    Column("revision", Integer, nullable=False),
+    Column("held", Integer),  # the newest revision that the place is known to have; NULL: none yet
+    Column("attempts", Integer, nullable=False),
+    Column("message", Text, nullable=False, default=""),
+    Column("at", String(32), nullable=False),
+)
+
 workers = Table(
     "workers",
     metadata,

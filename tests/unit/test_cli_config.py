@@ -11,6 +11,7 @@ from sqlalchemy import insert, text, update
 
 from daemon.admission import submit
 from daemon.core.clock import to_text
+from daemon.core.database import newest_version
 from daemon.core.ledger import Ledger
 from daemon.core.schema import audit, workers
 from tests.installation import Installation
@@ -177,7 +178,7 @@ def test_an_old_and_a_new_schema_are_told_apart(whole: Installation) -> None:
         ledger.close()
         assert word in doctor(whole)["ledger"]["fix"]
         with ledger.write() as connection:
-            connection.execute(text("update alembic_version set version_num = '0001'"))
+            connection.execute(text("update alembic_version set version_num = :v"), {"v": newest_version()})
 
 
 def test_a_damaged_ledger_is_found(whole: Installation) -> None:

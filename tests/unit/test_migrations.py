@@ -50,7 +50,7 @@ def test_every_index_and_constraint_is_there_by_its_name(engine: Engine) -> None
 def test_the_number_of_the_schema_goes_from_none_to_the_newest(engine: Engine) -> None:
     assert database.schema_version(engine) is None
     database.migrate(engine)
-    assert database.schema_version(engine) == database.newest_version() == "0001"
+    assert database.schema_version(engine) == database.newest_version()
 
 
 def test_a_second_opening_changes_nothing(ledger_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,7 +73,8 @@ def test_a_ledger_of_a_newer_errata_is_refused_and_left_alone(engine: Engine, le
     database.migrate(engine)
     with database.transaction(engine, write=True) as connection:
         connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
-    with pytest.raises(LedgerError, match=r"schema 9999, this Errata knows 0001 \(install the newer Errata"):
+    knows = rf"schema 9999, this Errata knows {database.newest_version()} \(install the newer Errata"
+    with pytest.raises(LedgerError, match=knows):
         Ledger.open(ledger_url)
     assert database.schema_version(engine) == "9999"
 

@@ -1,0 +1,112 @@
+"""The commands that hand revisions to others: export, publish."""
+
+import json
+import signal
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from daemon.core.config import Config
+    from daemon.core.ledger import Ledger
+    from workers.revision_facts import RevisionFacts
+
+Json = Annotated[bool, typer.Option("--json", help="print one JSON document instead of a line")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands."""
+    app.command("export")(export)
+    app.command("publish")(publish)
+
+
+def export(
+    context: typer.Context,
+    revision: Annotated[str, typer.Argument(help="revision, or live, or head")],
+    folder: Annotated[Path, typer.Argument(help="folder to make")],
+    as_json: Json = False,
+) -> None:
+    """Write a revision as a Hugging Face folder that any program loads, without Errata.
+
+    Examples: errata export live ./model | errata export 12 /srv/models/r12
+    """
+    from workers.export import Exporter
+    from workers.store import Store
+
+    config: Config = context.obj["config"]()
+    found = _read(config, revision)
+    Exporter(config.model_path, Store(config.store_path)).export(found, folder)
+    _report(found, folder, as_json=as_json)
+
+
+def publish(
+    context: typer.Context,
+    follow: Annotated[bool, typer.Option("--follow", help="go on with each new live revision")] = False,
+    as_json: Json = False,
+) -> None:
+    """Publish the live revision: its folder, the link «live», and word to the consumers.
+
+    Examples: errata publish | errata publish --follow
+    """
+    from daemon.core.errors import NotFoundError
+    from daemon.core.log import configure_logging
+    from workers.consumers import make_consumers
+    from workers.publish import Publisher
+
+    config: Config = context.obj["config"]()
+    configure_logging(config.log.level, json_lines=config.log.json_lines)
+    publisher = Publisher(_ledger(config), config, make_consumers(config.consumers))
+    if follow:
+        publisher.follow(_until_asked(), config.publish.poll_seconds)
+        return
+    if publisher.tick() is None:
+        raise NotFoundError("no revision is live yet", hint="errata revisions says what the judge said")
+    _report(_read(config, "live"), config.published_path / "live", as_json=as_json)
+
+
+def _report(revision: "RevisionFacts", folder: Path, *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps({"path": str(folder), **revision.manifest()}, ensure_ascii=False))
+    else:
+        typer.echo(f"revision {revision.number}, {len(revision.facts)} facts: {folder}")
+
+
+def _read(config: "Config", text: str) -> "RevisionFacts":
+    """The revision that was typed.
+
+    Raises:
+        NotFoundError: there is none.
+    """
+    from daemon.core.chain import head, live
+    from daemon.core.errors import NotFoundError
+    from daemon.core.revision import parse_revision
+    from workers.revision_facts import read_revision
+
+    with _ledger(config).read() as connection:
+        model = config.model.name
+        if text == "head":
+            number = int(head(connection, model)["number"])
+        elif text == "live":
+            row = live(connection, model)
+            if row is None:
+                raise NotFoundError("no revision is live yet", hint="errata revisions lists them")
+            number = int(row["number"])
+        else:
+            number = parse_revision(text)
+        return read_revision(connection, model, number)
+
+
+def _ledger(config: "Config") -> "Ledger":
+    from daemon.core.ledger import Ledger
+
+    return Ledger.open_existing(config.ledger_url)
+
+
+def _until_asked() -> threading.Event:
+    """An event that SIGTERM and SIGINT set."""
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    return stop

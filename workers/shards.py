@@ -1,0 +1,152 @@
+"""safetensors files as files: what is in them, and a copy without some of their tensors; torch is not needed.
+
+A model whose edited tensors lie in files of their own can be published again and again by writing those
+alone: everything else is written once and hard-linked.
+"""
+
+import json
+import os
+import secrets
+import struct
+from collections.abc import Collection, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from daemon.core.errors import ModelError
+from daemon.core.fsio import TEMPORARY, disk_errors, fsync_folder
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+_LENGTH = struct.Struct("<Q")
+_LONGEST_HEADER = 100 << 20
+_PIECE = 8 << 20
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of a file: dtype and shape as safetensors names them, and its bytes [begin, end)."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+def read_entries(path: Path) -> dict[str, Entry]:
+    """The tensors of a file, ``begin`` and ``end`` counted from the start of the file.
+
+    Raises:
+        ModelError: the file cannot be read or is no safetensors file.
+    """
+    try:
+        with path.open("rb") as stream:
+            (length,) = _LENGTH.unpack(stream.read(_LENGTH.size))
+            header = json.loads(stream.read(min(length, _LONGEST_HEADER)))
+        start = _LENGTH.size + length
+        return {
+            name: Entry(
+                row["dtype"],
+                tuple(row["shape"]),
+                start + row["data_offsets"][0],
+                start + row["data_offsets"][1],
+            )
+            for name, row in header.items()
+            if name != "__metadata__"
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+        raise ModelError(f"{path} is no safetensors file: {error}") from error
+
+
+def files_of(folder: Path) -> dict[str, Path]:
+    """Which file of a Hugging Face folder each tensor lies in.
+
+    Raises:
+        ModelError: the folder has neither an index nor a single file.
+    """
+    index = folder / INDEX
+    try:
+        if index.is_file():
+            rows = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            return {name: folder / _plain(file) for name, file in rows.items()}
+        return dict.fromkeys(read_entries(folder / SINGLE), folder / SINGLE)
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise ModelError(f"{folder} is no safetensors model: {error}") from error
+
+
+def write_without(source: Path, names: Collection[str], target: Path) -> None:
+    """Copy a file but for some of its tensors; ``target`` is there whole or not at all.
+
+    Raises:
+        DiskFullError, StoreError: nothing is left behind. ModelError: ``source`` is no safetensors file.
+    """
+    kept = sorted(
+        ((name, entry) for name, entry in read_entries(source).items() if name not in names),
+        key=lambda row: row[1].begin,
+    )
+    with source.open("rb") as stream:
+        _write(target, {name: (entry, stream) for name, entry in kept})
+
+
+def write_renamed(source: Path, names: Mapping[str, str], target: Path) -> None:
+    """Copy the tensors that are keys of ``names``, under the names that are its values.
+
+    Raises:
+        DiskFullError, StoreError: nothing is left behind. ModelError: a tensor is missing.
+    """
+    entries = read_entries(source)
+    missing = sorted(set(names) - set(entries))
+    if missing:
+        raise ModelError(f"{source} has no tensor {missing[0]}")
+    with source.open("rb") as stream:
+        _write(target, {new: (entries[old], stream) for old, new in names.items()})
+
+
+def _write(target: Path, tensors: Mapping[str, tuple[Entry, BinaryIO]]) -> None:
+    """Write a header for the tensors, then their bytes, durably."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, (entry, _) in tensors.items():
+        size = entry.end - entry.begin
+        header[name] = {
+            "dtype": entry.dtype,
+            "shape": list(entry.shape),
+            "data_offsets": [offset, offset + size],
+        }
+        offset += size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of eight bytes
+    temporary = target.with_name(f"{TEMPORARY}{secrets.token_hex(6)}-{target.name}")
+    with disk_errors(target):
+        try:
+            with temporary.open("xb") as sink:
+                sink.write(_LENGTH.pack(len(text)) + text)
+                for entry, stream in tensors.values():
+                    _copy(stream, sink, entry)
+                sink.flush()
+                os.fsync(sink.fileno())
+            temporary.rename(target)
+            fsync_folder(target.parent)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+
+
+def _copy(source: BinaryIO, sink: BinaryIO, entry: Entry) -> None:
+    source.seek(entry.begin)
+    left = entry.end - entry.begin
+    while left:
+        piece = source.read(min(left, _PIECE))
+        if not piece:
+            raise OSError(None, "the source ends early")
+        sink.write(piece)
+        left -= len(piece)
+
+
+def _plain(name: str) -> str:
+    """A file name of an index; anything with a folder in it is refused."""
+    if Path(name).name != name:
+        raise ValueError(f"the index names {name[:80]!r}")
+    return name
