@@ -3,6 +3,7 @@
 import json
 import signal
 import threading
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -26,17 +27,26 @@ def export(
     context: typer.Context,
     revision: Annotated[str, typer.Argument(help="revision, or live, or head")],
     folder: Annotated[Path, typer.Argument(help="folder to make")],
+    lora: Annotated[
+        bool, typer.Option("--lora", help="a PEFT LoRA adapter instead of a whole model")
+    ] = False,
+    energy: Annotated[
+        float, typer.Option(min=0.5, max=1.0, help="share of the change that the adapter keeps (Σσ²)")
+    ] = 0.999,
     as_json: Json = False,
 ) -> None:
     """Write a revision as a Hugging Face folder that any program loads, without Errata.
 
-    Examples: errata export live ./model | errata export 12 /srv/models/r12
+    Examples: errata export live ./model | errata export 12 ./adapter --lora --energy 0.99
     """
     from workers.export import Exporter
     from workers.store import Store
 
     config: Config = context.obj["config"]()
     found = _read(config, revision)
+    if lora:
+        _export_adapter(config, found, folder, energy, as_json=as_json)
+        return
     Exporter(config.model_path, Store(config.store_path)).export(found, folder)
     _report(found, folder, as_json=as_json)
 
@@ -64,6 +74,27 @@ def publish(
     if publisher.tick() is None:
         raise NotFoundError("no revision is live yet", hint="errata revisions says what the judge said")
     _report(_read(config, "live"), config.published_path / "live", as_json=as_json)
+
+
+def _export_adapter(
+    config: "Config", revision: "RevisionFacts", folder: Path, energy: float, *, as_json: bool
+) -> None:
+    """Write the adapter and say for each layer how near it comes."""
+    from workers.lora import ADAPTER, export_adapter
+    from workers.store import Store
+
+    store = Store(config.store_path)
+    rows = export_adapter(store, _read(config, "0"), revision, config.model_path, folder, energy)
+    size = (folder / ADAPTER).stat().st_size
+    if as_json:
+        layers = [asdict(row) for row in rows]
+        said = {"path": str(folder), "revision": revision.number, "bytes": size, "layers": layers}
+        typer.echo(json.dumps(said, ensure_ascii=False))
+        return
+    typer.echo(f"revision {revision.number}, {len(revision.facts)} facts: {folder}, {size / 2**20:.2f} MiB")
+    for row in rows:
+        kept = f"rank {row.rank} of {row.of_rank}, energy {row.energy:.5f}, error {row.error:.4f}"
+        typer.echo(f"{row.module}: {kept}")
 
 
 def _report(revision: "RevisionFacts", folder: Path, *, as_json: bool) -> None:

@@ -82,7 +82,7 @@ class Exporter:
         self._build(revision, target, link, parts)
 
     def _build(self, revision: RevisionFacts, target: Path, put: Place, parts: Path | None) -> None:
-        with _whole(target) as folder:
+        with whole_folder(target) as folder:
             for name in self._side_files():
                 put(self._base / name, folder / name)
             names = {name: self._file_name(name) for name in revision.tensors}
@@ -182,7 +182,7 @@ def _part(source: Path, gone: list[str], parts: Path) -> Path:
 
 
 @contextmanager
-def _whole(target: Path) -> Iterator[Path]:
+def whole_folder(target: Path) -> Iterator[Path]:
     """A folder beside ``target`` that takes its name when the block ends well.
 
     Raises:
