@@ -19,6 +19,8 @@ from daemon.core.names import EDIT_TASK, BatchState, CorrectionState, edit_queue
 from daemon.core.schema import batches as batch_table
 from daemon.core.schema import corrections, switches
 
+_AT_ONCE = 64  # batches in one transaction
+
 
 class Queue(Protocol):
     """The queue of batch ids, one a model."""
@@ -88,26 +90,45 @@ def is_paused(connection: Connection, model: str) -> bool:
 
 
 def make_batches(ledger: Ledger, config: Config) -> int:
-    """Make batches of waiting corrections while one is full or its oldest is old enough; returns how many."""
+    """Make batches of waiting corrections while one is full or its oldest is old enough; returns how many.
+
+    Only so many go ahead of the worker: what waits here is still replaced by what is newer, at no cost.
+    """
     model, made = config.model.name, 0
     while True:
         with ledger.write() as connection:
-            if is_paused(connection, model) or not (ids := _due(connection, ledger, config)):
+            if is_paused(connection, model):
                 return made
-            batches.create(connection, ledger.clock.now(), model, ids)
-        made += 1
+            due = _due(connection, ledger, config)
+            for ids in due:
+                batches.create(connection, ledger.clock.now(), model, ids)
+        if not due:
+            return made
+        made += len(due)
 
 
-def _due(connection: Connection, ledger: Ledger, config: Config) -> list[str]:
-    """The oldest waiting corrections when they make a batch now."""
+def _due(connection: Connection, ledger: Ledger, config: Config) -> list[list[str]]:
+    """The oldest waiting corrections, cut into the batches that they make now; at most ``_AT_ONCE`` of them."""
+    size = config.edit.batch_size
+    free = min(_AT_ONCE, config.edit.batches_ahead - _ahead(connection, config.model.name))
+    if free <= 0:
+        return []
     waiting = select(corrections.c.id, corrections.c.admitted_at).where(
         corrections.c.model == config.model.name, corrections.c.state == CorrectionState.PENDING
     )
-    rows = connection.execute(waiting.order_by(corrections.c.seq).limit(config.edit.batch_size)).all()
+    rows = connection.execute(waiting.order_by(corrections.c.seq).limit(free * size)).all()
     ripe = to_text(ledger.clock.now() - timedelta(seconds=config.edit.batch_age_seconds))
-    if len(rows) >= config.edit.batch_size or (rows and min(row.admitted_at for row in rows) <= ripe):
-        return [row.id for row in rows]
-    return []
+    cut = [rows[start : start + size] for start in range(0, len(rows), size)]
+    if cut and len(cut[-1]) < size and min(row.admitted_at for row in cut[-1]) > ripe:
+        cut.pop()
+    return [[row.id for row in one] for one in cut]
+
+
+def _ahead(connection: Connection, model: str) -> int:
+    """Batches that are made and not yet done."""
+    live = batch_table.c.state.in_((BatchState.OPEN, BatchState.SENT))
+    query = select(func.count()).select_from(batch_table).where(batch_table.c.model == model, live)
+    return int(connection.execute(query).scalar_one())
 
 
 def send_open(ledger: Ledger, queue: Queue) -> int:
@@ -143,8 +164,13 @@ def _send(ledger: Ledger, queue: Queue, state: BatchState, before: str | None = 
         if before is not None:
             query = query.where(batch_table.c.sent_at <= before)
         due = connection.execute(query.order_by(batch_table.c.created_at, batch_table.c.id)).all()
-    for batch_id, model in due:
-        queue.send(model, batch_id)
-        with ledger.write() as connection:
-            batches.mark_sent(connection, ledger.clock.now(), batch_id)
+    for start in range(0, len(due), _AT_ONCE):
+        gone = []
+        try:
+            for batch_id, model in due[start : start + _AT_ONCE]:
+                queue.send(model, batch_id)
+                gone.append(batch_id)
+        finally:  # what went is noted even when the next one did not go
+            with ledger.write() as connection:
+                batches.mark_sent(connection, ledger.clock.now(), gone)
     return len(due)

@@ -57,10 +57,13 @@ class Fact:
         new.state = placing.state
         if placing.state in CONSIDERED:
             self.rows.append(new)
-        self.rows = [row for row in self.rows if row.id not in placing.beaten]
+        if placing.beaten:
+            self.rows = [row for row in self.rows if row.id not in placing.beaten]
         return placing
 
     def _decide(self, new: Standing, *, may_return: bool) -> Placing:
+        if not self.rows and new.object is not None:  # most are about a fact of which nothing was heard yet
+            return Placing(AdmissionOutcome.ACCEPTED, CorrectionState.PENDING)
         carrier = _newest(row for row in self.rows if row.state in CARRYING)
         confirmed = _newest(row for row in self.rows if _still_confirms(row, carrier))
         current = _newest(row for row in (carrier, confirmed) if row is not None)

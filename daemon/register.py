@@ -9,7 +9,7 @@ from typing import Any, Self
 from sqlalchemy import Connection, bindparam, insert, select, update
 
 from daemon.core.clock import to_text
-from daemon.core.corrections import MAX_ITEM_BYTES, Correction, order_key
+from daemon.core.corrections import MAX_ITEM_BYTES, Correction, identify
 from daemon.core.errors import InvalidCorrectionError
 from daemon.core.names import AdmissionOutcome, CorrectionState, QuarantineReason, QuarantineState
 from daemon.core.schema import corrections, quarantine
@@ -66,8 +66,8 @@ def arrive(
             raise InvalidCorrectionError(
                 QuarantineReason.FUTURE, f"{name} is {to_text(at)}, more than a day from now"
             )
-    key = order_key(correction, trust, moment)
-    return Arrival(correction, position, correction.correction_id, correction.fact_id, key)
+    known_by = identify(correction, trust, moment)
+    return Arrival(correction, position, known_by.correction_id, known_by.fact_id, known_by.order_key)
 
 
 def register(

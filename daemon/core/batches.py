@@ -26,10 +26,11 @@ def create(connection: Connection, now: datetime, model: str, correction_ids: Se
     return batch_id
 
 
-def mark_sent(connection: Connection, now: datetime, batch_id: str) -> None:
-    """Note that the queue has taken the batch."""
+def mark_sent(connection: Connection, now: datetime, batch_ids: Sequence[str]) -> None:
+    """Note that the queue has taken batches; one that is done by now stays done."""
     values = {"state": BatchState.SENT, "sent_at": to_text(now), "sends": batches.c.sends + 1}
-    connection.execute(update(batches).where(batches.c.id == batch_id).values(**values))
+    waits = batches.c.state.in_((BatchState.OPEN, BatchState.SENT))
+    connection.execute(update(batches).where(batches.c.id.in_(batch_ids), waits).values(**values))
 
 
 def get(connection: Connection, batch_id: str) -> RowMapping | None:

@@ -48,6 +48,7 @@ class EditConfig(Section):
     batch_age_seconds: float = Field(
         3.0, ge=0, description="a batch leaves when its oldest correction is this old"
     )
+    batches_ahead: int = Field(64, ge=1, description="batches made ahead of the worker; the rest coalesces")
     queue_bound: int = Field(10_000, ge=1, description="corrections that may wait before feeds pause")
     max_attempts: int = Field(3, ge=1, description="starts of a batch before it is split or quarantined")
     task_seconds: int = Field(900, ge=10, description="hard time limit of one batch")

@@ -228,7 +228,7 @@ def test_a_batch_remembers_when_and_how_often_it_was_sent(ledger: Ledger, clock:
     for _ in range(2):
         clock.advance(1)
         with ledger.write() as connection:
-            batches.mark_sent(connection, clock.now(), batch_id)
+            batches.mark_sent(connection, clock.now(), [batch_id])
     with ledger.read() as connection:
         row = batches.get(connection, batch_id)
         assert batches.get(connection, "b0") is None
