@@ -100,15 +100,14 @@ def make_batches(ledger: Ledger, config: Config) -> int:
             if is_paused(connection, model):
                 return made
             due = _due(connection, ledger, config)
-            for ids in due:
-                batches.create(connection, ledger.clock.now(), model, ids)
+            batches.create_all(connection, ledger.clock.now(), model, due)
         if not due:
             return made
         made += len(due)
 
 
 def _due(connection: Connection, ledger: Ledger, config: Config) -> list[list[str]]:
-    """The oldest waiting corrections, cut into the batches that they make now; at most ``_AT_ONCE`` of them."""
+    """The oldest waiting corrections, cut into the batches that they make now, at most ``_AT_ONCE``."""
     size = config.edit.batch_size
     free = min(_AT_ONCE, config.edit.batches_ahead - _ahead(connection, config.model.name))
     if free <= 0:

@@ -4,7 +4,7 @@ import secrets
 from collections.abc import Sequence
 from datetime import datetime
 
-from sqlalchemy import Connection, RowMapping, func, insert, select, update
+from sqlalchemy import Connection, RowMapping, bindparam, func, insert, select, update
 
 from daemon.core.clock import to_text
 from daemon.core.names import BatchState, CorrectionState, QuarantineReason
@@ -15,15 +15,27 @@ from daemon.core.settlement import settle_refused
 
 def create(connection: Connection, now: datetime, model: str, correction_ids: Sequence[str]) -> str:
     """Put corrections into a new batch in the outbox; returns its id."""
-    batch_id = "b" + secrets.token_hex(10)
-    row = {"id": batch_id, "model": model, "state": BatchState.OPEN, "created_at": to_text(now)}
-    connection.execute(insert(batches).values(**row))
-    connection.execute(
-        update(corrections)
-        .where(corrections.c.id.in_(correction_ids))
-        .values(state=CorrectionState.QUEUED, batch_id=batch_id)
-    )
+    (batch_id,) = create_all(connection, now, model, [correction_ids])
     return batch_id
+
+
+def create_all(
+    connection: Connection, now: datetime, model: str, groups: Sequence[Sequence[str]]
+) -> list[str]:
+    """Put each group of corrections into a new batch in the outbox; returns the batches' ids."""
+    made = {"b" + secrets.token_hex(10): group for group in groups}
+    if not made:
+        return []
+    about = {"model": model, "state": BatchState.OPEN, "created_at": to_text(now)}
+    connection.execute(insert(batches), [{"id": batch_id, **about} for batch_id in made])
+    change = (
+        update(corrections)
+        .where(corrections.c.id == bindparam("member"))
+        .values(state=CorrectionState.QUEUED, batch_id=bindparam("its_batch"))
+    )
+    members = [{"member": one, "its_batch": batch_id} for batch_id, group in made.items() for one in group]
+    connection.execute(change, members)
+    return list(made)
 
 
 def mark_sent(connection: Connection, now: datetime, batch_ids: Sequence[str]) -> None:
@@ -84,4 +96,4 @@ def split_or_refuse(connection: Connection, now: datetime, batch_id: str, why: s
     ids = [row["id"] for row in rows]
     middle = len(ids) // 2
     model = rows[0]["model"]
-    return [create(connection, now, model, half) for half in (ids[:middle], ids[middle:])]
+    return create_all(connection, now, model, [ids[:middle], ids[middle:]])

@@ -209,5 +209,7 @@ def _depth(text: str) -> int:
 
 def _digest(*parts: str) -> str:
     """20 hex digits of sha256 over the parts, unambiguous about where each ends."""
-    listed = "[" + ", ".join(map(encode_basestring_ascii, parts)) + "]"  # as json.dumps, at a third of its cost
+    listed = (
+        "[" + ", ".join(map(encode_basestring_ascii, parts)) + "]"
+    )  # as json.dumps, at a third of its cost
     return hashlib.sha256(listed.encode()).hexdigest()[:20]

@@ -1,4 +1,4 @@
-"""Throughput from a file of JSON lines through admission to ledger and Redis queue, and whether memory is flat.
+"""Throughput from JSON lines through admission to ledger and Redis queue, and whether memory is flat.
 
     python -m tests.bench.feeds                      100,000 corrections about as many facts, SQLite
     python -m tests.bench.feeds --facts 500          a flood about few facts: the newest of each must win
@@ -12,6 +12,7 @@ import json
 import tempfile
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from daemon.dispatch import CeleryQueue, make_batches, send_open
 from daemon.feeds.jsonl import JsonlFeed
 from daemon.redis_server import PrivateRedis
 
+BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 BATCHES_EVERY = 4  # chunks: as often as the scheduler's own jobs alternate under load
 
 
@@ -44,7 +46,9 @@ def main() -> None:
         url = asked.url or f"sqlite:///{place / 'ledger.sqlite'}"
         feed_file = place / "feed.jsonl"
         write_feed(feed_file, asked.items, asked.facts or asked.items)
-        config = Config.model_validate({"data_dir": place, "edit": {"queue_bound": asked.items, "batches_ahead": asked.ahead}})
+        config = Config.model_validate(
+            {"data_dir": place, "edit": {"queue_bound": asked.items, "batches_ahead": asked.ahead}}
+        )
         with PrivateRedis(place / "redis") as server:
             config.run_path.mkdir()
             (config.run_path / URL_FILE).write_text(server.url)
@@ -96,15 +100,16 @@ def write_feed(file: Path, items: int, facts: int) -> None:
                 "object": f"Town {number}",
                 "paraphrases": [f"Place {place} is governed from"],
                 "source": "bench",
-                "effective_at": f"2026-01-{1 + number // 86_400:02d}T{number // 3600 % 24:02d}:{number // 60 % 60:02d}"
-                f":{number % 60:02d}Z",
+                "effective_at": (BEGIN + timedelta(seconds=number)).isoformat(),
             }
             stream.write(json.dumps(line) + "\n")
 
 
 def newest_wins(ledger: Ledger, asked: Any) -> bool:
     facts = asked.facts or asked.items
-    wanted = {f"Place {number % facts}": f"Town {number}" for number in range(asked.items - facts, asked.items)}
+    wanted = {
+        f"Place {number % facts}": f"Town {number}" for number in range(asked.items - facts, asked.items)
+    }
     carrying = corrections.c.state.in_((CorrectionState.PENDING, CorrectionState.QUEUED))
     with ledger.read() as connection:
         found = connection.execute(select(corrections.c.subject, corrections.c.object).where(carrying)).all()
@@ -112,8 +117,7 @@ def newest_wins(ledger: Ledger, asked: Any) -> bool:
 
 
 def rss() -> float:
-    with open("/proc/self/statm") as stream:
-        return int(stream.read().split()[1]) * 4096 / 2**20
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20
 
 
 def redis_mib(client: "redis.Redis") -> float:
