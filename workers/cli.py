@@ -8,12 +8,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from workers import cli_publish
+from workers import cli_publish, cli_serve
 from workers.bench.cli import app as bench_commands
 
 if TYPE_CHECKING:
     from daemon.core.config import Config
-    from workers.editing.editor import Editor
 
 Json = Annotated[bool, typer.Option("--json", help="print one JSON document instead of a table")]
 
@@ -21,12 +20,12 @@ Json = Annotated[bool, typer.Option("--json", help="print one JSON document inst
 def register(app: typer.Typer) -> None:
     """Add the workers' commands to the application of ``errata``."""
     app.command("prepare")(prepare)
-    app.command("ask")(ask)
     app.command("probe")(probe)
     app.command("recipes")(recipes)
     app.command("tour")(tour)
     app.add_typer(bench_commands, name="bench")
     cli_publish.register(app)
+    cli_serve.register(app)
 
 
 def prepare(context: typer.Context) -> None:
@@ -54,30 +53,6 @@ def prepare(context: typer.Context) -> None:
 
         prepare_model(_config(context), step)
     console.print("the model is ready: revision 0 is its base")
-
-
-def ask(
-    context: typer.Context,
-    prompt: Annotated[str, typer.Argument(help="text that the model continues")],
-    at: Annotated[str | None, typer.Option(help="revision; without it, head")] = None,
-    base: Annotated[bool, typer.Option("--base", help="ask the unedited model")] = False,
-    tokens: Annotated[int, typer.Option(min=1, max=512, help="longest answer in tokens")] = 24,
-    as_json: Json = False,
-) -> None:
-    """Ask the model at head, at a revision, or as it was before any edit.
-
-    Examples: errata ask "The capital of France is" | errata ask --at 3 "..." | errata ask --base "..."
-    """
-    from daemon.core.errors import ConfigError
-
-    if base and at is not None:
-        raise ConfigError("--base and --at exclude each other", hint="--base is --at 0")
-    number, editor = _at(context, "0" if base else at)
-    answer = editor.model.greedy([prompt], tokens)[0]
-    if as_json:
-        typer.echo(json.dumps({"revision": number, "prompt": prompt, "answer": answer}, ensure_ascii=False))
-    else:
-        typer.echo(f"{prompt}{answer}")
 
 
 def probe(
@@ -138,9 +113,3 @@ def tour(
 def _config(context: typer.Context) -> "Config":
     config: Config = context.obj["config"]()
     return config
-
-
-def _at(context: typer.Context, revision: str | None) -> "tuple[int, Editor]":
-    from workers.inspect import show_revision
-
-    return show_revision(_config(context), revision)

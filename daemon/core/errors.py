@@ -146,3 +146,9 @@ class ConsumerError(ErrataError):
 
     code = "consumer"
     retryable = True
+
+
+class PromptError(ErrataError):
+    """A prompt that the model cannot take."""
+
+    code = "prompt"
