@@ -3,7 +3,7 @@
 import torch
 
 from daemon.core.config import Config
-from daemon.core.errors import ModelError
+from daemon.core.errors import ConfigError, ModelError
 from daemon.core.ledger import Ledger
 from daemon.core.log import get_logger
 from workers.editing.editor import Editor
@@ -67,9 +67,15 @@ def chosen_recipe(config: Config, model: EditableModel) -> Recipe:
     """The configured preset with its overrides.
 
     Raises:
-        ConfigError: unknown preset or setting.
+        ConfigError: unknown preset or setting, or a recipe from which no fact can be taken back exactly.
     """
-    return resolve(config.edit.recipe, config.edit.recipe_overrides, model.n_layers)
+    recipe = resolve(config.edit.recipe, config.edit.recipe_overrides, model.n_layers)
+    if not recipe.exact:
+        raise ConfigError(
+            f"recipe {recipe.name} cannot take a fact back exactly",
+            hint="it is there for errata bench; choose one that keeps history, such as encore-blue",
+        )
+    return recipe
 
 
 def statistics_for(

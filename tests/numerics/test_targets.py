@@ -16,7 +16,7 @@ from workers.editing.recipes import Recipe
 from workers.editing.targets import Targets, _Search, find_targets
 
 LAYER = 0
-SLOWLY = RECIPE.model_copy(update={"learning_rate": 0.02, "steps": 300})  # what holds goes on holding
+AT_ONCE = RECIPE.model_copy(update={"extra_steps": 0, "steps": 100})  # stops where MPES first holds
 
 
 def sought(model: EditableModel, requests: Sequence[EditRequest], recipe: Recipe = RECIPE) -> Targets:
@@ -45,7 +45,8 @@ def test_the_gradient_is_that_of_the_loss_written_out(
     recipe = RECIPE.model_copy(update={"kl_weight": 0.3, "decay": 2.0})
     search = _Search(model, [request], LAYER, recipe, PREFIXES, tokens=64)
     delta = torch.randn(1, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
-    found, _ = search._evaluate(search.rows, delta, torch.ones(1, dtype=torch.bool))
+    every = torch.ones(1, dtype=torch.bool)
+    found, _ = search._evaluate(search.rows, delta, every, every)
 
     moved = delta[0].clone().requires_grad_()
     *told, plain = encode_fact(model.tokenizer, PREFIXES, request, 64)
@@ -72,12 +73,55 @@ def test_a_batch_finds_what_its_facts_find_alone(model: EditableModel, changes: 
 
 
 def test_done_means_every_token_under_every_prompt(model: EditableModel, changes: list[EditRequest]) -> None:
-    found = sought(model, changes, SLOWLY)
+    found = sought(model, changes, AT_ONCE)
     assert found.done.all()
     for request, delta in zip(changes, found.deltas, strict=True):
         for row in encode_fact(model.tokenizer, PREFIXES, request, 64)[:-1]:
             said = logits_with(model, row.ids, row.anchor, delta)[row.target_start - 1 : -1].argmax(-1)
             assert said.tolist() == row.ids[row.target_start :]
+
+
+def test_prompts_that_come_later_hold_too_and_cost_fewer_passes(
+    model: EditableModel, changes: list[EditRequest]
+) -> None:
+    narrow = AT_ONCE.model_copy(update={"first_prompts": 1})
+    found = sought(model, changes, narrow)
+    assert found.done.all()
+    for request, delta in zip(changes, found.deltas, strict=True):
+        for row in encode_fact(model.tokenizer, PREFIXES, request, 64)[:-1]:
+            said = logits_with(model, row.ids, row.anchor, delta)[row.target_start - 1 : -1].argmax(-1)
+            assert said.tolist() == row.ids[row.target_start :]
+    search = _Search(model, changes, LAYER, narrow, PREFIXES, tokens=64)
+    no, yes = torch.zeros(len(changes), dtype=torch.bool), torch.ones(len(changes), dtype=torch.bool)
+    counted = [sum(len(rows.fact) for rows in search._visible(yes, wide)) for wide in (no, yes)]
+    assert counted == [2 * len(changes), 4 * len(changes)]  # bare and «is a»; with two prefixed besides
+
+
+def test_older_methods_go_on_to_a_loss_or_to_the_last_step(
+    model: EditableModel, changes: list[EditRequest]
+) -> None:
+    mpes = sought(model, changes[1:], RECIPE.model_copy(update={"extra_steps": 0}))
+    by_loss = RECIPE.model_copy(update={"stop": "loss", "extra_steps": 0, "kl_weight": 0.0, "steps": 80})
+    loss = sought(model, changes[1:], by_loss)
+    assert (loss.steps > mpes.steps).all()
+    for request, delta, done in zip(changes[1:], loss.deltas, loss.done, strict=True):
+        nll = []
+        for row in encode_fact(model.tokenizer, PREFIXES, request, 64)[:-1]:
+            logits = logits_with(model, row.ids, row.anchor, delta)[row.target_start - 1 : -1]
+            nll.append(functional.cross_entropy(logits, torch.tensor(row.ids[row.target_start :])))
+        assert not done or torch.stack(nll).mean() < 0.05
+    never = sought(model, changes[1:], RECIPE.model_copy(update={"stop": "never"}))
+    assert never.steps.tolist() == [RECIPE.steps] * len(changes[1:])
+    assert not never.done.any()
+
+
+def test_normalised_steps_have_the_length_that_was_asked_for(
+    model: EditableModel, changes: list[EditRequest]
+) -> None:
+    recipe = RECIPE.model_copy(update={"optimiser": "normalised", "learning_rate": 0.3, "steps": 1})
+    found = sought(model, changes[1:], recipe)
+    reach = found.stream.norm(dim=1)
+    torch.testing.assert_close(found.deltas.norm(dim=1), 0.3 * reach)
 
 
 def test_what_is_not_predicted_is_not_done(model: EditableModel, changes: list[EditRequest]) -> None:
@@ -90,9 +134,11 @@ def test_what_is_not_predicted_is_not_done(model: EditableModel, changes: list[E
 def test_extra_steps_are_taken_after_mpes(
     model: EditableModel, extra: int, changes: list[EditRequest]
 ) -> None:
-    bare = sought(model, changes, SLOWLY.model_copy(update={"extra_steps": 0}))
-    more = sought(model, changes, SLOWLY.model_copy(update={"extra_steps": extra}))
-    assert more.steps.tolist() == [steps + extra for steps in bare.steps.tolist()]
+    bare = sought(model, changes, AT_ONCE.model_copy(update={"learning_rate": 0.02}))
+    more = sought(model, changes, AT_ONCE.model_copy(update={"learning_rate": 0.02, "extra_steps": extra}))
+    both = bare.done & more.done
+    assert both.sum() >= 4
+    assert more.steps[both].tolist() == (bare.steps[both] + extra).tolist()
 
 
 def test_what_the_model_knows_already_needs_no_delta(model: EditableModel) -> None:

@@ -18,7 +18,9 @@ app = typer.Typer(
 
 Count = Annotated[int, typer.Option("--n", min=1, help="facts")]
 Batch = Annotated[int, typer.Option(min=1, help="facts in one batch")]
-Seed = Annotated[int, typer.Option(help="draws the facts and their order")]
+Seed = Annotated[
+    int | None, typer.Option(help="draw the facts from the whole file; without it, its first ones")
+]
 Data = Annotated[
     Path | None,
     typer.Option(help="the data set's file; without it, the one beside the checkout or the hub's"),
@@ -96,7 +98,7 @@ def counterfact(
     batch: Batch = 24,
     recipe: Presets = None,
     settings: Settings = None,
-    seed: Seed = 0,
+    seed: Seed = None,
     data: Data = None,
     out: Out = None,
     as_json: Json = False,
@@ -115,7 +117,7 @@ def zsre(
     batch: Batch = 24,
     recipe: Presets = None,
     settings: Settings = None,
-    seed: Seed = 0,
+    seed: Seed = None,
     data: Data = None,
     out: Out = None,
     as_json: Json = False,
@@ -134,7 +136,7 @@ def _table(
     batch: int,
     recipe: list[str] | None,
     settings: list[str] | None,
-    seed: int,
+    seed: int | None,
     data: Path | None,
     out: Path | None,
     as_json: bool,
@@ -164,7 +166,7 @@ def sequence(
     review: Annotated[
         int, typer.Option(min=0, help="old facts asked after each batch; those that slipped are mended")
     ] = 40,
-    seed: Seed = 0,
+    seed: Seed = None,
     data: Data = None,
     out: Out = None,
     as_json: Json = False,
@@ -211,7 +213,7 @@ def revisions(
     rounds: Annotated[int, typer.Option(min=1, help="how often")] = 10,
     recipe: Presets = None,
     settings: Settings = None,
-    seed: Seed = 0,
+    seed: Seed = None,
     data: Data = None,
     out: Out = None,
     as_json: Json = False,
@@ -252,7 +254,7 @@ def retract(
     retract: Annotated[int, typer.Option(min=1, help="facts to take back, in random order")] = 20,
     recipe: Presets = None,
     settings: Settings = None,
-    seed: Seed = 0,
+    seed: Seed = None,
     data: Data = None,
     out: Out = None,
     as_json: Json = False,
@@ -296,7 +298,7 @@ def cost(
     shape: Annotated[
         str | None, typer.Option(help="llama-3-8b or small: random weights of that shape")
     ] = None,
-    seed: Seed = 0,
+    seed: Seed = None,
     data: Data = None,
     out: Out = None,
     as_json: Json = False,

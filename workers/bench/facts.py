@@ -27,14 +27,15 @@ class BenchFact:
     neighbor_true: str
 
 
-def load_facts(name: str, n: int, seed: int, path: Path | None) -> list[BenchFact]:
-    """``n`` facts, no two about one subject, in an order drawn by ``seed`` from the whole file.
+def load_facts(name: str, n: int, seed: int | None, path: Path | None) -> list[BenchFact]:
+    """``n`` facts, no two about one subject: the file's first, or drawn from the whole of it by ``seed``.
 
     Raises:
         ConfigError: the file is missing, unreadable or too short.
     """
     records = list(_records(_find(name, path)))
-    random.Random(seed).shuffle(records)
+    if seed is not None:
+        random.Random(seed).shuffle(records)
     make = _counterfact if name == "counterfact" else _zsre
     found: dict[str, BenchFact] = {}
     for number, record in enumerate(records):

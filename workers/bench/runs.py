@@ -167,7 +167,7 @@ def run_retract(
     recipe: Recipe,
     size: int,
     count: int,
-    seed: int,
+    seed: int | None,
     report: Report,
     step: Step,
 ) -> None:
@@ -176,7 +176,7 @@ def run_retract(
     scorer = Scorer(editor)
     clean = editor.published()
     order = list(range(len(facts)))
-    random.Random(seed).shuffle(order)
+    random.Random(seed or 0).shuffle(order)
     gone, kept = order[:count], order[count:]
     retracted, others = [facts[i] for i in gone], [facts[i] for i in kept]
     base = base_scores(editor, scorer, retracted)

@@ -36,6 +36,9 @@ class Recipe(BaseModel):
         0.5, gt=0, description="Adam's step on δ, or the normalised step as a share of ‖h‖"
     )
     steps: int = Field(25, ge=1, description="most steps of the target optimisation")
+    first_prompts: int | None = Field(
+        3, ge=1, description="prompts looked at until they predict the target, then all; none: all at once"
+    )
     later_steps: int | None = Field(None, ge=1, description="the same behind the first layer; none: as there")
     stop: Literal["mpes", "loss", "never"] = Field(
         "mpes",
@@ -64,7 +67,14 @@ _ENCORE_BLUE = Recipe()
 _CRITICAL = tuple(range(_ENCORE_BLUE.layers[0], _ENCORE_BLUE.layers[-1] + 1))
 # What the published codes share: one residual for all critical layers, MEMIT's stopping, no mending.
 _PUBLISHED: Mapping[str, Any] = MappingProxyType(
-    {"layers": _CRITICAL, "residual": "shared", "stop": "loss", "extra_steps": 0, "mends": 0}
+    {
+        "layers": _CRITICAL,
+        "residual": "shared",
+        "stop": "loss",
+        "extra_steps": 0,
+        "first_prompts": None,
+        "mends": 0,
+    }
 )
 _BOUNDARY: Mapping[str, Any] = MappingProxyType(
     {"layers": _ENCORE_BLUE.layers, "residual": "full", "learning_rate": 0.1}

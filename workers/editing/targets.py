@@ -88,7 +88,7 @@ def find_keys(
     keys = torch.zeros(len(requests), d_in, dtype=model.precise, device=model.device)
     stream = keys.new_zeros(len(requests), model.width)
     rows = [
-        _Row(row, i, j == 0)
+        _Row(row, i, j)
         for i, request in enumerate(requests)
         for j, row in enumerate(encode_fact(model.tokenizer, prefixes, request, model.max_tokens)[:-1])
     ]
@@ -97,7 +97,7 @@ def find_keys(
         lower = run_lower(model, layout, layer, cached=False)
         fact = torch.tensor([row.fact for row in group], device=model.device)
         keys.index_add_(0, fact, lower.keys.to(keys.dtype))
-        bare = torch.tensor([row.bare for row in group], device=model.device)
+        bare = torch.tensor([row.prompt == 0 for row in group], device=model.device)
         stream[fact[bare]] = lower.hidden[bare, 0].to(stream.dtype)
     return keys / (1 + len(prefixes)), stream
 
@@ -108,36 +108,42 @@ class _Row:
 
     encoded: Encoded
     fact: int
-    bare: bool = False
+    prompt: int = 0  # 0 is the bare one
 
 
 @dataclass(frozen=True)
 class _Rows:
     """Rows that go through the upper layers together; all have a target, or all are «{subject} is a».
 
-    fact [rows]: whose row it is; clean [rows, vocabulary]: the log-probabilities after «{subject} is a»
-    before any edit, None where rows have a target.
+    fact [rows]: whose row it is; first [rows] bool: it is looked at from the first step; clean [rows,
+    vocabulary]: the log-probabilities after «{subject} is a» before any edit, None where rows have a target.
     """
 
     layout: Layout
     lower: Lower
     fact: torch.Tensor
+    first: torch.Tensor
     clean: torch.Tensor | None
 
-    def of(self, facts: torch.Tensor) -> Self | None:
-        """The rows of the facts [facts] bool that are still sought; None when there are none."""
-        index = facts[self.fact].nonzero()[:, 0]
+    def of(self, facts: torch.Tensor, wide: torch.Tensor) -> Self | None:
+        """Rows of the facts [facts] bool that are still sought, all of those that are ``wide``; or None."""
+        index = (facts[self.fact] & (self.first | wide[self.fact])).nonzero()[:, 0]
         if len(index) == 0:
             return None
+        if len(index) == len(self.fact):
+            return self
         clean = None if self.clean is None else self.clean[index]
-        return type(self)(self.layout.rows(index), self.lower.rows(index), self.fact[index], clean)
+        return type(self)(
+            self.layout.rows(index), self.lower.rows(index), self.fact[index], self.first[index], clean
+        )
 
 
 class _Search:
     """One chunk of facts. Facts with one subject and one key form a unit: they share one δ.
 
     Rows are grouped by the length of what follows the anchor, so hardly any padding is computed, and the
-    groups' gradients add up; rows of units that are done leave.
+    groups' gradients add up; rows of units that are done leave. At the first layer a unit looks at the
+    recipe's first prompts only, until these predict its targets; then it is wide and looks at all of them.
     """
 
     def __init__(
@@ -152,7 +158,7 @@ class _Search:
         self.model, self.layer, self.recipe = model, layer, recipe
         self.requests = requests
         encoded = [encode_fact(model.tokenizer, prefixes, request, model.max_tokens) for request in requests]
-        prompts = [_Row(row, i, j == 0) for i, fact in enumerate(encoded) for j, row in enumerate(fact[:-1])]
+        prompts = [_Row(row, i, j) for i, fact in enumerate(encoded) for j, row in enumerate(fact[:-1])]
         plain = [_Row(fact[-1], i) for i, fact in enumerate(encoded)]
         d_out, d_in = model.weight(layer).shape
         empty = torch.zeros(len(requests), 0, dtype=model.precise, device=model.device)
@@ -164,10 +170,7 @@ class _Search:
         self.keys /= 1 + len(prefixes)
         self.unit = self._units()
         count = int(self.unit.max()) + 1
-        answers = torch.tensor(
-            [sum(len(row.ids) - row.target_start for row in fact[:-1]) for fact in encoded]
-        )
-        self.answers = _sums(answers.to(self.unit.device), self.unit, count)
+        self.answers = torch.stack([self._tokens(encoded, recipe.first_prompts), self._tokens(encoded, None)])
         self.members = _sums(torch.ones_like(self.unit), self.unit, count)
         reach = reach_of(model, layer, self.stream, self.said)
         self.reach = _sums(reach, self.unit, count) / self.members
@@ -184,32 +187,41 @@ class _Search:
         )
         ticks = torch.zeros(count, dtype=torch.long, device=delta.device)
         steps, sought = torch.zeros_like(ticks), torch.ones_like(ticks, dtype=torch.bool)
-        rows = self.rows
+        wide = sought & (self.answers[0] == self.answers[1] if self.layer == recipe.layers[0] else sought)
+        rows = self._visible(sought, wide)
         for _ in range(recipe.steps_at(self.layer)):
-            gradient, right = self._evaluate(rows, delta, sought)
-            ticks += (right & sought).long()
-            moving = sought & ~(ticks > recipe.extra_steps)  # without extra steps the step is not taken
+            gradient, right = self._evaluate(rows, delta, sought, wide)
+            ticks += (right & sought & wide).long()
+            # without extra steps the step is not taken, nor before a unit has looked at all its prompts
+            moving = sought & ~(ticks > recipe.extra_steps) & (wide | ~right)
             optimiser.step(gradient, moving)
             self._clamp(delta)
             steps += moving.long()
-            before, sought = sought, sought & (ticks < max(1, recipe.extra_steps))
+            before = sought, wide
+            sought, wide = sought & (ticks < max(1, recipe.extra_steps)), wide | right
             if not sought.any():
                 break
-            if not torch.equal(before, sought):
-                rows = [kept for one in rows if (kept := one.of(sought[self.unit])) is not None]
+            if not (torch.equal(before[0], sought) and torch.equal(before[1], wide)):
+                rows = self._visible(sought, wide)
         return self._result(delta, steps, ticks > 0)
 
+    def _visible(self, sought: torch.Tensor, wide: torch.Tensor) -> list[_Rows]:
+        """The rows that units [units] bool look at now."""
+        facts, all_of = sought[self.unit], wide[self.unit]
+        return [kept for one in self.rows if (kept := one.of(facts, all_of)) is not None]
+
     def _evaluate(
-        self, rows: Sequence[_Rows], delta: torch.Tensor, sought: torch.Tensor
+        self, rows: Sequence[_Rows], delta: torch.Tensor, sought: torch.Tensor, wide: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The gradient of the loss by δ [units, d_out], and which units [units] may stop."""
         moved, gradient = delta.clone().requires_grad_(), torch.zeros_like(delta)
         wrong = torch.zeros(len(delta), dtype=torch.long, device=delta.device)
         losses = torch.zeros(len(delta), dtype=delta.dtype, device=delta.device)
+        tokens = torch.where(wide, self.answers[1], self.answers[0])
         for one in rows:
             normed = run_upper(self.model, one.layout, self.layer, one.lower, moved[self.unit[one.fact]])
             if one.clean is None:
-                each = self._answer_loss(one, normed, wrong)
+                each = self._answer_loss(one, normed, wrong, tokens)
             else:
                 each = self._drift(one, normed, one.clean)
             losses += each.detach()
@@ -224,13 +236,15 @@ class _Search:
             return wrong == 0
         return losses < (_LOSS_FLOOR if self.recipe.stop == "loss" else -1.0)
 
-    def _answer_loss(self, rows: _Rows, normed: torch.Tensor, wrong: torch.Tensor) -> torch.Tensor:
-        """Mean NLL [units] of the target tokens; counts those that are not the argmax into ``wrong``."""
+    def _answer_loss(
+        self, rows: _Rows, normed: torch.Tensor, wrong: torch.Tensor, count: torch.Tensor
+    ) -> torch.Tensor:
+        """NLL [units] of the target tokens over their ``count``; those not the argmax count as ``wrong``."""
         at, tokens = rows.layout.wanted()
         logits = self.model.logits(normed[at])
         unit = self.unit[rows.fact[at[0]]]
         wrong.index_add_(0, unit, (logits.detach().argmax(-1) != tokens).long())
-        nll = functional.cross_entropy(logits, tokens, reduction="none") / self.answers[unit]
+        nll = functional.cross_entropy(logits, tokens, reduction="none") / count[unit]
         return _sums(nll, unit, len(self.members))
 
     def _drift(self, rows: _Rows, normed: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
@@ -262,10 +276,14 @@ class _Search:
         lower = run_lower(self.model, layout, self.layer)
         fact = torch.tensor([row.fact for row in group], device=self.model.device)
         self.keys.index_add_(0, fact, lower.keys.to(self.keys.dtype))
-        bare = torch.tensor([row.bare for row in group], device=self.model.device)
+        bare = torch.tensor([row.prompt == 0 for row in group], device=self.model.device)
         self.said[fact[bare]] = lower.values[bare].to(self.said.dtype)
         self.stream[fact[bare]] = lower.hidden[bare, 0].to(self.stream.dtype)
-        return _Rows(layout, lower, fact, None)
+        first = torch.tensor(
+            [self.recipe.first_prompts is None or row.prompt < self.recipe.first_prompts for row in group],
+            device=self.model.device,
+        )
+        return _Rows(layout, lower, fact, first, None)
 
     @torch.no_grad()
     def _plain(self, group: Sequence[_Row]) -> _Rows:
@@ -274,7 +292,12 @@ class _Search:
         lower = run_lower(self.model, layout, self.layer)
         clean = self._after(layout, run_upper(self.model, layout, self.layer, lower))
         fact = torch.tensor([row.fact for row in group], device=self.model.device)
-        return _Rows(layout, lower, fact, clean)
+        return _Rows(layout, lower, fact, torch.ones_like(fact, dtype=torch.bool), clean)
+
+    def _tokens(self, encoded: Sequence[Sequence[Encoded]], prompts: int | None) -> torch.Tensor:
+        """Target tokens [units] under a unit's first prompts, or under all of them."""
+        counts = [sum(len(row.ids) - row.target_start for row in fact[:-1][:prompts]) for fact in encoded]
+        return _sums(torch.tensor(counts, device=self.unit.device), self.unit, int(self.unit.max()) + 1)
 
     def _after(self, layout: Layout, normed: torch.Tensor) -> torch.Tensor:
         """Log-probabilities [rows, vocabulary] of the token after each row."""
