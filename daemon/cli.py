@@ -96,17 +96,20 @@ def run(
     once: Annotated[
         bool, typer.Option("--once", help="end when the feeds and the queue are drained")
     ] = False,
+    no_worker: Annotated[
+        bool, typer.Option("--no-worker", help="scheduler and API alone; errata worker runs elsewhere")
+    ] = False,
 ) -> None:
     """Start everything on this machine: Redis, scheduler, API and one editing worker; SIGTERM ends it.
 
-    Examples: errata run | errata run --once
+    Examples: errata run | errata run --once | errata run --no-worker
     """
     from daemon.core.log import configure_logging
     from daemon.run import run_command
 
     config = cli_common.load(context)
     configure_logging(config.log.level, json_lines=config.log.json_lines)
-    run_command(config, cli_common.config_file(context), once=once)
+    run_command(config, cli_common.config_file(context), once=once, with_model=not no_worker)
 
 
 def version(as_json: cli_common.Json = False) -> None:

@@ -18,13 +18,13 @@ from sqlalchemy import func, select
 from daemon.api import make_app
 from daemon.children import Child
 from daemon.core import chain
-from daemon.core.broker import CELERY_URL_FILE, URL_FILE, ping
+from daemon.core.broker import CELERY_URL_FILE, URL_FILE, ping, worker_arguments
 from daemon.core.config import CONFIG_VARIABLE, Config
-from daemon.core.errors import NotFoundError, UnavailableError
+from daemon.core.errors import ConfigError, NotFoundError, UnavailableError
 from daemon.core.fsio import write_durably
 from daemon.core.ledger import Ledger
 from daemon.core.log import get_logger
-from daemon.core.names import BatchState, CorrectionState, RevisionState, edit_queue
+from daemon.core.names import BatchState, CorrectionState, RevisionState
 from daemon.core.schema import batches, corrections, revisions
 from daemon.dispatch import CeleryQueue
 from daemon.redis_server import PrivateRedis
@@ -37,8 +37,15 @@ _WATCH_SECONDS = 0.5
 class Supervisor:
     """Everything that one machine needs, in one process tree."""
 
-    def __init__(self, config: Config, config_file: Path | None, *, log_folder: Path | None = None) -> None:
-        self.config = config
+    def __init__(
+        self,
+        config: Config,
+        config_file: Path | None,
+        *,
+        log_folder: Path | None = None,
+        with_model: bool = True,
+    ) -> None:
+        self.config, self._with_model = config, with_model
         self._environment = dict(os.environ)
         if config_file is not None:
             self._environment[CONFIG_VARIABLE] = str(config_file.resolve())
@@ -60,7 +67,8 @@ class Supervisor:
             stack.enter_context(self._redis())
             ledger = Ledger.open(self.config.ledger_url)
             stack.callback(ledger.close)
-            self._prepare(ledger)
+            if self._with_model:
+                self._prepare(ledger)
             children = self._children()
             for child in children:
                 child.start()
@@ -131,6 +139,8 @@ class Supervisor:
 
     def _children(self) -> list[Child]:
         """The worker, and what else the configuration asks for: the publisher, the completion routes."""
+        if not self._with_model:
+            return []
         errata = [sys.executable, "-m", "daemon.cli"]
         children = [self._worker()]
         if self.config.publish.follow:
@@ -140,13 +150,7 @@ class Supervisor:
         return children
 
     def _worker(self) -> Child:
-        name = self.config.model.name
-        command = [
-            sys.executable, "-m", "celery", "--app", "workers.app", "worker", "--pool", "prefork",
-            "--concurrency", "1", "--queues", edit_queue(name), "--hostname", f"edit-{name}@%h",
-            "--without-gossip", "--without-mingle", "--loglevel", self.config.log.level,
-        ]  # fmt: skip
-        return self._child("worker", command)
+        return self._child("worker", [sys.executable, *worker_arguments(self.config)])
 
     def _child(self, name: str, command: Sequence[str]) -> Child:
         return Child(name, command, self._environment, self._log_file(name))
@@ -199,9 +203,17 @@ def drained(ledger: Ledger, config: Config) -> bool:
         return not any(connection.execute(query).scalar() for query in queries)
 
 
-def run_command(config: Config, config_file: Path | None, *, once: bool = False) -> None:
-    """Run until SIGTERM or SIGINT."""
-    supervisor = Supervisor(config, config_file)
+def run_command(
+    config: Config, config_file: Path | None, *, once: bool = False, with_model: bool = True
+) -> None:
+    """Run until SIGTERM or SIGINT; without the model: scheduler and API alone, workers are elsewhere.
+
+    Raises:
+        ConfigError: workers elsewhere could not reach a private Redis.
+    """
+    if not with_model and config.redis_url is None:
+        raise ConfigError("--no-worker needs redis_url", hint="workers elsewhere reach no private Redis")
+    supervisor = Supervisor(config, config_file, with_model=with_model)
 
     def ask_to_stop(_number: int, _frame: FrameType | None) -> None:
         supervisor.stop()

@@ -53,6 +53,7 @@ system_packages() {
     missing=
     command -v redis-server >/dev/null || missing="$missing redis-server"
     command -v promtool >/dev/null || missing="$missing prometheus"
+    command -v systemd-analyze >/dev/null || missing="$missing systemd"
     has_postgres || missing="$missing postgresql"
     [ -n "$missing" ] || return 0
     sudo=

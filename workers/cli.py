@@ -21,6 +21,7 @@ def register(app: typer.Typer) -> None:
     """Add the workers' commands to the application of ``errata``."""
     app.command("prepare")(prepare)
     app.command("probe")(probe)
+    app.command("worker")(worker)
     app.command("recipes")(recipes)
     app.command("tour")(tour)
     app.add_typer(bench_commands, name="bench")
@@ -53,6 +54,25 @@ def prepare(context: typer.Context) -> None:
 
         prepare_model(_config(context), step)
     console.print("the model is ready: revision 0 is its base")
+
+
+def worker(context: typer.Context) -> None:
+    """Edit batches from the queue: one Celery worker with one process; SIGTERM ends it after its batch.
+
+    Example: errata worker
+    """
+    import os
+    import sys
+
+    from daemon.core.broker import worker_arguments
+    from daemon.core.config import CONFIG_VARIABLE, find_config
+
+    prepare(context)
+    config = _config(context)
+    file = find_config(context.obj["config_file"])
+    if file is not None:
+        os.environ[CONFIG_VARIABLE] = str(file.resolve())
+    os.execv(sys.executable, [sys.executable, *worker_arguments(config)])  # noqa: S606  # no shell
 
 
 def probe(

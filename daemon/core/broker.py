@@ -8,6 +8,7 @@ from celery import Celery
 
 from daemon.core.config import Config
 from daemon.core.errors import UnavailableError
+from daemon.core.names import edit_queue
 
 URL_FILE = "redis.url"
 CELERY_URL_FILE = "redis.celery.url"
@@ -59,6 +60,16 @@ def celery_app(config: Config) -> Celery:
     app = Celery("errata", broker=broker_url(config), set_as_current=False)
     app.conf.update(celery_settings(config))
     return app
+
+
+def worker_arguments(config: Config) -> list[str]:
+    """What Python is called with to be the editing worker of the configured model."""
+    name = config.model.name
+    return [
+        "-m", "celery", "--app", "workers.app", "worker", "--pool", "prefork", "--concurrency", "1",
+        "--queues", edit_queue(name), "--hostname", f"edit-{name}@%h", "--without-gossip",
+        "--without-mingle", "--loglevel", config.log.level,
+    ]  # fmt: skip
 
 
 def celery_settings(config: Config) -> dict[str, Any]:

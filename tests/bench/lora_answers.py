@@ -1,4 +1,4 @@
-"""How near the low-rank export comes: ``python -m tests.bench.lora_answers ERRATA_TOML [REVISION] [ENERGY …]``.
+"""How near the low-rank export comes: ``python -m tests.bench.lora_answers TOML [REVISION] [ENERGY …]``.
 
 For each energy: rank and size of the adapter, and the share of active facts that the base with the adapter,
 loaded by PEFT, answers with the same greedy text as the edited model.

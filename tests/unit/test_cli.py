@@ -61,7 +61,7 @@ def test_every_command_has_help_and_an_example(path: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize("path", ALL, ids=" ".join)
 def test_a_command_that_lists_can_print_json(path: tuple[str, ...]) -> None:
-    without = {("run",), ("metrics",), ("prepare",), ("tour",)}
+    without = {("run",), ("metrics",), ("prepare",), ("tour",), ("worker",), ("serve",)}
     options = {option for parameter in ALL[path].params for option in parameter.opts}
     assert ("--json" in options) is (path not in without)
 
@@ -198,11 +198,16 @@ def test_run_hands_the_configuration_on(installation: Installation, monkeypatch:
     asked: list[Any] = []
     monkeypatch.setattr("daemon.core.log.configure_logging", lambda *_, **__: None)
     monkeypatch.setattr(
-        "daemon.run.run_command", lambda config, file, once: asked.append((config, file, once))
+        "daemon.run.run_command",
+        lambda config, file, once, with_model: asked.append((config, file, once, with_model)),
     )
     assert installation.errata("run", "--once").exit_code == 0
-    ((config, file, once),) = asked
-    assert (config.feeds[0].name, file, once) == ("sample", installation.file, True)
+    assert installation.errata("run", "--no-worker").exit_code == 0
+    name = asked[0][0].feeds[0].name
+    assert [(name, *one[1:]) for one in asked] == [
+        ("sample", installation.file, True, True),
+        ("sample", installation.file, False, False),
+    ]
 
 
 def test_help_starts_without_what_only_commands_need() -> None:
