@@ -25,6 +25,7 @@ from workers.loading import Loaded, load_head
 from workers.pairs import load_pairs, save_pairs
 from workers.plan import Fact, Plan, active_facts, active_pairs, make_plan
 from workers.probes import FAST, BaseAnswers, ProbeContext, run_probes
+from workers.review import choose, mend_slipped
 from workers.store import Store
 
 log = get_logger("errata.session")
@@ -45,6 +46,7 @@ class Edit:
     """What one attempt did to the weights in memory."""
 
     written: list[tuple[Fact, Associations]] = field(default_factory=list)
+    mended: list[tuple[Fact, Associations]] = field(default_factory=list)
     refused: list[Refusal] = field(default_factory=list)
     probes: list[ProbeRow] = field(default_factory=list)
 
@@ -113,6 +115,8 @@ class Session:
             self._checkpoint("session.written")
             if not edit.written and not plan.removals:
                 return self._refuse_all(batch_id, edit)
+            with stages.measure("review"):
+                self._review(plan, edit, parent)
             with stages.measure("probe"):
                 edit.probes = self._probe(plan, edit, parent)
             with stages.measure("save"):
@@ -124,7 +128,12 @@ class Session:
             raise
         self._loaded = Loaded(number, proposal.tensors)
         log.info(
-            "committed", batch=batch_id, revision=number, facts=len(edit.written), refused=len(edit.refused)
+            "committed",
+            batch=batch_id,
+            revision=number,
+            facts=len(edit.written),
+            mended=len(edit.mended),
+            refused=len(edit.refused),
         )
         self._checkpoint("session.committed")
         return Outcome.COMMITTED
@@ -243,26 +252,42 @@ class Session:
             edit.refused.append(Refusal(fact.correction_id, QuarantineReason.NOT_LEARNED, message))
         edit.written = kept
 
+    def _review(self, plan: Plan, edit: Edit, parent: int) -> None:
+        """Mend older facts that have slipped; where a guard refuses that, they stay as they were."""
+        asked = choose(self._older(plan, edit, parent), self.config.edit.review, turn=parent)
+        if not asked:
+            return
+        before = self.editor.snapshot()
+        try:
+            mended = mend_slipped(self.store, self.editor, asked)
+            self.editor.guard(self.config.watch.batch_delta_ceiling, self.config.watch.delta_ceiling)
+        except EditError as error:
+            self.editor.rollback_to(before)
+            log.warning("not mended", why=str(error))
+            return
+        edit.mended = mended
+
     # -- after the edit -------------------------------------------------------------------------------
 
     def _probe(self, plan: Plan, edit: Edit, parent: int) -> list[ProbeRow]:
-        written = [fact for fact, _ in edit.written]
-        gone = {f.replaces.correction_id for f in (*written, *plan.removals) if f.replaces is not None}
-        with self.ledger.read() as connection:
-            pairs = [p for p in active_pairs(connection, self.model, parent) if p.correction_id not in gone]
-            older = active_facts(connection, pairs)
+        written, older = [fact for fact, _ in edit.written], self._older(plan, edit, parent)
         context = ProbeContext(self.editor, written, older, self.config.watch, self._base, seed=parent + 1)
         return run_probes(FAST, context, self.ledger.clock)
+
+    def _older(self, plan: Plan, edit: Edit, parent: int) -> list[Fact]:
+        """The facts that were written before this batch and are not replaced by it."""
+        new = [fact for fact, _ in edit.written]
+        gone = {f.replaces.correction_id for f in (*new, *plan.removals) if f.replaces is not None}
+        with self.ledger.read() as connection:
+            pairs = [p for p in active_pairs(connection, self.model, parent) if p.correction_id not in gone]
+            return active_facts(connection, pairs)
 
     def _proposal(self, batch_id: str, parent: int, plan: Plan, edit: Edit, stages: "Stages") -> Proposal:
         """Write the blobs, then describe the revision that they make."""
         tensors = {name: self.store.put({name: tensor}) for name, tensor in self.editor.published().items()}
-        blob = (
-            save_pairs(self.store, Associations.concat([pair for _, pair in edit.written]))
-            if edit.written
-            else None
-        )
-        written = [Written(fact.correction_id, row) for row, (fact, _) in enumerate(edit.written)]
+        held = [*edit.written, *edit.mended]
+        blob = save_pairs(self.store, Associations.concat([pair for _, pair in held])) if held else None
+        written = [Written(fact.correction_id, row) for row, (fact, _) in enumerate(held)]
         written += [Written(fact.correction_id, None) for fact in plan.removals]
         norms = {str(layer): total for layer, (_, total) in self.editor.delta_norms().items()}
         return Proposal(

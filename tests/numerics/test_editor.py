@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 import torch
@@ -201,6 +202,13 @@ def test_a_value_far_beyond_the_anchor_is_refused(
         Editor(editor.model, statistics, strict).write(changes)
     assert refused.value.reason == "norm"
     assert same(editor.published(), clean)
+
+
+def test_a_token_that_stands_out_in_the_clean_model_is_measured_by_itself(
+    editor: Editor, statistics: Statistics, changes: list[EditRequest]
+) -> None:
+    low = replace(statistics, anchors=dict.fromkeys(statistics.anchors, 1e-6))
+    assert Editor(editor.model, low, editor.recipe).write(changes[1:2]).ids == [changes[1].id]
 
 
 def test_a_batch_of_nothing_changes_nothing(editor: Editor) -> None:

@@ -201,6 +201,7 @@ def sequence(
         *norms,
         "capacity",
         "mended",
+        "refused",
         "units_per_fact",
     )
     bench.run(work, columns, "n", as_json)

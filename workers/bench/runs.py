@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from daemon.core.errors import EditError
 from workers.bench.facts import BenchFact
 from workers.bench.lab import Lab, batches, forward_unit, timed
 from workers.bench.report import Report
@@ -59,17 +60,30 @@ class Sequencer:
         self.requests: list[EditRequest] = []
         self.pairs: list[Associations] = []
         self.mended = 0
+        self.refused = 0
         self._asked: list[int] = []
 
     def write(self, batch: Sequence[EditRequest]) -> None:
         """Write one batch, then look after the old."""
-        written = self.editor.write(batch)
         known = len(self.requests)
-        self.requests += batch
-        self.pairs += [written.select([row]) for row in range(len(batch))]
-        self._asked += [known] * len(batch)
+        self._write_in_halves(batch)
         if self.review and self.editor.recipe.exact:
             self._look_after(known)
+
+    def _write_in_halves(self, batch: Sequence[EditRequest]) -> None:
+        """As the worker does: what a guard refuses is halved until the guilty fact stands alone."""
+        try:
+            written = self.editor.write(batch)
+        except EditError:
+            if len(batch) == 1:
+                self.refused += 1
+                return
+            self._write_in_halves(batch[: len(batch) // 2])
+            self._write_in_halves(batch[len(batch) // 2 :])
+            return
+        self._asked += [len(self.requests)] * len(batch)
+        self.requests += batch
+        self.pairs += [written.select([row]) for row in range(len(batch))]
 
     def _look_after(self, known: int) -> None:
         oldest = sorted(range(known), key=lambda i: self._asked[i])[: self.review]
@@ -121,6 +135,7 @@ def run_sequence(
                 n=done,
                 first_100=sum(first) / len(first),
                 mended=sequencer.mended,
+                refused=sequencer.refused,
                 capacity=done / editor.statistics.moments[editor.layers[0]].shape[0],
                 units_per_fact=seconds / done / unit,
                 seconds_per_fact=seconds / done,

@@ -104,7 +104,7 @@ class Editor:
         """
         if not requests:
             return Associations([], {}, {})
-        before = self._snapshot()
+        before = self.snapshot()
         try:
             if self.recipe.residual == "shared":
                 return self._write_shared(requests)
@@ -132,9 +132,10 @@ class Editor:
     def checkpoint(self) -> Checkpoint:
         """The state now; also the mark against which the change of a batch is measured."""
         self._mark = {layer: memory.weight for layer, memory in self._memories.items()}
-        return self._snapshot()
+        return self.snapshot()
 
-    def _snapshot(self) -> Checkpoint:
+    def snapshot(self) -> Checkpoint:
+        """The state now; the mark stays where it is."""
         weights = {layer: self.model.stored_weight(layer).detach().clone() for layer in self.layers}
         return Checkpoint({layer: memory.copy() for layer, memory in self._memories.items()}, weights)
 
@@ -234,7 +235,9 @@ class Editor:
     def _targets(self, requests: Sequence[EditRequest], layer: int) -> Targets:
         with self._measure(f"targets of layer {layer}"):
             found = find_targets(self.model, requests, layer, self.recipe, self.statistics.prefixes)
-        self._require_anchored(requests, found.norms, layer)
+        limits = self._limits(requests, found.norms, layer)
+        for request, norm, limit in zip(requests, found.norms.tolist(), limits, strict=True):
+            require_anchored(request.id, norm, limit)
         return found
 
     def _write_layer(
@@ -257,7 +260,7 @@ class Editor:
         """
         if not self.recipe.exact:
             return written
-        before = self._snapshot()
+        before = self.snapshot()
         try:
             with self._measure("verify and mend"):
                 return self._mended(requests, written)
@@ -272,11 +275,18 @@ class Editor:
             failed = [row for row, verdict in enumerate(self.verify(requests)) if not verdict.ok]
             if not failed:
                 break
-            found = self._targets([requests[row] for row in failed], layer)
-            more = found.deltas.double() / memory.response(keys[failed])[:, None]
-            memory.forget(keys[failed], values[failed])
-            values[failed] += more.float().cpu()
-            memory.write(keys[failed], values[failed])
+            with self._measure(f"targets of layer {layer}"):
+                wanted = [requests[row] for row in failed]
+                found = find_targets(self.model, wanted, layer, self.recipe, self.statistics.prefixes)
+            limits = torch.tensor(self._limits(wanted, found.norms, layer))
+            anchored = found.norms.cpu() <= limits  # what lies beyond stays as it is
+            rows = [row for row, kept in zip(failed, anchored.tolist(), strict=True) if kept]
+            if not rows:
+                break
+            more = found.deltas.cpu()[anchored].double() / memory.response(keys[rows])[:, None].cpu()
+            memory.forget(keys[rows], values[rows])
+            values[rows] += more.float()
+            memory.write(keys[rows], values[rows])
             self._publish(layer)
         return replace(written, values={**written.values, layer: values})
 
@@ -299,7 +309,7 @@ class Editor:
     def _change(
         self, associations: Associations, operation: Callable[[Memory, torch.Tensor, torch.Tensor], None]
     ) -> None:
-        before = self._snapshot()
+        before = self.snapshot()
         try:
             for layer, memory in self._memories.items():
                 operation(memory, associations.keys[layer], associations.values[layer])
@@ -308,10 +318,20 @@ class Editor:
             self.rollback_to(before)
             raise
 
-    def _require_anchored(self, requests: Sequence[EditRequest], norms: torch.Tensor, layer: int) -> None:
-        limit = self.recipe.anchor_limit * self.statistics.anchors[layer]
-        for request, norm in zip(requests, norms.tolist(), strict=True):
-            require_anchored(request.id, norm, limit)
+    def _limits(self, requests: Sequence[EditRequest], norms: torch.Tensor, layer: int) -> list[float]:
+        """The largest norm allowed for each value.
+
+        It is a multiple of the anchor, or of the norm that the clean model itself has there, for some tokens
+        stand out by several times the mean.
+        """
+        limits = [self.recipe.anchor_limit * self.statistics.anchors[layer]] * len(requests)
+        beyond = [row for row, norm in enumerate(norms.tolist()) if not norm <= limits[row]]
+        if beyond:
+            with self.base_weights():
+                _, clean = find_keys(self.model, [requests[row] for row in beyond], layer, ())
+            for row, norm in zip(beyond, clean.norm(dim=1).tolist(), strict=True):
+                limits[row] = max(limits[row], self.recipe.anchor_limit * norm)
+        return limits
 
     def _publish(self, layer: int) -> None:
         memory = self._memories[layer]
