@@ -16,6 +16,7 @@ from daemon.core import audit
 from daemon.core.broker import ping, redis_url
 from daemon.core.clock import from_text
 from daemon.core.config import Config
+from daemon.core.config_feeds import JsonlFeedConfig
 from daemon.core.database import check_integrity, is_founded, newest_version, open_engine, schema_version
 from daemon.core.errors import ErrataError
 from daemon.core.ledger import Ledger
@@ -58,7 +59,7 @@ def examine(config: Config) -> list[Finding]:
             _guarded("clock and redis", lambda: _redis_clock(config)),
         ]
     found += [_disk(config), _model(config), _statistics(config), _token(config)]
-    return found + [_feed(feed.name, feed.path) for feed in config.feeds]
+    return found + [_feed(feed.name, feed.path) for feed in config.feeds if isinstance(feed, JsonlFeedConfig)]
 
 
 @contextmanager

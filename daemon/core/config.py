@@ -16,6 +16,7 @@ from pydantic_settings import (
 )
 
 from daemon.core.config_base import LOOPBACK, Section
+from daemon.core.config_feeds import FEED_SECTIONS, AdmissionConfig, FeedConfig, resolved_feed
 from daemon.core.config_serving import ConsumerConfig, PublishConfig, ServeConfig
 from daemon.core.errors import ConfigError
 from daemon.core.names import DEFAULT_MODEL, LIVE_LINK, NAME_PATTERN
@@ -48,6 +49,7 @@ class EditConfig(Section):
     batch_age_seconds: float = Field(
         3.0, ge=0, description="a batch leaves when its oldest correction is this old"
     )
+    edits_per_hour: int = Field(0, ge=0, description="corrections written an hour; 0: as many as come")
     batches_ahead: int = Field(64, ge=1, description="batches made ahead of the worker; the rest coalesces")
     queue_bound: int = Field(10_000, ge=1, description="corrections that may wait before feeds pause")
     review: int = Field(32, ge=0, description="older facts asked after a batch; what slipped is mended")
@@ -131,16 +133,6 @@ class ScheduleConfig(Section):
     lease_seconds: float = Field(15.0, ge=1, description="scheduler lease; one scheduler leads")
 
 
-class JsonlFeedConfig(Section):
-    """A feed that tails a file of JSON lines."""
-
-    kind: Literal["jsonl"]
-    name: str = Field(pattern=NAME_PATTERN, description="name in ledger and metrics")
-    path: Path = Field(description="the file; relative to the configuration's folder")
-    trust: int = Field(50, ge=0, le=100, description="0 to 100; the higher wins at equal times")
-    chunk_items: int = Field(500, ge=1, description="items admitted in one transaction")
-
-
 class LogConfig(Section):
     """Logs."""
 
@@ -175,7 +167,8 @@ class Config(BaseSettings):
     publish: PublishConfig = PublishConfig()
     serve: ServeConfig = ServeConfig()
     log: LogConfig = LogConfig()
-    feeds: tuple[JsonlFeedConfig, ...] = Field((), description="where corrections come from")
+    admission: AdmissionConfig = AdmissionConfig()
+    feeds: tuple[FeedConfig, ...] = Field((), description="where corrections come from")
     consumers: tuple[ConsumerConfig, ...] = Field((), description="servers that load what is published")
 
     @model_validator(mode="after")
@@ -271,7 +264,7 @@ def load_config(explicit: Path | None = None) -> Config:
 def _resolved(config: Config, folder: Path) -> Config:
     """The same configuration with paths made absolute and REDIS_URL taken into account."""
     redis = config.redis_url or (SecretStr(os.environ["REDIS_URL"]) if os.environ.get("REDIS_URL") else None)
-    feeds = tuple(feed.model_copy(update={"path": folder / feed.path}) for feed in config.feeds)
+    feeds = tuple(resolved_feed(feed, folder) for feed in config.feeds)
     update: dict[str, Any] = {"data_dir": folder / config.data_dir, "redis_url": redis, "feeds": feeds}
     if config.api.token_file:
         update["api"] = config.api.model_copy(update={"token_file": folder / config.api.token_file})
@@ -293,7 +286,10 @@ def _explain(error: ValidationError, path: Path | None) -> str:
     """Every problem in one text, with a suggestion for an unknown key."""
     lines = []
     for problem in error.errors(include_url=False, include_input=False):
-        where = ".".join(str(part) for part in problem["loc"]) or "configuration"
+        place = problem["loc"]
+        if place[:1] == ("feeds",):
+            place = place[:2] + place[3:]  # without the kind, by which the section's form was chosen
+        where = ".".join(str(part) for part in place) or "configuration"
         if problem["type"] == "extra_forbidden":
             lines.append(f"unknown key {where}{_suggestion(str(problem['loc'][-1]))}")
         else:
@@ -314,8 +310,9 @@ def known_keys(model: type[BaseModel] = Config, prefix: str = "") -> dict[str, s
 
 
 def _all_keys() -> tuple[str, ...]:
-    lists = (known_keys(JsonlFeedConfig, "feeds."), known_keys(ConsumerConfig, "consumers."))
-    return (*known_keys(), *lists[0], *lists[1])
+    lists = [known_keys(section, "feeds.") for section in FEED_SECTIONS]
+    lists.append(known_keys(ConsumerConfig, "consumers."))
+    return (*known_keys(), *(key for keys in lists for key in keys))
 
 
 def _suggestion(name: str) -> str:

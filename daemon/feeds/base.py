@@ -74,7 +74,16 @@ class _Configurable(Feed, Protocol):
 
 
 # module:class, imported when a feed of the kind is configured: its dependencies may be heavy or absent
-_KINDS: Mapping[str, str] = MappingProxyType({"jsonl": "daemon.feeds.jsonl:JsonlFeed"})
+_KINDS: Mapping[str, str] = MappingProxyType(
+    {
+        "jsonl": "daemon.feeds.jsonl:JsonlFeed",
+        "http": "daemon.feeds.http:HttpFeed",
+        "rss": "daemon.feeds.rss:RssFeed",
+        "wikidata": "daemon.feeds.wikidata:WikidataFeed",
+        "redis_stream": "daemon.feeds.redis_stream:RedisStreamFeed",
+        "webhook": "daemon.feeds.webhook:WebhookFeed",
+    }
+)
 
 
 def make_feed(config: FeedConfig) -> Feed:

@@ -166,7 +166,7 @@ BAD = {
     "feed without path": ("[[feeds]]\nkind = 'jsonl'\nname = 'a'", "feeds.0.path: Field required"),
     "feed of an unknown kind": (
         "[[feeds]]\nkind = 'gopher'\nname = 'a'\npath = 'x'",
-        "feeds.0.kind: Input should be 'jsonl'",
+        "feeds.0: Input tag 'gopher' found using 'kind' .*'jsonl', 'http'",
     ),
     "feed with a bad name": (
         "[[feeds]]\nkind = 'jsonl'\nname = 'A B'\npath = 'x'",

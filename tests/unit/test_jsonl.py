@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daemon.core.config import JsonlFeedConfig
+from daemon.core.config_feeds import JsonlFeedConfig
 from daemon.core.corrections import MAX_ITEM_BYTES, parse_item
 from daemon.core.errors import ConfigError, FeedError, InvalidCorrectionError
 from daemon.feeds.base import Cursor, Pull, make_feed

@@ -1,0 +1,247 @@
+"""What stands between Errata and a feed's server: where may be asked, and how much may be answered.
+
+A host is resolved here, every address of it is checked, and the connection goes to the checked address: a
+name that means something else a moment later changes nothing. Redirects are followed by hand, each as
+strictly as the first URL. Answers are bounded in time and in decompressed size. No proxy of the environment
+is used.
+"""
+
+import ipaddress
+import socket
+import time
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+from urllib.parse import urljoin, urlsplit
+
+import httpx
+
+from daemon.core.config_feeds import HttpFeedConfig, RssFeedConfig, WikidataFeedConfig
+from daemon.core.errors import FeedError
+from daemon.core.text import printable
+from daemon.version import version
+
+_REDIRECTS = 5
+_MOVED = frozenset({301, 302, 303, 307, 308})
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_URL_CHARACTERS = 2_000
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Where a feed may ask, and how much it takes."""
+
+    hosts: frozenset[str]
+    allow_private: bool = False
+    max_bytes: int = 16 << 20
+    timeout_seconds: float = 30.0
+
+    @classmethod
+    def of(cls, config: "HttpFeedConfig | RssFeedConfig | WikidataFeedConfig", *urls: str) -> Self:
+        """The limits of a section; without ``hosts`` only those of its own URLs may be asked."""
+        hosts = config.hosts or tuple(urlsplit(url).hostname or "" for url in urls)
+        return cls(
+            frozenset(host.casefold() for host in hosts),
+            config.allow_private,
+            config.max_bytes,
+            config.timeout_seconds,
+        )
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer that kept to the limits; ``url`` is where it came from after redirects."""
+
+    status: int
+    headers: httpx.Headers
+    body: bytes
+    url: str
+
+
+class Web:
+    """A client for one feed."""
+
+    def __init__(self, limits: Limits, token_file: Path | None = None, token_host: str = "") -> None:
+        self._limits, self._token_file, self._token_host = limits, token_file, token_host.casefold()
+        self._clients: dict[str, httpx.Client] = {}
+
+    def get(self, url: str, headers: Mapping[str, str] | None = None) -> Answer:
+        """The whole answer to a GET.
+
+        Raises:
+            FeedError: not allowed, no answer, an error's status, too much or too slow.
+        """
+        deadline = time.monotonic() + self._limits.timeout_seconds
+        with self.stream(url, {"accept-encoding": "gzip", **(headers or {})}) as response:
+            pieces, size = [], 0
+            for piece in _inflated(response, self._limits.max_bytes):
+                size += len(piece)
+                if size > self._limits.max_bytes:
+                    raise FeedError(
+                        f"the answer is longer than {self._limits.max_bytes} bytes", hint="raise max_bytes"
+                    )
+                if time.monotonic() > deadline:
+                    raise FeedError(f"no whole answer within {self._limits.timeout_seconds:g} s")
+                pieces.append(piece)
+            return Answer(response.status_code, response.headers, b"".join(pieces), str(response.url))
+
+    @contextmanager
+    def stream(self, url: str, headers: Mapping[str, str]) -> Iterator[httpx.Response]:
+        """The answer to a GET while it comes in; redirects are followed, each one checked.
+
+        Raises:
+            FeedError: not allowed, no answer, or an error's status.
+        """
+        try:
+            for _ in range(_REDIRECTS + 1):
+                host, client = self._client(url)
+                request = client.build_request("GET", url, headers={**headers, **self._credentials(host)})
+                response = client.send(request, stream=True)
+                try:
+                    if response.status_code not in _MOVED:
+                        if response.status_code >= 400:
+                            raise FeedError(f"{_shown(url)} answers {response.status_code}")
+                        yield response
+                        return
+                    url = urljoin(url, response.headers.get("location", ""))
+                finally:
+                    response.close()
+            raise FeedError(f"more than {_REDIRECTS} redirects, the last to {_shown(url)}")
+        except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
+            raise FeedError(f"{_shown(url)} cannot be read: {type(error).__name__}: {error}") from error
+
+    def close(self) -> None:
+        """Close all connections."""
+        while self._clients:
+            self._clients.popitem()[1].close()
+
+    def _client(self, url: str) -> tuple[str, httpx.Client]:
+        """The host of a URL that may be asked, and a client whose connections lead to no other."""
+        host = checked_host(url, self._limits)
+        if host not in self._clients:
+            self._clients[host] = httpx.Client(
+                transport=_Pinned(self._limits),
+                timeout=self._limits.timeout_seconds,
+                headers={"user-agent": f"errata/{version()}"},
+                trust_env=False,
+                follow_redirects=False,
+            )
+        return host, self._clients[host]
+
+    def _credentials(self, host: str) -> dict[str, str]:
+        """The token goes to the configured host alone, wherever a redirect leads."""
+        if self._token_file is None or host != self._token_host:
+            return {}
+        try:
+            token = self._token_file.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise FeedError(f"token_file {self._token_file} cannot be read") from error
+        return {"authorization": f"Bearer {token}"}
+
+
+class _Pinned(httpx.BaseTransport):
+    """Connects to an address that was checked; the name stays in the Host header and in TLS."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._inner = httpx.HTTPTransport(limits=httpx.Limits(max_connections=4))
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        name, url = request.url.host, request.url
+        extensions = {**request.extensions, "sni_hostname": name}
+        failed: httpx.ConnectError | None = None
+        for address in resolve(name, url.port or (443 if url.scheme == "https" else 80), self._limits):
+            pinned = httpx.Request(
+                request.method,
+                url.copy_with(host=str(address)),
+                headers=request.headers,
+                stream=request.stream,
+                extensions=extensions,
+            )
+            try:
+                return self._inner.handle_request(pinned)
+            except httpx.ConnectError as error:
+                failed = error
+        raise failed or httpx.ConnectError(f"{name} has no address")
+
+    def close(self) -> None:
+        self._inner.close()
+
+
+def checked_host(url: str, limits: Limits) -> str:
+    """The host of a URL that the limits allow, before anything is resolved.
+
+    Raises:
+        FeedError: another scheme, another host, credentials in the URL, or no URL at all.
+    """
+    try:
+        parts = urlsplit(url)
+        host, port = (parts.hostname or "").casefold(), parts.port
+    except ValueError as error:
+        raise FeedError(f"{_shown(url)} is no URL") from error
+    schemes = ("https", "http") if limits.allow_private else ("https",)
+    if parts.scheme not in schemes:
+        hint = "https only; allow_private also allows http"
+        raise FeedError(f"{_shown(url)} is not {' or '.join(schemes)}", hint=hint)
+    if host not in limits.hosts or not host or port == 0:
+        raise FeedError(f"{_shown(url)} leads to a host that is not allowed", hint="see hosts in [[feeds]]")
+    if parts.username is not None or parts.password is not None or len(url) > _URL_CHARACTERS:
+        raise FeedError("a URL may not carry credentials or be longer than 2000 characters")
+    return host
+
+
+def resolve(host: str, port: int, limits: Limits) -> list[Address]:
+    """The addresses of a host; one that is not public spoils them all, unless private ones are allowed.
+
+    Raises:
+        FeedError: no such host, or an address that may not be asked.
+    """
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        raise FeedError(f"{_shown(host)} has no address: {error}") from error
+    addresses = [ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in found]
+    for address in addresses:
+        if not limits.allow_private and not is_public(address):
+            hint = "allow_private = true, if this feed is your own"
+            raise FeedError(f"{_shown(host)} leads to {address}, which is not a public address", hint=hint)
+    return list(dict.fromkeys(addresses))
+
+
+def is_public(address: Address) -> bool:
+    """Whether an address, and every IPv4 address that is wrapped in it, is one of the public internet."""
+    if isinstance(address, ipaddress.IPv6Address):
+        inner = [address.ipv4_mapped, address.sixtofour, *(address.teredo or ())]
+        if address in _NAT64:
+            inner.append(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
+        if not all(is_public(one) for one in inner if one is not None):
+            return False
+        if address.ipv4_mapped is not None:
+            return True
+    return address.is_global and not address.is_multicast
+
+
+def _inflated(response: httpx.Response, limit: int) -> Iterator[bytes]:
+    """The body, decompressed never further than ``limit`` allows: httpx itself would inflate without end."""
+    encoding = response.headers.get("content-encoding", "identity").strip().lower()
+    if encoding in ("identity", ""):
+        yield from response.iter_raw()
+        return
+    if encoding not in ("gzip", "x-gzip"):
+        raise FeedError(f"the answer is encoded as {_shown(encoding)}, which was not asked for")
+    inflater = zlib.decompressobj(wbits=31)
+    try:
+        for piece in response.iter_raw():
+            yield inflater.decompress(piece, limit + 1)
+        if not inflater.eof:
+            raise FeedError("the answer ends in the middle")
+    except zlib.error as error:
+        raise FeedError(f"the answer is no gzip: {error}") from error
+
+
+def _shown(text: str) -> str:
+    return printable(text.partition("?")[0], 200)

@@ -1,0 +1,124 @@
+"""A feed of RSS or Atom entries; a pattern with named groups makes corrections of the entries that match."""
+
+import hashlib
+import io
+import json
+import re
+import time
+from calendar import timegm
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+import feedparser
+
+from daemon.core.clock import to_text
+from daemon.core.config_feeds import RssFeedConfig
+from daemon.core.errors import FeedError
+from daemon.feeds.base import Cursor, Pull, RawItem
+from daemon.feeds.guard import Limits, Web
+
+_SEEN = 2_000  # entries remembered, so that each is handed over once
+_TEXT = 500  # characters of a field that the pattern sees
+_FORBIDDEN = re.compile(rb"<!\s*(?:DOCTYPE|ENTITY)", re.IGNORECASE)
+_WIDE = (b"\xff\xfe", b"\xfe\xff", b"\x00<", b"<\x00")
+
+
+class RssFeed:
+    """Entries in the order in which they were published; what does not match is counted in the cursor."""
+
+    def __init__(self, config: RssFeedConfig) -> None:
+        self.name, self.trust, self._config = config.name, config.trust, config
+        limits = Limits.of(config, config.url)
+        self._web = Web(limits, config.token_file, urlsplit(config.url).hostname or "")
+        self._pattern = re.compile(config.pattern)
+
+    @classmethod
+    def from_config(cls, config: RssFeedConfig) -> Self:
+        """The feed that a ``[[feeds]]`` section describes."""
+        return cls(config)
+
+    def pull(self, cursor: Cursor, limit: int) -> Pull:
+        """At most ``limit`` new entries.
+
+        Raises:
+            FeedError: the server cannot be asked, or what it says is no RSS or Atom.
+        """
+        due = float(cursor.get("asked_at", 0)) + self._config.every_seconds
+        if not cursor.get("unread") and 0 <= due - time.time() <= self._config.every_seconds:
+            return Pull([], cursor, more=False)
+        headers = {"accept": "application/rss+xml, application/atom+xml, application/xml"}
+        for header, key in (("if-none-match", "etag"), ("if-modified-since", "modified")):
+            if cursor.get(key) and not cursor.get("unread"):
+                headers[header] = str(cursor[key])
+        answer = self._web.get(self._config.url, headers)
+        now: Cursor = {**cursor, "asked_at": time.time(), "unread": False}
+        if answer.status == 304:
+            return Pull([], now, more=False)
+        for key, header in (("etag", "etag"), ("modified", "last-modified")):
+            now[key] = answer.headers.get(header, "")[:500]
+        return self._take(parse(answer.body, answer.headers.get("content-type", "")), now, limit)
+
+    def _take(self, entries: list[Mapping[str, Any]], cursor: Cursor, limit: int) -> Pull:
+        """The oldest entries that were not seen yet."""
+        seen = dict.fromkeys(cursor.get("seen", []))
+        fresh = [(key, entry) for entry in entries if (key := _key(entry)) not in seen]
+        items, dropped = [], int(cursor.get("dropped", {}).get("no_match", 0))
+        for key, entry in fresh[:limit]:
+            seen[key] = None
+            raw = self.correction(entry)
+            if raw is None:
+                dropped += 1
+            else:
+                items.append(RawItem(raw, f"entry {_text(entry, 'id') or _text(entry, 'link') or key}"))
+        more = len(fresh) > limit
+        kept = list(seen)[-max(_SEEN, len(entries)) :]
+        return Pull(
+            items, {**cursor, "seen": kept, "dropped": {"no_match": dropped}, "unread": more}, more=more
+        )
+
+    def correction(self, entry: Mapping[str, Any]) -> bytes | None:
+        """The correction that an entry says; None: the pattern does not match."""
+        match = self._pattern.search(_text(entry, self._config.field)[:_TEXT])
+        if match is None:
+            return None
+        said = match.groupdict()
+        subject = (said["subject"] or "").strip()
+        correction = {
+            "subject": subject,
+            "object": (said["object"] or "").strip(),
+            "relation": self._config.relation,
+            "source": _text(entry, "link")[:_TEXT] or self._config.url,
+        }
+        if self._config.prompt_before or self._config.prompt_after:
+            correction["prompt"] = self._config.prompt_before + subject + self._config.prompt_after
+        at = entry.get("published_parsed") or dict(entry).get("updated_parsed")
+        if at is not None:
+            correction["observed_at"] = to_text(datetime.fromtimestamp(timegm(at), UTC))
+        return json.dumps(correction).encode()
+
+
+def parse(body: bytes, content_type: str = "") -> list[Mapping[str, Any]]:
+    """The entries of a document, oldest first.
+
+    Raises:
+        FeedError: a document type or an entity is declared, the encoding is a wide one, or it is no feed.
+    """
+    if _FORBIDDEN.search(body) or body.lstrip()[:2] in _WIDE or body[:2] in _WIDE:
+        raise FeedError("the XML declares a document type or entities, or is not in an ASCII-like encoding")
+    # a stream: given bytes, feedparser would first try them as the name of a file
+    found = feedparser.parse(io.BytesIO(body), response_headers={"content-type": content_type})
+    if not found.get("version") and not found.entries:
+        raise FeedError("the answer is neither RSS nor Atom")
+    return sorted(found.entries, key=lambda entry: entry.get("published_parsed") or ())
+
+
+def _key(entry: Mapping[str, Any]) -> str:
+    parts = [_text(entry, key) for key in ("id", "link", "title", "published")]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
+
+
+def _text(entry: Mapping[str, Any], key: str) -> str:
+    value = entry.get(key)
+    return value if isinstance(value, str) else ""
