@@ -1,4 +1,4 @@
-"""The guard of feeds: which addresses may be asked, wherever a name or a redirect leads, and how much is taken."""
+"""The guard of feeds: which addresses may be asked, wherever a redirect leads, and how much is taken."""
 
 import gzip
 import ipaddress
@@ -54,7 +54,7 @@ def test_urls_that_are_not_meant_are_refused_before_anything_is_asked(url: str) 
 
 @pytest.mark.parametrize("host", ["127.1", "0x7f000001", "2130706433", "0", "[::1]"])
 def test_spellings_of_loopback_lead_nowhere(host: str) -> None:
-    with pytest.raises(FeedError, match="not a public address|has no address"):
+    with pytest.raises(FeedError, match=r"not a public address|has no address"):
         Web(STRICT).get(f"https://{host}/")
 
 

@@ -1,4 +1,4 @@
-"""The feed of a Redis stream: nothing is acknowledged before it was admitted, nothing is lost or kept for ever."""
+"""The feed of a Redis stream: nothing is acknowledged before it was admitted, nothing is lost."""
 
 import json
 from collections.abc import Iterator

@@ -110,7 +110,8 @@ def test_what_is_no_json_is_an_error_and_moves_nothing(web: Answers, body: bytes
 
 
 RSS = b"""<?xml version="1.0"?><rss version="2.0"><channel><title>t</title>
-<item><title>Brest festival begins</title><guid>3</guid><pubDate>Wed, 03 Jun 2026 00:00:00 GMT</pubDate></item>
+<item><title>Brest festival begins</title><guid>3</guid>
+ <pubDate>Wed, 03 Jun 2026 00:00:00 GMT</pubDate></item>
 <item><title>France moves its capital to Nice</title><guid>2</guid><link>https://news/2</link>
  <pubDate>Tue, 02 Jun 2026 00:00:00 GMT</pubDate></item>
 <item><title>France moves its capital to Lyon</title><guid>1</guid>
