@@ -1,5 +1,8 @@
 """Taking a model back: to a revision that was named, or to the last good one."""
 
+from collections.abc import Callable
+from functools import partial
+
 from sqlalchemy import Connection, RowMapping, select, update
 
 from daemon.core.chain import head
@@ -10,6 +13,8 @@ from daemon.core.names import IncidentState, RevisionState
 from daemon.core.schema import incidents, revisions
 from daemon.views.figures import UNSETTLED
 
+Settle = Callable[[Connection, int], None]
+"""Called with the number of the new revision, in its transaction."""
 _LOOKS = 5  # a busy writer may move head between the look and the rollback
 
 
@@ -22,10 +27,12 @@ def roll_back(
     who: str,
     reason: str,
     expected_head: int | None = None,
+    settle: Settle | None = None,
 ) -> int:
     """Append a revision with the content of ``to``, or of the last good one; returns the new head.
 
-    Incidents of the revisions that are thereby left behind are closed.
+    Incidents of the revisions that are thereby left behind are closed, in the same transaction;
+    ``settle`` is called before that, for what its caller has to say of them.
 
     Raises:
         ConfigError: neither or both of ``to`` and ``last_good``, or no reason. NotFoundError: no such
@@ -40,17 +47,18 @@ def roll_back(
         looks += 1
         target, seen = (to, expected_head) if to is not None else _look(ledger, model, expected_head)
         try:
-            number = ledger.rollback(model, target, who, reason, seen)
+            return ledger.rollback(
+                model, target, who, reason, seen, partial(_settle, ledger, model, target, settle)
+            )
         except StaleHeadError:
             if expected_head is not None or looks == _LOOKS:
                 raise
-        else:
-            _close_incidents(ledger, model, target, number)
-            return number
 
 
-def last_good_revision(connection: Connection, head_row: RowMapping) -> int:
+def last_good_revision(connection: Connection, head_row: RowMapping, at_most: int | None = None) -> int:
     """The newest revision below head that passed its probes and holds something else than head does.
+
+    ``at_most`` leaves out what is newer than that revision.
 
     Raises:
         NotFoundError: there is none.
@@ -60,6 +68,7 @@ def last_good_revision(connection: Connection, head_row: RowMapping) -> int:
         .where(
             revisions.c.model == head_row["model"],
             revisions.c.number < head_row["number"],
+            revisions.c.number <= (head_row["number"] if at_most is None else at_most),
             revisions.c.state == RevisionState.LIVE,
             revisions.c.content != head_row["content"],
         )
@@ -84,8 +93,12 @@ def _look(ledger: Ledger, model: str, expected_head: int | None) -> tuple[int, i
         ) if expected_head is None else expected_head
 
 
-def _close_incidents(ledger: Ledger, model: str, to: int, number: int) -> None:
+def _settle(
+    ledger: Ledger, model: str, to: int, settle: Settle | None, connection: Connection, number: int
+) -> None:
     """Settle what was open about the revisions between ``to`` and the rollback."""
+    if settle is not None:
+        settle(connection, number)
     left = (
         incidents.c.model == model,
         incidents.c.revision > to,
@@ -97,5 +110,4 @@ def _close_incidents(ledger: Ledger, model: str, to: int, number: int) -> None:
         "closed_at": to_text(ledger.clock.now()),
         "rollback_revision": number,
     }
-    with ledger.write() as connection:
-        connection.execute(update(incidents).where(*left).values(**values))
+    connection.execute(update(incidents).where(*left).values(**values))

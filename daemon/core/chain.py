@@ -56,3 +56,24 @@ def active_tenures(connection: Connection, model: str, at: int) -> Sequence[RowM
         .order_by(tenures.c.id)
     )
     return connection.execute(query).mappings().all()
+
+
+def lineage(connection: Connection, model: str, number: int) -> list[int]:
+    """The revisions from which ``number`` came, newest first: through a rollback to what it brought back.
+
+    What a rollback left behind is not among them, nor are the rollbacks themselves.
+    """
+    query = select(revisions.c.number, revisions.c.parent, revisions.c.content_of).where(
+        revisions.c.model == model, revisions.c.number <= number
+    )
+    links = {row.number: (row.parent, row.content_of) for row in connection.execute(query)}
+    found: list[int] = []
+    at = number
+    while True:
+        parent, content_of = links[at]
+        step = parent if content_of is None else content_of
+        if content_of is None and at != number:
+            found.append(at)
+        if step is None:
+            return found
+        at = step

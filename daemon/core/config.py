@@ -92,6 +92,28 @@ class WatchConfig(Section):
     batch_delta_ceiling: float = Field(0.6, gt=0, description="the same for one batch")
     retention_sample: int = Field(32, ge=1, description="active facts sampled for retention")
     locality_sample: int = Field(32, ge=1, description="neighborhood prompts sampled")
+    significance: float = Field(
+        0.002, gt=0, lt=1, description="false alarms that the paired tests of one revision may give together"
+    )
+    step_budget: float = Field(
+        0.01, ge=0, lt=1, description="share of a suite's items that one revision may lose"
+    )
+    step_budget_nats: float = Field(
+        0.02, ge=0, description="rise of a token's mean loss on held-out text that one revision may cost"
+    )
+    drift_budget: float = Field(
+        0.0025, ge=0, lt=1, description="lasting loss of a suite's items that is no drift"
+    )
+    drift_budget_nats: float = Field(0.05, ge=0, description="the same for a token's mean loss")
+    drift_limit: float = Field(
+        5.0, gt=0, description="cumulative sum, in standard errors, above which a lasting loss is a drift"
+    )
+    rollback_reach: int = Field(
+        50, ge=1, description="revisions that a drift or a late probe may take back; beyond that, freeze"
+    )
+    hysteresis: float = Field(
+        0.01, ge=0, lt=1, description="how far beyond a bound the next revisions must be after an incident"
+    )
     auto_rollback: bool = Field(True, description="take a degraded revision back without a human")
     cooldown_seconds: float = Field(
         900, ge=0, description="at most one automatic rollback in this time, then freeze"

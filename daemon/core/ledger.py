@@ -5,7 +5,7 @@ when the writer's fencing token is the newest and nobody moved head; ``rollback`
 content is an earlier one's. Nothing is ever deleted by either.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
 
@@ -129,10 +129,19 @@ class Ledger:
             close_batch(connection, self.clock.now(), proposal.batch_id)
         return number
 
-    def rollback(self, model: str, to: int, who: str, reason: str, expected_head: int | None = None) -> int:
+    def rollback(
+        self,
+        model: str,
+        to: int,
+        who: str,
+        reason: str,
+        expected_head: int | None = None,
+        settle: Callable[[Connection, int], None] = lambda _connection, _number: None,
+    ) -> int:
         """Append a revision whose content is that of ``to``; what it takes back becomes ``reverted``.
 
-        An edit in flight loses its token and is planned again on the new head.
+        An edit in flight loses its token and is planned again on the new head. ``settle`` is called with
+        the new number in the same transaction: for incidents, so that no two can lead to two rollbacks.
 
         Raises:
             NotFoundError: no such revision. StaleHeadError: head is not ``expected_head``.
@@ -172,6 +181,7 @@ class Ledger:
                 reason,
                 {"head": number, "from": current["number"], "reverted": taken_back, "restored": restored},
             )
+            settle(connection, number)
         return number
 
     def record_probes(self, model: str, number: int, probes: Sequence[ProbeRow]) -> None:

@@ -59,6 +59,14 @@ class IncidentState(StrEnum):
     CLOSED = "closed"
 
 
+class Reaction(StrEnum):
+    """What was done about open incidents."""
+
+    NOTHING = "nothing"  # nothing was open, or somebody else was faster
+    ROLLED_BACK = "rolled_back"
+    FROZEN = "frozen"
+
+
 class AdmissionOutcome(StrEnum):
     """What became of one item at admission; closed, because it labels a metric."""
 

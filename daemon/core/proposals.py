@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from daemon.core.names import RevisionKind
+from daemon.core.outcomes import Outcomes
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,7 @@ class ProbeRow:
     items: int
     seconds: float
     details: dict[str, Any] = field(default_factory=dict)
+    outcomes: Outcomes | None = None
 
 
 @dataclass(frozen=True)

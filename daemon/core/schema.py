@@ -131,6 +131,7 @@ probe_results = Table(
     Column("items", Integer, nullable=False),
     Column("seconds", Float, nullable=False),
     Column("details", JSON, nullable=False),
+    Column("outcomes", JSON),  # one value an item, see daemon.core.outcomes
     Column("measured_at", String(32), nullable=False),
     Index("ix_probe_results_revision", "model", "revision", "probe"),
 )
@@ -199,6 +200,9 @@ incidents = Table(
     Column("opened_at", String(32), nullable=False),
     Column("closed_at", String(32)),
     Column("rollback_revision", Integer),
+    Column("result", String(16), nullable=False, server_default="degraded"),
+    Column("since", Integer),  # the last revision that was good; a rollback goes there
+    Column("alert", Text),  # the episode of the alert that brought it up
     UniqueConstraint("model", "revision", "probe"),
 )
 
@@ -213,6 +217,24 @@ publications = Table(
     Column("attempts", Integer, nullable=False),
     Column("message", Text, nullable=False, default=""),
     Column("at", String(32), nullable=False),
+)
+
+# What the judge made of one probe of one revision; replaced when the probe is measured again.
+judgements = Table(
+    "judgements",
+    metadata,
+    Column("model", String(64), primary_key=True),
+    Column("revision", Integer, primary_key=True, autoincrement=False),
+    Column("probe", String(64), primary_key=True),
+    Column("result", String(16), nullable=False),
+    Column("reference", Integer),  # the last good revision that was compared with
+    Column("loss", Float),  # mean loss an item against the reference
+    Column("p_value", Float),
+    Column("drift", Float),  # cumulative sum against the first revisions
+    Column("since", Integer),  # the last revision that was good
+    Column("measurement", Integer, nullable=False),  # id of the probe result
+    Column("message", Text, nullable=False),
+    Column("judged_at", String(32), nullable=False),
 )
 
 workers = Table(

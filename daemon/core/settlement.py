@@ -150,6 +150,7 @@ def insert_probes(
                 items=probe.items,
                 seconds=probe.seconds,
                 details=probe.details,
+                outcomes=probe.outcomes.to_json() if probe.outcomes else None,
                 measured_at=to_text(now),
             )
         )
