@@ -9,6 +9,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from sqlalchemy import func, select
 
+from daemon.api_alerts import add_alerts
 from daemon.api_errors import answer_errors
 from daemon.api_guard import BodyLimit, Guard, read_token
 from daemon.core import chain
@@ -18,6 +19,7 @@ from daemon.core.errors import ErrataError
 from daemon.core.ledger import Ledger
 from daemon.core.schema import audit
 from daemon.exporter import API_FEED, render
+from daemon.exporter_watch import StageHistory
 from daemon.rollback import roll_back
 from daemon.submission import submit_all
 from daemon.version import version
@@ -61,6 +63,7 @@ def make_app(ledger: Ledger, config: Config) -> FastAPI:
     _add_health(app, ledger, config)
     _add_views(app, ledger, config)
     _add_changes(app, ledger, config)
+    add_alerts(app, ledger, config)
     return app
 
 
@@ -81,10 +84,12 @@ def _add_health(app: FastAPI, ledger: Ledger, config: Config) -> None:
         ok = all(check["ok"] for check in checks.values())
         return JSONResponse({"ok": ok, "checks": checks}, status_code=200 if ok else 503)
 
+    history = StageHistory()
+
     @app.get("/metrics")
     def metrics() -> Response:
         """The ledger in Prometheus' text format."""
-        return Response(render(ledger, config), media_type=CONTENT_TYPE_LATEST)
+        return Response(render(ledger, config, history), media_type=CONTENT_TYPE_LATEST)
 
 
 def _add_views(app: FastAPI, ledger: Ledger, config: Config) -> None:

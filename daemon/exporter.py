@@ -1,45 +1,47 @@
 """The ledger as Prometheus sees it: one read transaction a scrape, nothing kept between scrapes."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
+from itertools import accumulate
 from typing import Any
 
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 from sqlalchemy import Connection, RowMapping, select
 
 from daemon.admission import OPERATOR
 from daemon.core.chain import find_revision
+from daemon.core.clock import from_text
 from daemon.core.config import Config
 from daemon.core.errors import ErrataError
 from daemon.core.ledger import Ledger
 from daemon.core.log import get_logger
-from daemon.core.metrics import CEILING_PROBES, METRICS, OTHER, Kind
+from daemon.core.metrics import METRICS, OTHER, STAGE_BUCKETS, Kind
 from daemon.core.names import (
     AdmissionOutcome,
     BatchState,
     CorrectionState,
-    ProbeResult,
     QuarantineReason,
     QuarantineState,
     RevisionKind,
 )
 from daemon.core.schema import revisions
+from daemon.exporter_watch import StageHistory, add_watch
 from daemon.version import version
-from daemon.views import chain, figures, lists
+from daemon.views import figures, lists
 
 log = get_logger("errata.exporter")
-Family = GaugeMetricFamily | CounterMetricFamily
+Family = GaugeMetricFamily | CounterMetricFamily | HistogramMetricFamily
 API_FEED = "api"
 _UP_PERIODS = 3.0  # lease periods without a heartbeat after which a worker counts as down
 
 
-def render(ledger: Ledger, config: Config) -> bytes:
-    """All metrics in Prometheus' text format."""
+def render(ledger: Ledger, config: Config, history: StageHistory | None = None) -> bytes:
+    """All metrics in Prometheus' text format; ``history`` spares reading old revisions at every scrape."""
     registry = CollectorRegistry()
-    registry.register(LedgerCollector(ledger, config))
+    registry.register(LedgerCollector(ledger, config, history or StageHistory()))
     return generate_latest(registry)
 
 
@@ -54,12 +56,25 @@ class Samples:
 
         Raises:
             KeyError: the metric, or one of its labels, is not declared. ValueError: a label too many.
+            TypeError: it is a histogram.
         """
-        declared = METRICS[name].labels
-        values = [labels[label] for label in declared]
-        if len(values) != len(labels):
-            raise ValueError(f"{name} has the labels {declared}, not {tuple(labels)}")
-        self._families[name].add_metric(values, value)
+        family = self._families[name]
+        if isinstance(family, HistogramMetricFamily):
+            raise TypeError(f"{name} is a histogram")
+        family.add_metric(_values(name, labels), value)
+
+    def add_histogram(self, name: str, buckets: Sequence[float], total: float, **labels: str) -> None:
+        """Add one histogram: how many values lie in each of ``STAGE_BUCKETS`` and above, and their sum.
+
+        Raises:
+            KeyError, ValueError: as for ``add``. TypeError: it is none.
+        """
+        family = self._families[name]
+        if not isinstance(family, HistogramMetricFamily):
+            raise TypeError(f"{name} is no histogram")
+        bounds = [*(str(bound) for bound in STAGE_BUCKETS), "+Inf"]
+        cumulative = list(zip(bounds, accumulate(buckets), strict=True))
+        family.add_metric(_values(name, labels), cumulative, total)
 
     def families(self) -> Iterable[Family]:
         """Every declared family, in order of declaration."""
@@ -69,15 +84,16 @@ class Samples:
 class LedgerCollector(Collector):
     """Reads the ledger at every scrape; one that does not answer is a metric, not an error."""
 
-    def __init__(self, ledger: Ledger, config: Config) -> None:
-        self._ledger, self._config = ledger, config
+    def __init__(self, ledger: Ledger, config: Config, history: StageHistory) -> None:
+        self._ledger, self._config, self._history = ledger, config, history
 
     def collect(self) -> Iterator[Family]:
         """All families; only ``errata_ledger_up`` and ``errata_build_info`` have series when it fails."""
         samples = Samples()
         try:
             with self._ledger.read() as connection:
-                _Scrape(connection, self._ledger.clock.now(), self._config, samples).fill()
+                now = self._ledger.clock.now()
+                _Scrape(connection, now, self._config, samples, self._history).fill()
             up = 1
         except ErrataError as error:
             log.warning("metrics not read", code=error.code, error=str(error))
@@ -90,9 +106,16 @@ class LedgerCollector(Collector):
 class _Scrape:
     """One scrape."""
 
-    def __init__(self, connection: Connection, now: datetime, config: Config, samples: Samples) -> None:
-        self._connection, self._now, self._config = connection, now, config
-        self._add = samples.add
+    def __init__(
+        self,
+        connection: Connection,
+        now: datetime,
+        config: Config,
+        samples: Samples,
+        history: StageHistory,
+    ) -> None:
+        self._connection, self._now, self._config, self._history = connection, now, config, history
+        self._add, self._add_histogram = samples.add, samples.add_histogram
         self._models = sorted({*figures.models(connection), config.model.name})
 
     def fill(self) -> None:
@@ -107,7 +130,8 @@ class _Scrape:
         for model in self._models:
             self._queue(model)
             self._chain(model)
-            self._probes(model)
+            add_watch(self._add, self._connection, self._now, self._config, model)
+            self._stages(model)
             self._worker(model)
 
     def _corrections(self, feeds: set[str]) -> None:
@@ -156,7 +180,6 @@ class _Scrape:
             self._add("errata_queue_corrections", count, model=model, state=state)
         self._add("errata_queue_oldest_age_seconds", waiting.oldest_age_seconds, model=model)
         self._add("errata_paused", figures.is_on(self._connection, f"paused:{model}"), model=model)
-        self._add("errata_incidents_open", figures.incidents_open(self._connection, model), model=model)
 
     def _chain(self, model: str) -> None:
         for name, kind in (
@@ -173,6 +196,8 @@ class _Scrape:
         if live is not None:
             self._add("errata_revision_live", live, model=model)
         self._add("errata_active_facts", head["active_facts"], model=model)
+        self._add("errata_facts_written_total", figures.facts_written(self._connection, model), model=model)
+        self._add("errata_head_timestamp_seconds", from_text(head["created_at"]).timestamp(), model=model)
         for layer, norm in head["norms"].items():
             self._add("errata_layer_delta_ratio", norm, model=model, layer=layer)
         for stage, seconds in self._last_stages(model).items():
@@ -184,17 +209,11 @@ class _Scrape:
         row: RowMapping | None = self._connection.execute(query).mappings().one_or_none()
         return dict(row["stages"]) if row else {}
 
-    def _probes(self, model: str) -> None:
-        for probe in chain.probes_in_force(self._connection, model):
-            name = probe["probe"]
-            if probe["score"] is not None:
-                self._add("errata_probe_score", probe["score"], model=model, probe=name)
-            if probe["bound"] is not None:
-                bound = "errata_probe_ceiling" if name in CEILING_PROBES else "errata_probe_floor"
-                self._add(bound, probe["bound"], model=model, probe=name)
-            for result in ProbeResult:
-                same = probe["result"] == result
-                self._add("errata_probe_result", same, model=model, probe=name, result=result)
+    def _stages(self, model: str) -> None:
+        for stage, (buckets, total) in self._history.of(self._connection, model).items():
+            self._add_histogram(
+                "errata_edit_stage_duration_seconds", buckets, total, model=model, stage=stage
+            )
 
     def _worker(self, model: str) -> None:
         beat = figures.newest_heartbeat(self._connection, self._now, model)
@@ -202,6 +221,16 @@ class _Scrape:
         self._add("errata_worker_up", fresh, model=model)
         if beat is not None:
             self._add("errata_worker_heartbeat_age_seconds", beat.age_seconds, model=model)
+            self._add("errata_worker_memory_bytes", beat.memory_bytes, model=model)
+            self._add("errata_worker_gpu_memory_bytes", beat.gpu_memory_bytes, model=model)
+
+
+def _values(name: str, labels: Mapping[str, str]) -> list[str]:
+    declared = METRICS[name].labels
+    values = [labels[label] for label in declared]
+    if len(values) != len(labels):
+        raise ValueError(f"{name} has the labels {declared}, not {tuple(labels)}")
+    return values
 
 
 def _known(value: str, values: Iterable[str]) -> str:
@@ -211,6 +240,8 @@ def _known(value: str, values: Iterable[str]) -> str:
 
 def _family(name: str) -> Family:
     metric = METRICS[name]
+    if metric.kind is Kind.HISTOGRAM:
+        return HistogramMetricFamily(name, metric.help, labels=metric.labels)
     if metric.kind is Kind.COUNTER:
         return CounterMetricFamily(name.removesuffix("_total"), metric.help, labels=metric.labels)
     return GaugeMetricFamily(name, metric.help, labels=metric.labels)

@@ -165,10 +165,11 @@ def react(ledger: Ledger, config: Config, who: str, alert: str | None = None) ->
             return _freeze(ledger, model, trouble, why, who)
 
         def settle(connection: Connection, number: int, ids: tuple[int, ...] = trouble.ids) -> None:
-            values = {
-                "state": IncidentState.ROLLED_BACK, "closed_at": to_text(ledger.clock.now()),
-                "rollback_revision": number, "alert": alert,
-            }  # fmt: skip
+            values: dict[str, object] = {
+                "state": IncidentState.ROLLED_BACK,
+                "closed_at": to_text(ledger.clock.now()),
+            }
+            values |= {"rollback_revision": number} | ({"alert": alert} if alert else {})
             connection.execute(update(incidents).where(incidents.c.id.in_(ids)).values(**values))
 
         try:

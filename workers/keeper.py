@@ -83,7 +83,17 @@ class LeaseKeeper:
         with self._ledger.write() as connection:
             now = self._ledger.clock.now()
             memory = resident_bytes()
-            beat(connection, now, worker_name(), self._model, state, self._device, memory)
+            gpu = gpu_bytes(self._device)
+            beat(connection, now, worker_name(), self._model, state, self._device, memory, gpu)
+
+
+def gpu_bytes(device: str) -> int:
+    """The memory of a GPU that this process has reserved, in bytes; 0 on a CPU."""
+    if not device.startswith("cuda"):
+        return 0
+    import torch
+
+    return int(torch.cuda.memory_reserved(device))
 
 
 def resident_bytes() -> int:

@@ -13,13 +13,21 @@ _KEPT = timedelta(days=1)
 
 
 def beat(
-    connection: Connection, now: datetime, name: str, model: str, state: str, device: str, memory_bytes: int
+    connection: Connection,
+    now: datetime,
+    name: str,
+    model: str,
+    state: str,
+    device: str,
+    memory_bytes: int,
+    gpu_memory_bytes: int = 0,
 ) -> None:
     """A worker says what it does; rows of processes that are long gone are swept."""
     gone = workers.c.seen_at < to_text(now - _KEPT)
     connection.execute(delete(workers).where((workers.c.name == name) | gone))
     row = {"name": name, "model": model, "state": state, "device": device, "memory_bytes": memory_bytes}
-    connection.execute(insert(workers).values(**row, seen_at=to_text(now)))
+    row |= {"gpu_memory_bytes": gpu_memory_bytes, "seen_at": to_text(now)}
+    connection.execute(insert(workers).values(**row))
 
 
 def heard(ledger: Ledger, model: str, names: Iterable[str]) -> None:

@@ -19,6 +19,7 @@ class Kind(StrEnum):
 
     GAUGE = "gauge"
     COUNTER = "counter"
+    HISTOGRAM = "histogram"
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,13 @@ def _gauge(name: str, text: str, *labels: str) -> Metric:
 def _counter(name: str, text: str, *labels: str) -> Metric:
     return Metric(name, Kind.COUNTER, text, labels)
 
+
+def _histogram(name: str, text: str, *labels: str) -> Metric:
+    return Metric(name, Kind.HISTOGRAM, text, labels)
+
+
+STAGE_BUCKETS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
+"""Upper bounds in seconds of the histogram of edit stages."""
 
 _DECLARED = (
     _gauge("errata_ledger_up", "1 when the ledger answered this scrape; all else is absent when it did not."),
@@ -60,7 +68,12 @@ _DECLARED = (
     _gauge("errata_active_facts", "Facts that head's weights hold.", "model"),
     _counter("errata_edits_total", "Revisions made by edits.", "model"),
     _counter("errata_rollbacks_total", "Revisions made by rollbacks.", "model"),
+    _counter("errata_facts_written_total", "Facts written by edits.", "model"),
     _gauge("errata_edit_stage_seconds", "Duration of each stage of the last edit.", "model", "stage"),
+    _histogram(
+        "errata_edit_stage_duration_seconds", "Durations of the stages of all edits.", "model", "stage"
+    ),
+    _gauge("errata_head_timestamp_seconds", "When head was made, as Unix time.", "model"),
     _gauge(
         "errata_layer_delta_ratio",
         "Norm of an edited layer's change at head against its original norm.",
@@ -72,10 +85,24 @@ _DECLARED = (
     _gauge("errata_probe_floor", "Lowest good score of a probe.", "model", "probe"),
     _gauge("errata_probe_ceiling", "Highest good score of a probe.", "model", "probe"),
     _gauge("errata_probe_result", "1 for the newest result of a probe, else 0.", "model", "probe", "result"),
+    _gauge(
+        "errata_probe_age_seconds", "Time since the newest measurement of a probe on head.", "model", "probe"
+    ),
+    _gauge(
+        "errata_verdict", "1 for what the judge says of a probe on head, else 0.", "model", "probe", "result"
+    ),
+    _gauge("errata_probe_loss", "Mean loss of an item against the last good revision.", "model", "probe"),
+    _gauge("errata_probe_p_value", "How likely noise alone loses that much.", "model", "probe"),
+    _gauge("errata_probe_drift", "Cumulative sum of a lasting loss, in standard errors.", "model", "probe"),
+    _gauge("errata_drift_limit", "Highest good cumulative sum.", "model"),
     _gauge("errata_incidents_open", "Incidents that nobody has settled.", "model"),
+    _gauge("errata_incidents", "Incidents in the ledger.", "model", "result", "state"),
+    _gauge("errata_promotion_lag_seconds", "Age of the oldest revision that waits to be live.", "model"),
     # who writes
     _gauge("errata_worker_up", "1 when a worker was heard of within three lease periods.", "model"),
     _gauge("errata_worker_heartbeat_age_seconds", "Time since a worker was heard of.", "model"),
+    _gauge("errata_worker_memory_bytes", "Resident memory of the worker that was heard of last.", "model"),
+    _gauge("errata_worker_gpu_memory_bytes", "GPU memory that this worker has reserved.", "model"),
 )
 
 METRICS = {metric.name: metric for metric in _DECLARED}

@@ -246,6 +246,7 @@ workers = Table(
     Column("seen_at", String(32), nullable=False),
     Column("device", String(32), nullable=False),
     Column("memory_bytes", BigInteger, nullable=False),
+    Column("gpu_memory_bytes", BigInteger, nullable=False, server_default="0"),
 )
 
 audit = Table(

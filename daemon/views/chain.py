@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, RowMapping, Select, and_, func, select
 
 from daemon.core.chain import get_revision
-from daemon.core.schema import corrections, probe_results, revisions, tenures
+from daemon.core.schema import corrections, judgements, probe_results, revisions, tenures
 from daemon.views.figures import head_number, live_number
 
 Row = dict[str, Any]
@@ -82,6 +82,18 @@ def probes_in_force(connection: Connection, model: str) -> list[Row]:
         .group_by(probe_results.c.probe)
     )
     return [_probe(row) for row in _probe_rows(connection, newest)]
+
+
+def verdicts_in_force(connection: Connection, model: str) -> list[Row]:
+    """What the judge said of each probe on what head holds: of head, or of the revision it brought back."""
+    at = head_number(connection, model)
+    while at is not None:
+        content_of = get_revision(connection, model, at)["content_of"]
+        if content_of is None:
+            break
+        at = content_of
+    query = select(judgements).where(judgements.c.model == model, judgements.c.revision == at)
+    return [dict(row) for row in connection.execute(query.order_by(judgements.c.probe)).mappings()]
 
 
 def finite(value: float | None) -> float | None:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import Column, ColumnElement, Connection, func, select
+from sqlalchemy import Column, ColumnElement, Connection, and_, func, select
 
 from daemon.core.clock import from_text
 from daemon.core.names import CorrectionState, IncidentState, RevisionKind, RevisionState
@@ -15,6 +15,7 @@ from daemon.core.schema import (
     quarantine,
     revisions,
     switches,
+    tenures,
     workers,
 )
 
@@ -39,6 +40,8 @@ class Heartbeat:
     worker: str
     state: str
     age_seconds: float
+    memory_bytes: int = 0
+    gpu_memory_bytes: int = 0
 
 
 def seconds_since(now: datetime, text: str) -> float:
@@ -122,7 +125,37 @@ def newest_heartbeat(connection: Connection, now: datetime, model: str) -> Heart
     """The newest sign of life of any worker of ``model``; None when there never was one."""
     query = select(workers).where(workers.c.model == model).order_by(workers.c.seen_at.desc()).limit(1)
     row = connection.execute(query).mappings().one_or_none()
-    return None if row is None else Heartbeat(row["name"], row["state"], seconds_since(now, row["seen_at"]))
+    if row is None:
+        return None
+    age = seconds_since(now, row["seen_at"])
+    return Heartbeat(row["name"], row["state"], age, row["memory_bytes"], row["gpu_memory_bytes"])
+
+
+def facts_written(connection: Connection, model: str) -> int:
+    """How often an edit wrote a fact; what a rollback brought back is not counted again."""
+    made = and_(revisions.c.model == tenures.c.model, revisions.c.number == tenures.c.since)
+    query = (
+        select(func.count())
+        .select_from(tenures.join(revisions, made))
+        .where(tenures.c.model == model, tenures.c.blob.is_not(None), revisions.c.kind == RevisionKind.EDIT)
+    )
+    return int(connection.execute(query).scalar_one())
+
+
+def incidents_by_state(connection: Connection) -> Counts:
+    """Incidents by (model, result, state)."""
+    return _count(connection, incidents.c.model, incidents.c.result, incidents.c.state)
+
+
+def promotion_lag_seconds(connection: Connection, now: datetime, model: str) -> float:
+    """Age of the oldest candidate above live; 0 when none waits."""
+    query = select(func.min(revisions.c.created_at)).where(
+        revisions.c.model == model,
+        revisions.c.state == RevisionState.CANDIDATE,
+        revisions.c.number > (live_number(connection, model) or 0),
+    )
+    oldest = connection.execute(query).scalar()
+    return 0.0 if oldest is None else seconds_since(now, oldest)
 
 
 def _count(connection: Connection, *columns: Column[str]) -> Counts:

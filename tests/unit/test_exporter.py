@@ -16,11 +16,13 @@ from daemon.core.ledger import Ledger
 from daemon.core.metrics import METRICS, OTHER
 from daemon.core.schema import feeds, quarantine, workers
 from daemon.exporter import Samples, render
+from daemon.exporter_watch import StageHistory
 from daemon.incidents import judge
 from daemon.switches import pause
 from tests.conftest import absent
 from tests.installation import Installation, edit, probes
 from tests.ledgers import FakeClock, found, make_batch, statement
+from tests.watching import commit_and_judge, right, suite_row, unknown_row
 
 Series = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -42,8 +44,8 @@ def story(installation: Installation) -> Iterator[Ledger]:
     ledger.close()
 
 
-def scrape(ledger: Ledger, config: Config) -> Series:
-    text = render(ledger, config).decode()
+def scrape(ledger: Ledger, config: Config, history: StageHistory | None = None) -> Series:
+    text = render(ledger, config, history).decode()
     return {
         (sample.name, frozenset(sample.labels.items())): sample.value
         for family in text_string_to_metric_families(text)
@@ -70,7 +72,17 @@ def test_every_declared_family_is_there_and_no_other(story: Ledger, config: Conf
     shown = {line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")}
     assert shown == set(METRICS)
     with_series = {line.split("{")[0].split()[0] for line in text.splitlines() if not line.startswith("#")}
-    only_later = {"errata_feed_pull_age_seconds", "errata_worker_heartbeat_age_seconds"}
+    histogram = "errata_edit_stage_duration_seconds"
+    with_series = {histogram if name.startswith(histogram) else name for name in with_series}
+    only_later = {
+        "errata_feed_pull_age_seconds",
+        "errata_worker_heartbeat_age_seconds",
+        "errata_worker_memory_bytes",
+        "errata_worker_gpu_memory_bytes",
+        "errata_probe_loss",
+        "errata_probe_p_value",
+        "errata_probe_drift",
+    }
     assert with_series == set(METRICS) - only_later
 
 
@@ -206,3 +218,41 @@ def test_counters_only_grow_over_rollbacks(story: Ledger, config: Config) -> Non
     after = scrape(story, config)
     for name in ("errata_edits_total", "errata_rollbacks_total"):
         assert value(after, name, model="default") >= value(before, name, model="default")  # type: ignore[operator]
+
+
+def test_stages_are_histograms_over_all_edits(story: Ledger, config: Config) -> None:
+    history = StageHistory()
+    render(story, config, history)
+    series = scrape(story, config, history)  # a second look at the same edits counts none twice
+    name, labels = "errata_edit_stage_duration_seconds", {"model": "default", "stage": "write"}
+    assert value(series, f"{name}_count", **labels) == 3
+    assert value(series, f"{name}_sum", **labels) == 3 * 2.25
+    assert value(series, f"{name}_bucket", le="1.0", **labels) == 0
+    assert value(series, f"{name}_bucket", le="3.0", **labels) == 3
+
+
+def test_the_judge_is_heard(sqlite_ledger: Ledger) -> None:
+    """Verdicts, losses and drift of what head holds; after a rollback those of what came back."""
+    config = Config()
+    for _ in range(9):
+        commit_and_judge(sqlite_ledger, config, suite_row(right(100)))
+    commit_and_judge(sqlite_ledger, config, suite_row(right(100, range(30))))
+    series = scrape(sqlite_ledger, config)
+    labels = {"model": "default", "probe": "quiz"}
+    assert value(series, "errata_revision_head", model="default") == 11
+    assert value(series, "errata_verdict", result="ok", **labels) == 1
+    assert value(series, "errata_verdict", result="degraded", **labels) == 0
+    assert value(series, "errata_probe_loss", **labels) == 0
+    assert value(series, "errata_probe_p_value", **labels) == 1
+    assert value(series, "errata_probe_drift", **labels) == 0
+    assert value(series, "errata_drift_limit", model="default") == config.watch.drift_limit
+    assert value(series, "errata_incidents", model="default", result="degraded", state="rolled_back") == 1
+
+
+def test_what_waits_to_be_live_has_an_age(sqlite_ledger: Ledger, config: Config, clock: FakeClock) -> None:
+    commit_and_judge(sqlite_ledger, config, unknown_row())
+    clock.advance(90)
+    series = scrape(sqlite_ledger, config)
+    assert value(series, "errata_promotion_lag_seconds", model="default") == 90
+    assert value(series, "errata_probe_age_seconds", model="default", probe="quiz") == 90
+    assert value(series, "errata_probe_result", model="default", probe="quiz", result="unknown") == 1

@@ -19,6 +19,10 @@ def upgrade() -> None:
         )
         batch_op.add_column(sa.Column("since", sa.Integer(), nullable=True))
         batch_op.add_column(sa.Column("alert", sa.Text(), nullable=True))
+    with op.batch_alter_table("workers", schema=None) as batch_op:
+        batch_op.add_column(
+            sa.Column("gpu_memory_bytes", sa.BigInteger(), nullable=False, server_default="0")
+        )
     op.create_table(
         "judgements",
         sa.Column("model", sa.String(length=64), nullable=False),
