@@ -3,8 +3,9 @@
 import json
 import os
 import tomllib
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -23,6 +24,7 @@ def register(app: typer.Typer) -> None:
     """Add these commands."""
     app.add_typer(config_app, name="config")
     app.command("doctor")(doctor)
+    app.command("completion")(completion)
 
 
 @config_app.command("show")
@@ -52,13 +54,32 @@ def config_path(context: typer.Context, as_json: Json = False) -> None:
         say("none: defaults and environment" if file is None else str(file.resolve()))
 
 
+class Shell(StrEnum):
+    """A shell that completion scripts are known for."""
+
+    BASH = "bash"
+    ZSH = "zsh"
+    FISH = "fish"
+
+
+def completion(shell: Annotated[Shell, typer.Argument(help="the shell that will read it")]) -> None:
+    """Print the script by which a shell completes commands and options of errata.
+
+    Example: errata completion bash > ~/.local/share/bash-completion/completions/errata
+    """
+    from typer.completion import get_completion_script  # type: ignore[attr-defined]
+
+    typer.echo(get_completion_script(prog_name="errata", complete_var="_ERRATA_COMPLETE", shell=shell))
+
+
 def doctor(context: typer.Context, as_json: Json = False) -> None:
     """Look for the usual mistakes and say what mends each; exit status 1 when there is one.
 
     Examples: errata doctor | errata doctor --json
     """
     from daemon.core.errors import ConfigError
-    from daemon.doctor import Finding, examine
+    from daemon.core.findings import Finding
+    from daemon.doctor import examine
 
     try:
         config = load(context)

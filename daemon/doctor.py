@@ -4,8 +4,8 @@ import shutil
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,24 +19,17 @@ from daemon.core.config import Config
 from daemon.core.config_feeds import JsonlFeedConfig
 from daemon.core.database import check_integrity, is_founded, newest_version, open_engine, schema_version
 from daemon.core.errors import ErrataError
+from daemon.core.findings import Finding
 from daemon.core.ledger import Ledger
 from daemon.core.schema import audit as audit_table
 from daemon.core.schema import corrections, revisions
 from daemon.views import figures
+from daemon.views.lists import publication_list
 
+CHECKS = "errata.checks"  # entry points: functions from a configuration to findings
 _SKEW = 5.0  # seconds that two clocks of one installation may differ
 _WRITTEN = datetime(2026, 1, 1, tzinfo=UTC)  # no clock that is right is before this code
 _LATE = 3.0  # lease periods without a heartbeat after which a worker with work to do is missed
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What one check found; ``fix`` says what to do where it is not well."""
-
-    check: str
-    ok: bool
-    detail: str
-    fix: str = ""
 
 
 def examine(config: Config) -> list[Finding]:
@@ -48,6 +41,7 @@ def examine(config: Config) -> list[Finding]:
                 _guarded("audit", lambda: _audit(ledger)),
                 _guarded("revisions", lambda: _revisions(ledger, config)),
                 _guarded("worker", lambda: _worker(ledger, config)),
+                _guarded("published", lambda: _published(ledger, config)),
                 _guarded("clock and ledger", lambda: _ledger_clock(ledger)),
             ]
     redis_found = _guarded("redis", lambda: _redis_answers(config))
@@ -58,8 +52,11 @@ def examine(config: Config) -> list[Finding]:
             _guarded("redis eviction", lambda: _redis_setting(config, "maxmemory-policy", "noeviction")),
             _guarded("clock and redis", lambda: _redis_clock(config)),
         ]
-    found += [_disk(config), _model(config), _statistics(config), _token(config)]
-    return found + [_feed(feed.name, feed.path) for feed in config.feeds if isinstance(feed, JsonlFeedConfig)]
+    found += [_disk(config), _model(config), _statistics(config)]
+    found += [_token("api", config.api.token_file, config.api.host)]
+    found += [_token("serve", config.serve.token_file, config.serve.host)]
+    found += [_feed(one.name, one.path) for one in config.feeds if isinstance(one, JsonlFeedConfig)]
+    return found + _foreign(config)
 
 
 @contextmanager
@@ -224,24 +221,24 @@ def _statistics(config: Config) -> Finding:
     return Finding("statistics", False, f"none in {folder}", "errata prepare computes them once")
 
 
-def _token(config: Config) -> Finding:
-    file = config.api.token_file
+def _token(section: str, file: Path | None, host: str) -> Finding:
+    check = f"{section} token"
     if file is None:
-        return Finding("api token", True, f"none: only this machine may change things, at {config.api.host}")
+        return Finding(check, True, f"none: only this machine may come in, at {host}")
     try:
         empty, mode = not file.read_text(encoding="utf-8").strip(), stat.S_IMODE(file.stat().st_mode)
     except (OSError, UnicodeDecodeError) as error:
         return Finding(
-            "api token",
+            check,
             False,
             f"{file} cannot be read: {error}",
             "write a token into it: openssl rand -hex 32",
         )
     if empty:
-        return Finding("api token", False, f"{file} is empty", "write a token into it: openssl rand -hex 32")
+        return Finding(check, False, f"{file} is empty", "write a token into it: openssl rand -hex 32")
     if mode & 0o077:
-        return Finding("api token", False, f"{file} has mode {mode:o}", f"chmod 600 {file}")
-    return Finding("api token", True, str(file))
+        return Finding(check, False, f"{file} has mode {mode:o}", f"chmod 600 {file}")
+    return Finding(check, True, str(file))
 
 
 def _feed(name: str, path: Path) -> Finding:
@@ -250,6 +247,33 @@ def _feed(name: str, path: Path) -> Finding:
     return Finding(
         f"feed {name}", False, f"there is no file {path}", "create it, or correct path in [[feeds]]"
     )
+
+
+def _published(ledger: Ledger, config: Config) -> Finding:
+    """Whether every place has the live revision, and what a consumer said that has not."""
+    with ledger.read() as connection:
+        live = figures.live_number(connection, config.model.name)
+        places = publication_list(connection, config.model.name)
+    if not places:
+        return Finding("published", True, "nothing yet; errata publish does it")
+    failing = [row for row in places if row["message"]]
+    behind = [row["place"] for row in places if row["held"] != live]
+    if failing:
+        told = "; ".join(f"{row['place']} after {row['attempts']} tries: {row['message']}" for row in failing)
+        return Finding("published", False, told, "mend the server; errata publish tries again by itself")
+    text = f"live is {live}" + (f"; still behind: {', '.join(behind)}" if behind else "")
+    return Finding("published", True, text)
+
+
+def _foreign(config: Config) -> list[Finding]:
+    """The checks of other packages: those that need the model."""
+    found: list[Finding] = []
+    for entry in metadata.entry_points(group=CHECKS):
+        try:
+            found += entry.load()(config)
+        except Exception as error:  # noqa: BLE001  # foreign code may raise anything; the doctor goes on
+            found.append(Finding(entry.name, False, f"its checks failed: {error!r}", "reinstall Errata"))
+    return found
 
 
 def _text(value: object) -> str:

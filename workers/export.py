@@ -16,11 +16,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from daemon.core.errors import CorruptBlobError, ModelError, StoreError
+from daemon.core.errors import CorruptBlobError, StoreError
 from daemon.core.fsio import TEMPORARY, disk_errors, fsync_folder, sha256_of, write_durably
 from workers.card import model_card
 from workers.revision_facts import RevisionFacts
-from workers.shards import INDEX, files_of, read_entries, write_renamed, write_without
+from workers.shards import INDEX, file_name_of, files_of, read_entries, write_renamed, write_without
 from workers.store import Store
 
 MANIFEST = "errata.json"
@@ -85,7 +85,7 @@ class Exporter:
         with whole_folder(target) as folder:
             for name in self._side_files():
                 put(self._base / name, folder / name)
-            names = {name: self._file_name(name) for name in revision.tensors}
+            names = {name: file_name_of(name, self._files) for name in revision.tensors}
             pieces = [*self._base_pieces(set(names.values()), put, parts)]
             pieces += self._edited(revision, names, put)
             weight_map: dict[str, str] = {}
@@ -126,15 +126,6 @@ class Exporter:
                 yield Piece(path, [name], put)
             else:
                 yield Piece(path, [names[name]], partial(_renamed, {name: names[name]}))
-
-    def _file_name(self, name: str) -> str:
-        """The name of an edited tensor in the base's files; a folder may leave out the decoder's prefix."""
-        if name in self._files:
-            return name
-        found = [file for file in self._files if name.endswith(f".{file}")]
-        if len(found) != 1:
-            raise ModelError(f"{self._base} has no tensor {name}", hint="is model.path the chain's model?")
-        return found[0]
 
     def _side_files(self) -> list[str]:
         """Configuration, tokenizer and licence: no code, no pickles, no weights."""

@@ -75,6 +75,33 @@ def files_of(folder: Path) -> dict[str, Path]:
         raise ModelError(f"{folder} is no safetensors model: {error}") from error
 
 
+def file_name_of(tensor: str, files: Mapping[str, Path]) -> str:
+    """What a folder's files call a tensor of the model; they may leave out the decoder's prefix.
+
+    Raises:
+        ModelError: none of them, or several, could be it.
+    """
+    if tensor in files:
+        return tensor
+    found = [name for name in files if tensor.endswith(f".{name}")]
+    if len(found) != 1:
+        raise ModelError(
+            f"the model's files have no tensor {tensor}", hint="is model.path the chain's model?"
+        )
+    return found[0]
+
+
+def same_tensor(first: Path, name: str, second: Path, other: str) -> bool:
+    """Whether two files hold the same tensor, bit for bit; where dtypes differ nothing is said against it."""
+    one, two = read_entries(first)[name], read_entries(second)[other]
+    if one.dtype != two.dtype:
+        return one.shape == two.shape
+    with first.open("rb") as left, second.open("rb") as right:
+        left.seek(one.begin)
+        right.seek(two.begin)
+        return left.read(one.end - one.begin) == right.read(two.end - two.begin)
+
+
 def write_without(source: Path, names: Collection[str], target: Path) -> None:
     """Copy a file but for some of its tensors; ``target`` is there whole or not at all.
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Select, select
 
-from daemon.core.schema import audit, feeds, incidents, quarantine, switches, workers
+from daemon.core.schema import audit, feeds, incidents, publications, quarantine, switches, workers
 from daemon.views.figures import UNSETTLED, is_on, seconds_since
 
 Row = dict[str, Any]
@@ -56,6 +56,12 @@ def worker_list(connection: Connection, now: datetime, *, limit: int = 50) -> li
 def switch_list(connection: Connection) -> list[Row]:
     """Every switch that was ever turned."""
     return _rows(connection, select(switches).order_by(switches.c.name))
+
+
+def publication_list(connection: Connection, model: str) -> list[Row]:
+    """Each place of publication: the revision it was given last and the one it is known to have."""
+    mine = publications.c.model == model
+    return _rows(connection, select(publications).where(mine).order_by(publications.c.place))
 
 
 def audit_list(connection: Connection, *, limit: int) -> list[Row]:

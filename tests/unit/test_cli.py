@@ -61,7 +61,7 @@ def test_every_command_has_help_and_an_example(path: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize("path", ALL, ids=" ".join)
 def test_a_command_that_lists_can_print_json(path: tuple[str, ...]) -> None:
-    without = {("run",), ("metrics",), ("prepare",), ("tour",), ("worker",), ("serve",)}
+    without = {("run",), ("metrics",), ("prepare",), ("tour",), ("worker",), ("serve",), ("completion",)}
     options = {option for parameter in ALL[path].params for option in parameter.opts}
     assert ("--json" in options) is (path not in without)
 

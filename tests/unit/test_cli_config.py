@@ -13,7 +13,7 @@ from daemon.admission import submit
 from daemon.core.clock import to_text
 from daemon.core.database import newest_version
 from daemon.core.ledger import Ledger
-from daemon.core.schema import audit, workers
+from daemon.core.schema import audit, publications, workers
 from tests.installation import Installation
 from tests.ledgers import found, statement
 
@@ -168,6 +168,22 @@ def test_a_tampered_audit_is_found(whole: Installation) -> None:
         connection.execute(update(audit).values(reason="nothing happened"))
     ledger.close()
     assert doctor(whole)["audit"]["detail"].startswith("row 1 ")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_scripts_call_errata(installation: Installation, shell: str) -> None:
+    assert "_ERRATA_COMPLETE" in installation.errata("completion", shell).stdout
+
+
+def test_a_consumer_that_fails_is_a_problem_with_its_words(whole: Installation) -> None:
+    ledger = whole.open()
+    row = {"model": "default", "place": "prod", "revision": 3, "held": 1, "attempts": 4, "at": "x"}
+    with ledger.write() as connection:
+        connection.execute(insert(publications).values(**row, message="answers 500"))
+    ledger.close()
+    finding = doctor(whole)["published"]
+    assert not finding["ok"]
+    assert "prod after 4 tries: answers 500" in finding["detail"]
 
 
 def test_an_old_and_a_new_schema_are_told_apart(whole: Installation) -> None:

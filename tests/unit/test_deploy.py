@@ -35,6 +35,11 @@ KEYS = {"ERRATA_" + key.upper().replace(".", "__") for key in known_keys()}
 TOOLS = {"ERRATA_CONFIG", "ERRATA_TORCH", "ERRATA_PYTHON", "ERRATA_MODEL_PATH"}
 
 
+def label(one: object) -> str:
+    """What a parametrised test is called by."""
+    return one if isinstance(one, str) else ""
+
+
 def documents() -> Iterator[tuple[str, dict[str, Any]]]:
     """Every object of the base, as it is written."""
     for path in MANIFESTS:
@@ -60,9 +65,7 @@ def test_compose_files_keep_to_their_schema() -> None:
     check(BIN / "check-jsonschema", "--builtin-schema", "vendor.compose-spec", *files)
 
 
-@pytest.mark.parametrize(
-    "name, document", list(documents()), ids=lambda one: one if isinstance(one, str) else ""
-)
+@pytest.mark.parametrize("name, document", list(documents()), ids=label)
 def test_kubernetes_objects_keep_to_their_schema(name: str, document: dict[str, Any]) -> None:
     if document["apiVersion"].startswith("keda.sh/"):
         assert document["kind"] in {"ScaledObject", "TriggerAuthentication"}, "custom resources of KEDA"
@@ -126,9 +129,7 @@ def commands() -> Iterator[tuple[str, list[str]]]:
                 yield name, container["args"]
 
 
-@pytest.mark.parametrize(
-    "place, words", list(commands()), ids=lambda one: one if isinstance(one, str) else ""
-)
+@pytest.mark.parametrize("place, words", list(commands()), ids=label)
 def test_every_command_is_one_of_errata(place: str, words: list[str]) -> None:
     group = typer.main.get_command(make_cli())
     command = group.commands[words[0]]  # type: ignore[attr-defined]
