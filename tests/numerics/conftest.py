@@ -18,6 +18,7 @@ RECIPE = Recipe(
     lambda_norm=1e-3,
     clamp=20.0,
     decay=0.0,
+    optimiser="adam",
     learning_rate=0.1,
     steps=40,
     extra_steps=2,

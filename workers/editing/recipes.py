@@ -23,7 +23,7 @@ class Recipe(BaseModel):
     constraint: Literal["ridge", "equality"] = Field(
         "ridge", description="values reached as far as the prior lets them, or exactly (EMMET)"
     )
-    lambda_prior: float = Field(100.0, ge=0, description="λp: weight of what the model knows")
+    lambda_prior: float = Field(500.0, ge=0, description="λp: weight of what the model knows")
     lambda_norm: float = Field(1.0, ge=0, description="λn: Frobenius norm constraint")
     null_space_threshold: float | None = Field(
         None, gt=0, description="AlphaEdit: eigenvalues of C below it are free"
@@ -31,9 +31,9 @@ class Recipe(BaseModel):
     restraint: float | None = Field(
         None, gt=1, description="PRUNE: base of the logarithm that large singular values of ΔW grow by"
     )
-    optimiser: Literal["adam", "normalised"] = Field("adam", description="how δ goes downhill")
+    optimiser: Literal["adam", "normalised"] = Field("normalised", description="how δ goes downhill")
     learning_rate: float = Field(
-        0.5, gt=0, description="Adam's step on δ, or the normalised step as a share of ‖h‖"
+        0.08, gt=0, description="Adam's step on δ, or the normalised step as a share of ‖h‖"
     )
     steps: int = Field(25, ge=1, description="most steps of the target optimisation")
     first_prompts: int | None = Field(
@@ -65,11 +65,14 @@ class Recipe(BaseModel):
 
 _ENCORE_BLUE = Recipe()
 _CRITICAL = tuple(range(_ENCORE_BLUE.layers[0], _ENCORE_BLUE.layers[-1] + 1))
-# What the published codes share: one residual for all critical layers, MEMIT's stopping, no mending.
+# What the published codes share: one residual for all critical layers, Adam, MEMIT's stopping, no mending.
 _PUBLISHED: Mapping[str, Any] = MappingProxyType(
     {
         "layers": _CRITICAL,
         "residual": "shared",
+        "lambda_prior": 100.0,
+        "optimiser": "adam",
+        "learning_rate": 0.5,
         "stop": "loss",
         "extra_steps": 0,
         "first_prompts": None,
