@@ -44,7 +44,10 @@ def preset(name: str) -> Recipe:
     layers = LAYERS if len(PRESETS[name].layers) > 2 else (0, 2)
     kept = ("clamp", "learning_rate", "steps", "decay", "anchor_limit")
     settings = {key: getattr(RECIPE, key) for key in kept}
-    return PRESETS[name].model_copy(update={"layers": layers, "mends": 0, "lambda_prior": 0.5, "steps": 6})
+    # few steps: rounding has no time to grow
+    return PRESETS[name].model_copy(
+        update={**settings, "layers": layers, "mends": 0, "lambda_prior": 0.5, "steps": 6}
+    )
 
 
 def seen(model: EditableModel, facts: Sequence[EditRequest], layer: int, prefixes: Sequence[str]):
