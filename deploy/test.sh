@@ -54,6 +54,7 @@ system_packages() {
     command -v redis-server >/dev/null || missing="$missing redis-server"
     command -v promtool >/dev/null || missing="$missing prometheus"
     command -v systemd-analyze >/dev/null || missing="$missing systemd"
+    command -v amtool >/dev/null || missing="$missing prometheus-alertmanager"
     has_postgres || missing="$missing postgresql"
     [ -n "$missing" ] || return 0
     sudo=
