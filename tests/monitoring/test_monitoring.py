@@ -1,4 +1,4 @@
-"""monitoring/: its own tools accept it, and every name in it is one that the exporter, or the house, knows."""
+"""monitoring/: its own tools accept it, and every name in it is known to the exporter or to the house."""
 
 import importlib.util
 import json
