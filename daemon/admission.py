@@ -22,6 +22,7 @@ from daemon.core.schema import corrections, feed_outcomes, feeds
 from daemon.feeds.base import Cursor, Feed, RawItem
 from daemon.placement import WAITING
 from daemon.register import Arrival, Decision, arrive, hold, register
+from daemon.relations.table import complete
 
 OPERATOR = "operator"
 OPERATOR_TRUST = 100
@@ -58,7 +59,9 @@ def admit(
     for index, item in enumerate(items):
         moment = clock_now + timedelta(microseconds=index)
         try:
-            arrivals[index] = arrive(parse_item(item.raw, model), item.position, trust, clock_now, moment)
+            arrivals[index] = arrive(
+                parse_item(item.raw, model, complete), item.position, trust, clock_now, moment
+            )
         except InvalidCorrectionError as error:
             decisions[index] = Decision.refusal(item, error)
     hold(connection, clock_now, feed, [(items[index].raw, decision) for index, decision in decisions.items()])
@@ -81,7 +84,7 @@ def submit(
     Raises:
         InvalidCorrectionError: it is no correction, or is dated in the future; nothing was stored.
     """
-    wanted = from_mapping(dict(correction))
+    wanted = from_mapping(complete(dict(correction)))
     with ledger.write() as connection:
         now = ledger.clock.now()
         if wanted.effective_at is None and wanted.observed_at is None:

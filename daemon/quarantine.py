@@ -10,6 +10,7 @@ from daemon.core.names import AdmissionOutcome, CorrectionState, QuarantineState
 from daemon.core.schema import corrections, quarantine
 from daemon.placement import Standing
 from daemon.register import Decision, arrive, load_facts, register, supersede
+from daemon.relations.table import complete
 
 _OPERATOR_TRUST = 100  # who releases an item vouches for it
 
@@ -56,7 +57,7 @@ def _held(connection: Connection, entry: int) -> RowMapping:
 
 def _admit_raw(connection: Connection, ledger: Ledger, row: RowMapping) -> Decision:
     now = ledger.clock.now()
-    correction = parse_item(row["raw"])
+    correction = parse_item(row["raw"], complete=complete)
     arrival = arrive(correction, row["position"], _OPERATOR_TRUST, now, now)
     (decision,) = register(connection, now, row["feed"], _OPERATOR_TRUST, [arrival])
     return decision

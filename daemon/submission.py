@@ -10,6 +10,7 @@ from daemon.core.errors import InvalidCorrectionError
 from daemon.core.ledger import Ledger
 from daemon.core.names import QuarantineReason
 from daemon.register import Decision, arrive
+from daemon.relations.table import complete
 
 MAX_ITEMS = 10_000
 
@@ -70,6 +71,7 @@ def _checked(ledger: Ledger, model: str, value: Any) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
         raise InvalidCorrectionError(QuarantineReason.SCHEMA, "a correction is a JSON object")
     named = {"model": model, **value}
+    named = complete(named)
     correction = from_mapping(named)
     if correction.model != model:
         raise InvalidCorrectionError(

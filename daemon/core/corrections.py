@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 import unicodedata
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from json.encoder import encode_basestring_ascii
@@ -141,8 +142,14 @@ def order_key(correction: Correction, trust: int, now: datetime) -> str:
     return identify(correction, trust, now).order_key
 
 
-def parse_item(raw: bytes | str, model: str = DEFAULT_MODEL) -> Correction:
+def parse_item(
+    raw: bytes | str,
+    model: str = DEFAULT_MODEL,
+    complete: Callable[[dict[str, Any]], dict[str, Any]] = lambda said: said,
+) -> Correction:
     """A correction from one item of a feed; ``model`` is meant where the item names none.
+
+    ``complete`` may add to the decoded item what it knows, such as a relation's prompt.
 
     Raises:
         InvalidCorrectionError: with a closed ``reason``; never anything else, whatever the bytes are.
@@ -159,7 +166,7 @@ def parse_item(raw: bytes | str, model: str = DEFAULT_MODEL) -> Correction:
         value = _JSON.decode(text)
     except ValueError as error:
         raise InvalidCorrectionError(QuarantineReason.NOT_JSON, f"not JSON: {error}") from error
-    return from_mapping({"model": model, **value} if isinstance(value, dict) else value)
+    return from_mapping(complete({"model": model, **value}) if isinstance(value, dict) else value)
 
 
 def from_mapping(value: Any) -> Correction:

@@ -95,6 +95,12 @@ class QuarantineReason(StrEnum):
     SCHEMA = "schema"
     CHARSET = "charset"
     FUTURE = "future"
+    UNKNOWN_RELATION = "unknown_relation"
+    DENIED = "denied"
+    PROTECTED = "protected"  # waits for a human, as do the next three
+    LOW_TRUST = "low_trust"
+    QUORUM = "quorum"
+    CONTRADICTION = "contradiction"
     SUBJECT_NOT_IN_PROMPT = "subject_not_in_prompt"
     REVERTED_BEFORE = "reverted_before"
     NOT_LEARNED = "not_learned"

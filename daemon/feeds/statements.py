@@ -1,0 +1,145 @@
+"""What changed between two revisions of a Wikidata entity, as far as a model can be taught it."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from daemon.relations.render import UnsayableError, render
+from daemon.relations.table import Relation, Values
+
+_START, _END = "P580", "P582"
+Entity = Mapping[str, Any]
+Statements = Sequence[Mapping[str, Any]]
+Labels = Callable[[str], str | None]
+
+
+@dataclass(frozen=True)
+class Change:
+    """One fact that changed: its new wording; None: it is no longer true and nothing took its place."""
+
+    relation: Relation
+    object: str | None
+
+
+@dataclass(frozen=True)
+class Findings:
+    """The facts of one edit, and why the rest of it is none: one closed word each."""
+
+    changes: tuple[Change, ...]
+    dropped: tuple[str, ...]
+
+
+def truthy(entity: Entity, property_: str) -> list[Mapping[str, Any]]:
+    """The statements that count: the preferred ones, else the normal ones, never deprecated ones."""
+    claims = entity.get("claims")
+    found = claims.get(property_, []) if isinstance(claims, Mapping) else []
+    statements = [one for one in found if isinstance(one, Mapping)]
+    for rank in ("preferred", "normal"):
+        best = [one for one in statements if one.get("rank") == rank]
+        if best:
+            return best
+    return []
+
+
+def compare(
+    before: Entity, after: Entity, relations: Iterable[Relation], label: Labels, language: str
+) -> Findings:
+    """The facts in which ``after`` differs from ``before``, of the given relations."""
+    changes: list[Change] = []
+    dropped: list[str] = []
+    for relation in relations:
+        old, new = current(before, relation), current(after, relation)
+        if _values(old) == _values(new):
+            if _raw(before, relation) != _raw(after, relation):
+                dropped.append("not_truthy")
+            continue
+        try:
+            changes.append(Change(relation, _wording(old, new, relation, label, language)))
+        except UnsayableError as error:
+            dropped.append(str(error))
+    if not changes and not dropped:
+        dropped.append("no_statement")
+    return Findings(tuple(changes), tuple(dropped))
+
+
+def current(entity: Entity, relation: Relation) -> list[Mapping[str, Any]]:
+    """The truthy statements that hold now; of dated ones those without an end that began last."""
+    statements = truthy(entity, relation.property)
+    if relation.values is not Values.DATED:
+        return statements
+    open_ = [one for one in statements if not _qualifier(one, _END)]
+    begun = max((_qualifier(one, _START) for one in open_), default="")
+    return [one for one in open_ if _qualifier(one, _START) == begun]
+
+
+def _wording(
+    old: Sequence[Mapping[str, Any]],
+    new: Sequence[Mapping[str, Any]],
+    relation: Relation,
+    label: Labels,
+    language: str,
+) -> str | None:
+    """What is to be said now: the value that came in, else one that is left; None: nothing is left."""
+    if not new:
+        return None
+    known = set(_values(old))
+    came = [one for one in new if _value(one) not in known] or list(new)
+    if relation.values is not Values.MANY and len({_value(one) for one in new}) > 1:
+        raise UnsayableError("several_values")
+    chosen = came[-1].get("mainsnak")
+    if not isinstance(chosen, Mapping) or chosen.get("snaktype") != "value":
+        raise UnsayableError("no_value")
+    value = chosen.get("datavalue")
+    if not isinstance(value, Mapping):
+        raise UnsayableError("no_value")
+    return render(value, label, language)
+
+
+def entities_in(before: Entity, after: Entity, relations: Iterable[Relation]) -> set[str]:
+    """The ids of the entities that the changed statements name, so that labels are fetched together."""
+    found = set()
+    for relation in relations:
+        old, new = current(before, relation), current(after, relation)
+        if _values(old) == _values(new):
+            continue
+        for statement in new:
+            value = (statement.get("mainsnak") or {}).get("datavalue") or {}
+            content = value.get("value") if isinstance(value, Mapping) else None
+            if isinstance(content, Mapping) and isinstance(content.get("id"), str):
+                found.add(content["id"])
+    return found
+
+
+def _values(statements: Iterable[Mapping[str, Any]]) -> list[str]:
+    return sorted(_value(one) for one in statements)
+
+
+def _value(statement: Mapping[str, Any]) -> str:
+    """The value alone, whatever references and qualifiers stand beside it."""
+    snak = statement.get("mainsnak")
+    if not isinstance(snak, Mapping):
+        return ""
+    return f"{snak.get('snaktype')} {_stable(snak.get('datavalue') or {})}"
+
+
+def _stable(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{key}:{_stable(value[key])}" for key in sorted(value)) + "}"
+    return repr(value)
+
+
+def _raw(entity: Entity, relation: Relation) -> Any:
+    claims = entity.get("claims")
+    return claims.get(relation.property) if isinstance(claims, Mapping) else None
+
+
+def _qualifier(statement: Mapping[str, Any], property_: str) -> str:
+    """The time of a qualifier as text that sorts; empty: there is none."""
+    qualifiers = statement.get("qualifiers")
+    snaks = qualifiers.get(property_) if isinstance(qualifiers, Mapping) else None
+    for snak in snaks or []:
+        value = (snak.get("datavalue") or {}).get("value") if isinstance(snak, Mapping) else None
+        if isinstance(value, Mapping):
+            return str(value.get("time", "?"))
+        return "?"
+    return ""

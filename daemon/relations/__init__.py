@@ -1,0 +1,1 @@
+"""Relations: natural prompts for common Wikidata properties, and how values are said."""
