@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 import redis
 from celery import Celery
@@ -30,9 +31,7 @@ def broker_url(config: Config) -> str:
         UnavailableError: as ``redis_url``.
     """
     configured = _configured(config)
-    if configured is None:
-        return _from_file(config.run_path / CELERY_URL_FILE)
-    return "redis+socket" + configured[len("unix") :] if configured.startswith("unix://") else configured
+    return _from_file(config.run_path / CELERY_URL_FILE) if configured is None else _for_celery(configured)
 
 
 def ping(config: Config) -> None:
@@ -104,6 +103,28 @@ def celery_settings(config: Config) -> dict[str, Any]:
 
 def _configured(config: Config) -> str | None:
     return config.redis_url.get_secret_value() if config.redis_url else None
+
+
+def _for_celery(url: str) -> str:
+    """A redis-py URL as Celery reads it: another scheme for sockets, the database not as ``?db=``.
+
+    Celery would ignore what it does not know, and the worker would listen on database 0.
+    """
+    parts = urlsplit(url)
+    query = dict(parse_qsl(parts.query))
+    database = query.pop("db", None)
+    given = {key: query.pop(key) for key in ("username", "password") if key in query}
+    where = parts.netloc
+    if given:
+        credentials = (given.get(key, "") for key in ("username", "password"))
+        where = ":".join(quote(one, safe="") for one in credentials) + "@" + where.rpartition("@")[2]
+    scheme, path = parts.scheme, parts.path
+    if scheme == "unix":
+        scheme = "redis+socket"
+        query["virtual_host"] = database or "0"
+    elif database is not None:
+        path = f"/{database}"
+    return f"{scheme}://{where}{path}" + (f"?{urlencode(query)}" if query else "")
 
 
 def _from_file(path: Path) -> str:
