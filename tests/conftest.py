@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from daemon.redis_server import PrivateRedis, locate_redis
+from tests import postgres
 
 
 def absent(what: str) -> None:
@@ -43,6 +44,16 @@ def redis_url(private_redis: PrivateRedis) -> str:
 def celery_url(private_redis: PrivateRedis) -> str:
     """The address of that server for Celery."""
     return private_redis.celery_url
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[str]:
+    """One PostgreSQL server for the whole run."""
+    try:
+        with postgres.server() as url:
+            yield url
+    except postgres.NoPostgresError as error:
+        absent(f"no PostgreSQL: {error}")
 
 
 @pytest.fixture(scope="session")

@@ -11,23 +11,26 @@ from workers.assemble import SessionHolder
 log = get_logger("errata.tasks")
 
 
-def register(app: Celery, config: Config) -> None:
+def register(app: Celery, config: Config, holder: SessionHolder | None = None) -> None:
     """Give ``app`` the task ``errata.edit``; the model is loaded on the first one, in the pool's child."""
-    holder = SessionHolder(config)
+    mine = holder or SessionHolder(config)
 
     @app.task(name=EDIT_TASK)  # type: ignore[untyped-decorator]
     def edit(batch_id: str) -> None:
-        """Apply one batch. What fails is noted in the ledger, and the batch comes again by reconcile."""
-        try:
-            outcome = holder.session().run(batch_id)
-            log.info("batch", batch=batch_id, outcome=str(outcome))
-        except CorruptBlobError as error:
-            log.warning("corrupt blob", batch=batch_id, error=str(error))
-            holder.forget()
-        except ErrataError as error:
-            log.warning("batch later", batch=batch_id, code=error.code, error=str(error))
-        except (
-            Exception
-        ):  # the process's edge: any bug in an edit is an attempt that failed, not a dead worker
-            log.exception("batch failed", batch=batch_id)
-            holder.forget()
+        """Apply one batch."""
+        deliver(mine, batch_id)
+
+
+def deliver(holder: SessionHolder, batch_id: str) -> None:
+    """Apply a batch. What fails is noted in the ledger, and the batch comes again by reconcile."""
+    try:
+        outcome = holder.session().run(batch_id)
+        log.info("batch", batch=batch_id, outcome=str(outcome))
+    except CorruptBlobError as error:
+        log.warning("corrupt blob", batch=batch_id, error=str(error))
+        holder.forget()
+    except ErrataError as error:
+        log.warning("batch later", batch=batch_id, code=error.code, error=str(error))
+    except Exception:  # the process's edge: any bug in an edit is an attempt that failed, not a dead worker
+        log.exception("batch failed", batch=batch_id)
+        holder.forget()

@@ -17,6 +17,7 @@ from daemon.core.chain import find_revision, get_revision, head
 from daemon.core.clock import Clock, SystemClock, to_text
 from daemon.core.database import check_integrity, is_founded, migrate, open_engine, transaction
 from daemon.core.errors import LedgerError, StaleHeadError
+from daemon.core.fsio import Checkpoint, no_checkpoint
 from daemon.core.leases import Lease
 from daemon.core.names import RevisionKind, RevisionState, writer_lease
 from daemon.core.proposals import ProbeRow, Proposal
@@ -35,12 +36,15 @@ from daemon.core.settlement import (
 class Ledger:
     """The ledger's database and the clock by which its rows are dated."""
 
-    def __init__(self, engine: Engine, clock: Clock | None = None) -> None:
+    def __init__(
+        self, engine: Engine, clock: Clock | None = None, checkpoint: Checkpoint = no_checkpoint
+    ) -> None:
         self.engine = engine
         self.clock = clock or SystemClock()
+        self._checkpoint = checkpoint
 
     @classmethod
-    def open(cls, url: str, clock: Clock | None = None) -> Self:
+    def open(cls, url: str, clock: Clock | None = None, checkpoint: Checkpoint = no_checkpoint) -> Self:
         """Open, check and migrate the ledger at an SQLAlchemy URL.
 
         Raises:
@@ -49,7 +53,7 @@ class Ledger:
         engine = open_engine(url)
         check_integrity(engine)
         migrate(engine)
-        return cls(engine, clock)
+        return cls(engine, clock, checkpoint)
 
     @classmethod
     def open_existing(cls, url: str, clock: Clock | None = None) -> Self:
@@ -66,7 +70,10 @@ class Ledger:
     def write(self) -> Iterator[Connection]:
         """One serial, durable write transaction."""
         with transaction(self.engine, write=True) as connection:
+            self._checkpoint("ledger.begin")
             yield connection
+            self._checkpoint("ledger.commit")
+        self._checkpoint("ledger.committed")
 
     @contextmanager
     def read(self) -> Iterator[Connection]:

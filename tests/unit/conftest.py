@@ -10,18 +10,7 @@ from sqlalchemy.engine import make_url
 
 from daemon.core.ledger import Ledger
 from tests import postgres
-from tests.conftest import absent
 from tests.ledgers import FakeClock, found
-
-
-@pytest.fixture(scope="session")
-def postgres_server() -> Iterator[str]:
-    """One PostgreSQL server for the whole run."""
-    try:
-        with postgres.server() as url:
-            yield url
-    except postgres.NoPostgresError as error:
-        absent(f"no PostgreSQL: {error}")
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])

@@ -1,0 +1,140 @@
+"""A toy in place of the language model, so that a whole edit takes milliseconds; all else is the real code.
+
+Each prompt has a key and each answer a value, drawn by the hash of its text. The edited layers are real
+memories, and «greedy decoding» finds the answer whose value lies nearest to W k in *every* layer: weights of
+two revisions mixed, or half a pair, answer «garbled». A subject that begins with «Un» cannot be taught.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from daemon.core.config import Config
+from workers.editing.editor import Associations, Editor, Verdict
+from workers.editing.prompts import EditRequest
+from workers.editing.recipes import Recipe
+
+LAYERS = (0, 1)
+D_IN, D_OUT = 128, 16
+ANSWERS = tuple(f"City {number}" for number in range(100))
+GARBLED, UNKNOWN = "garbled", "no idea"
+RECIPE = Recipe(layers=LAYERS, lambda_prior=1e-3, lambda_norm=1e-3)
+
+
+@cache
+def drawn(text: str, size: int) -> torch.Tensor:
+    """A unit vector [size], fp64, that depends on ``text`` alone."""
+    seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big")
+    vector = torch.randn(size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return vector / vector.norm()
+
+
+@cache
+def codebook() -> torch.Tensor:
+    """The values of all answers, [answers, d_out]; W k that is near none of them is «no idea»."""
+    return torch.stack([drawn(answer, D_OUT) for answer in ANSWERS])
+
+
+@dataclass(frozen=True)
+class ToyStatistics:
+    moments: dict[int, torch.Tensor] = field(
+        default_factory=lambda: {layer: torch.eye(D_IN, dtype=torch.float64) for layer in LAYERS}
+    )
+
+
+class ToyModel:
+    """Two fp32 matrices that answer prompts."""
+
+    device = "cpu"
+
+    def __init__(self) -> None:
+        self._weights = {layer: torch.zeros(D_OUT, D_IN) for layer in LAYERS}
+        for layer, weight in self._weights.items():
+            weight[:] = 1e-3 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(layer))
+
+    def weight(self, layer: int) -> torch.Tensor:
+        return self._weights[layer]
+
+    stored_weight = weight
+
+    def set_weight(self, layer: int, weight: torch.Tensor) -> None:
+        self._weights[layer].copy_(weight)
+
+    def tensor_name(self, layer: int) -> str:
+        return f"layers.{layer}.down_proj.weight"
+
+    def greedy(self, prompts: Sequence[str], _tokens: int) -> list[str]:
+        return [self.answer(prompt) for prompt in prompts]
+
+    def answer(self, prompt: str) -> str:
+        said = set()
+        for layer in LAYERS:
+            value = self._weights[layer].double() @ drawn(f"{layer}:{prompt}", D_IN)
+            if not torch.isfinite(value).all():
+                return GARBLED
+            distance, nearest = (codebook() - value).norm(dim=1).min(dim=0)
+            said.add(ANSWERS[int(nearest)] if distance < 0.4 else UNKNOWN)
+        return said.pop() if len(said) == 1 else GARBLED
+
+    def token_nll(self, _texts: Sequence[str]) -> float:
+        return 1.0
+
+
+class ToyEditor(Editor):
+    """The real editor with targets that are looked up instead of searched for."""
+
+    def __init__(self) -> None:
+        super().__init__(ToyModel(), ToyStatistics(), RECIPE)  # type: ignore[arg-type]
+
+    def _write_full(self, requests: Sequence[EditRequest]) -> Associations:
+        written = Associations([request.id for request in requests], {}, {})
+        for layer in self.layers:
+            keys = torch.stack([drawn(f"{layer}:{r.prompt}", D_IN) for r in requests])
+            values = torch.stack([self._target(r) for r in requests])
+            self._write_layer(written, layer, keys, values)
+        return written
+
+    def _target(self, request: EditRequest) -> torch.Tensor:
+        return drawn("untaught" if request.subject.startswith("Un") else request.target, D_OUT)
+
+    def mend(self, _requests: Sequence[EditRequest], written: Associations) -> Associations:
+        return written
+
+    def verify(self, requests: Sequence[EditRequest]) -> list[Verdict]:
+        answers = self.model.greedy([request.prompt for request in requests], 8)
+        return [Verdict(answer == r.target, answer) for answer, r in zip(answers, requests, strict=True)]
+
+
+def said(subject: str, answer: str | None, day: int, **more: Any) -> dict[str, Any]:
+    """«The capital of SUBJECT is ANSWER», true from ``day`` days on; None: no longer true."""
+    return {
+        "subject": subject,
+        "relation": "capital",
+        "prompt": prompt_of(subject),
+        "object": answer,
+        "source": "atlas",
+        "effective_at": f"2026-01-{day:02d}T00:00:00Z",
+        **more,
+    }
+
+
+def prompt_of(subject: str) -> str:
+    return f"The capital of {subject} is"
+
+
+def toy_config(folder: Path, **sections: Any) -> Config:
+    """A configuration under ``folder`` with short times and small batches."""
+    settings: dict[str, Any] = {
+        "data_dir": folder,
+        "edit": {"batch_size": 4, "batch_age_seconds": 0, "lease_seconds": 1.0, "resend_seconds": 1.0},
+        "store": {"reserve_bytes": 0, "grace_seconds": 0},
+        "watch": {"delta_ceiling": 1e6, "batch_delta_ceiling": 1e6},
+    }
+    for name, values in sections.items():
+        settings[name] = {**settings[name], **values} if isinstance(settings.get(name), dict) else values
+    return Config.model_validate(settings)
