@@ -6,7 +6,7 @@ holds nothing else up.
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -23,6 +23,7 @@ from daemon.feeds.base import Cursor, Feed, RawItem
 from daemon.placement import WAITING
 from daemon.register import Arrival, Decision, arrive, hold, register
 from daemon.relations.table import complete
+from daemon.trust import OPEN, Policy, settle
 
 OPERATOR = "operator"
 OPERATOR_TRUST = 100
@@ -49,6 +50,7 @@ def admit(
     trust: int,
     items: Sequence[RawItem],
     model: str = DEFAULT_MODEL,
+    policy: Policy = OPEN,
 ) -> AdmissionReport:
     """Take a chunk of a feed's items into the ledger, in the transaction of ``connection``.
 
@@ -65,8 +67,10 @@ def admit(
         except InvalidCorrectionError as error:
             decisions[index] = Decision.refusal(item, error)
     hold(connection, clock_now, feed, [(items[index].raw, decision) for index, decision in decisions.items()])
-    placed = register(connection, clock_now, feed, trust, list(arrivals.values()))
-    decisions |= dict(zip(arrivals, placed, strict=True))
+    placed = register(connection, clock_now, feed, trust, list(arrivals.values()), policy.objection)
+    settled = settle(connection, clock_now, policy, placed)
+    final = [replace(settled.get(one.correction_id or "", one), position=one.position) for one in placed]
+    decisions |= dict(zip(arrivals, final if settled else placed, strict=True))
     report = AdmissionReport(tuple(decisions[index] for index in range(len(items))))
     _count(connection, feed, report.counts)
     return report
@@ -97,7 +101,9 @@ def submit(
     return decision
 
 
-def pull_feed(ledger: Ledger, feed: Feed, limit: int, model: str = DEFAULT_MODEL) -> AdmissionReport:
+def pull_feed(
+    ledger: Ledger, feed: Feed, limit: int, model: str = DEFAULT_MODEL, policy: Policy = OPEN
+) -> AdmissionReport:
     """Read at most ``limit`` items and admit them together with the cursor behind them, all or nothing.
 
     Where another scheduler moved the cursor meanwhile, what was read is dropped; the next pull goes on there.
@@ -121,7 +127,7 @@ def pull_feed(ledger: Ledger, feed: Feed, limit: int, model: str = DEFAULT_MODEL
             connection.execute(insert(feeds).values(name=feed.name, items=0, **values))
         else:
             connection.execute(update(feeds).where(feeds.c.name == feed.name).values(**values))
-        report = admit(connection, now, feed.name, feed.trust, pull.items, model)
+        report = admit(connection, now, feed.name, feed.trust, pull.items, model, policy)
     return AdmissionReport(report.decisions, pull.more)
 
 

@@ -9,6 +9,7 @@ import redis
 from kombu.exceptions import KombuError
 from sqlalchemy import Connection, func, select
 
+from daemon.budget import edits_left
 from daemon.core import batches, leases
 from daemon.core.broker import celery_app, redis_url
 from daemon.core.clock import to_text
@@ -112,10 +113,12 @@ def _due(connection: Connection, ledger: Ledger, config: Config) -> list[list[st
     free = min(_AT_ONCE, config.edit.batches_ahead - _ahead(connection, config.model.name))
     if free <= 0:
         return []
+    left = edits_left(connection, ledger.clock.now(), config.model.name, config.edit.edits_per_hour)
+    wanted = free * size if left is None else min(free * size, left)
     waiting = select(corrections.c.id, corrections.c.admitted_at).where(
         corrections.c.model == config.model.name, corrections.c.state == CorrectionState.PENDING
     )
-    rows = connection.execute(waiting.order_by(corrections.c.seq).limit(free * size)).all()
+    rows = connection.execute(waiting.order_by(corrections.c.seq).limit(wanted)).all()
     ripe = to_text(ledger.clock.now() - timedelta(seconds=config.edit.batch_age_seconds))
     cut = [rows[start : start + size] for start in range(0, len(rows), size)]
     if cut and len(cut[-1]) < size and min(row.admitted_at for row in cut[-1]) > ripe:

@@ -29,7 +29,7 @@ def release(ledger: Ledger, entry: int, who: str, reason: str) -> Decision:
         if row["correction_id"] is None:
             decision = _admit_raw(connection, ledger, row)
         else:
-            decision = _place_again(connection, row, f"released by {who}: {reason}")
+            decision = place_again(connection, row, f"released by {who}: {reason}")
         _settle(connection, ledger, row, QuarantineState.RELEASED, who, reason, decision)
     return decision
 
@@ -63,7 +63,7 @@ def _admit_raw(connection: Connection, ledger: Ledger, row: RowMapping) -> Decis
     return decision
 
 
-def _place_again(connection: Connection, row: RowMapping, why: str) -> Decision:
+def place_again(connection: Connection, row: RowMapping, why: str) -> Decision:
     """Newest wins again for a correction that is stored already; it waits for a new batch if it does."""
     mine = corrections.c.id == row["correction_id"]
     stored = connection.execute(select(corrections).where(mine)).mappings().one()

@@ -1,7 +1,7 @@
 """Writing parsed corrections into the ledger: known ones dropped, the rest placed and stored in bulk."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Self
@@ -15,8 +15,10 @@ from daemon.core.names import AdmissionOutcome, CorrectionState, QuarantineReaso
 from daemon.core.schema import corrections, quarantine
 from daemon.core.text import printable
 from daemon.feeds.base import RawItem
-from daemon.placement import CONSIDERED, Fact, Standing
+from daemon.placement import CONSIDERED, Fact, Placing, Standing
 
+Objection = Callable[[Correction, int], tuple[QuarantineReason, str] | None]
+"""What speaks against letting a correction of a feed's trust in; None: nothing."""
 _FUTURE = timedelta(days=1)  # clocks differ; a statement of a later date would win over all until then
 _RAW_CHARACTERS = 2_000
 _WHOLE_CHARACTERS = 6 * MAX_ITEM_BYTES  # every character an escape
@@ -71,9 +73,17 @@ def arrive(
 
 
 def register(
-    connection: Connection, now: datetime, feed: str, trust: int, arrivals: Sequence[Arrival]
+    connection: Connection,
+    now: datetime,
+    feed: str,
+    trust: int,
+    arrivals: Sequence[Arrival],
+    objection: Objection = lambda _said, _trust: None,
 ) -> list[Decision]:
-    """Store what the ledger does not have yet, each in the state that newest-wins gives it."""
+    """Store what the ledger does not have yet, each in the state that newest-wins gives it.
+
+    What ``objection`` has something against is stored too, and waits in quarantine.
+    """
     known = _known(connection, (arrival.id for arrival in arrivals))
     facts = load_facts(connection, (a.fact_id for a in arrivals if a.id not in known))
     rows: dict[str, dict[str, Any]] = {}
@@ -85,13 +95,20 @@ def register(
             decisions.append(Decision(arrival.position, outcome, arrival.id, arrival.fact_id))
             continue
         known.add(arrival.id)
+        against = objection(arrival.correction, trust)
+        if against is not None:
+            reason, message = against
+            state = CorrectionState.QUARANTINED
+            rows[arrival.id] = _row(arrival, now, feed, trust, state, message)
+            outcome = AdmissionOutcome.QUARANTINED
+            decisions.append(
+                Decision(arrival.position, outcome, arrival.id, arrival.fact_id, reason, message)
+            )
+            continue
         placing = facts[arrival.fact_id].place(_standing(arrival))
         rows[arrival.id] = _row(arrival, now, feed, trust, placing.state, placing.reason)
         beaten |= dict.fromkeys(placing.beaten, arrival.id)
-        reason = QuarantineReason.REVERTED_BEFORE if placing.state is CorrectionState.QUARANTINED else None
-        decisions.append(
-            Decision(arrival.position, placing.outcome, arrival.id, arrival.fact_id, reason, placing.reason)
-        )
+        decisions.append(_placed(arrival, placing))
     for loser in beaten.keys() & rows.keys():
         rows[loser] |= {"state": CorrectionState.SUPERSEDED, "reason": f"by {beaten[loser]}"}
     if rows:
@@ -99,6 +116,11 @@ def register(
     supersede(connection, {loser: winner for loser, winner in beaten.items() if loser not in rows})
     hold(connection, now, feed, [(b"", decision) for decision in decisions if decision.reason is not None])
     return decisions
+
+
+def _placed(arrival: Arrival, placing: Placing) -> Decision:
+    reason = QuarantineReason.REVERTED_BEFORE if placing.state is CorrectionState.QUARANTINED else None
+    return Decision(arrival.position, placing.outcome, arrival.id, arrival.fact_id, reason, placing.reason)
 
 
 def load_facts(connection: Connection, fact_ids: Iterable[str]) -> defaultdict[str, Fact]:

@@ -14,6 +14,7 @@ from apscheduler.schedulers.background import BackgroundScheduler
 from sqlalchemy import delete, insert, select
 
 from daemon.admission import backlog, pull_feed
+from daemon.budget import TokenBucket
 from daemon.core import leases
 from daemon.core.clock import to_text
 from daemon.core.config import Config
@@ -21,12 +22,14 @@ from daemon.core.errors import ErrataError, FencedError, LeaseHeldError
 from daemon.core.heartbeats import heard
 from daemon.core.ledger import Ledger
 from daemon.core.log import get_logger
-from daemon.core.names import SCHEDULER_LEASE
+from daemon.core.names import SCHEDULER_LEASE, AdmissionOutcome
 from daemon.core.schema import feeds as feed_table
 from daemon.core.schema import switches
 from daemon.dispatch import Queue, make_batches, reconcile, send_open
 from daemon.feeds.base import Feed, make_feed
 from daemon.incidents import judge
+from daemon.selfpause import pause_if_poisoned
+from daemon.trust import Policy
 
 log = get_logger("errata.scheduler")
 
@@ -37,7 +40,12 @@ class Scheduler:
     def __init__(self, ledger: Ledger, config: Config, queue: Queue) -> None:
         self.ledger, self.config, self.queue = ledger, config, queue
         self.feeds: list[Feed] = [make_feed(feed) for feed in config.feeds]
-        self._chunks = {feed.name: feed.chunk_items for feed in config.feeds}
+        self._sections = {feed.name: feed for feed in config.feeds}
+        self._buckets = {
+            feed.name: TokenBucket(ledger.clock, feed.items_per_second, feed.burst_items)
+            for feed in config.feeds
+        }
+        self._policy = Policy.of(config.admission)
         self._unread = {feed.name for feed in self.feeds}
         self._lease: leases.Lease | None = None
         self._jobs = BackgroundScheduler(
@@ -53,7 +61,8 @@ class Scheduler:
         """Repeat the jobs in the background until ``stop``."""
         every = self.config.schedule
         self._repeat("lead", self.lead, every.lease_seconds / 3)
-        self._repeat("pull", self.pull, every.pull_seconds)
+        for feed in self.feeds:  # one that waits for its server holds up no other
+            self._repeat(f"pull {feed.name}", partial(self.pull_one, feed), every.pull_seconds)
         self._repeat("dispatch", self.dispatch, every.dispatch_seconds)
         self._repeat("reconcile", self.reconcile, every.reconcile_seconds)
         self._repeat("judge", self.judge, every.judge_seconds)
@@ -96,11 +105,13 @@ class Scheduler:
 
     def pull(self) -> None:
         """Read what is new in every feed, while there is room for it."""
-        if self._lease is None:
-            return
         for feed in self.feeds:
-            if not self._paused(f"feed:{feed.name}"):
-                self._guarded(f"pull {feed.name}", partial(self._pull_one, feed), feed.name)
+            self.pull_one(feed)
+
+    def pull_one(self, feed: Feed) -> None:
+        """Read what is new in one feed, unless it is paused."""
+        if self._lease is not None and not self._paused(f"feed:{feed.name}"):
+            self._guarded(f"pull {feed.name}", partial(self._pull_one, feed), feed.name)
 
     def dispatch(self) -> None:
         """Make batches of waiting corrections and send the outbox."""
@@ -124,8 +135,14 @@ class Scheduler:
             self._guarded("greet", lambda: heard(self.ledger, self.config.model.name, self.queue.workers()))
 
     def _pull_one(self, feed: Feed) -> None:
-        while self._has_room():
-            report = pull_feed(self.ledger, feed, self._chunks[feed.name], self.config.model.name)
+        section, bucket, model = self._sections[feed.name], self._buckets[feed.name], self.config.model.name
+        while self._has_room() and (limit := bucket.room(section.chunk_items)):
+            report = pull_feed(self.ledger, feed, limit, model, self._policy)
+            bucket.take(len(report.decisions))
+            if report.counts[AdmissionOutcome.QUARANTINED] and pause_if_poisoned(
+                self.ledger, model, feed.name, section.quarantine_limit
+            ):
+                return
             if not report.more:
                 self._unread.discard(feed.name)
                 return

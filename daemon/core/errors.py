@@ -56,6 +56,14 @@ class FeedError(ErrataError):
     retryable = True
 
 
+class RateLimitedError(ErrataError):
+    """More came in than a feed may bring; what came was not taken."""
+
+    code = "rate_limited"
+    retryable = True
+    exit_code = 3
+
+
 class LedgerError(ErrataError):
     """The ledger refuses: it is damaged, too old or too new."""
 
