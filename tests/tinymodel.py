@@ -26,6 +26,7 @@ class TinyHouse:
     """A configuration, a tiny model on disk, a store and a ledger; edits are random weights."""
 
     def __init__(self, folder: Path, family: str = "llama", **sections: Mapping[str, Any]) -> None:
+        torch.set_num_threads(1)  # so small a model loses by a second thread, above all beside other work
         self.folder = folder
         self.base = folder / "base"
         made = random_model(family)

@@ -2,6 +2,7 @@
 
 import torch
 
+from daemon.core.broker import celery_app
 from daemon.core.config import Config
 from daemon.core.errors import ConfigError, ModelError
 from daemon.core.ledger import Ledger
@@ -10,6 +11,8 @@ from workers.editing.editor import Editor
 from workers.editing.model import EditableModel, load_model
 from workers.editing.recipes import Recipe, resolve
 from workers.editing.statistics import Progress, Statistics, load_or_compute
+from workers.editing.targets import Finder, find_targets
+from workers.fanout import FanOut
 from workers.session import Session
 from workers.store import Store
 
@@ -31,7 +34,7 @@ class SessionHolder:
         """
         if self._session is None:
             ledger = Ledger.open(self._config.ledger_url)
-            editor = make_editor(self._config)
+            editor = make_editor(self._config, find=finder(self._config))
             store = Store(self._config.store_path)
             found(ledger, store, editor, self._config)
             self._session = Session(ledger, store, editor, self._config)
@@ -56,11 +59,16 @@ def open_model(config: Config) -> EditableModel:
     return load_model(config.model_path, device=config.model.device, dtype=config.model.dtype)
 
 
-def make_editor(config: Config, progress: Progress | None = None) -> Editor:
+def make_editor(config: Config, progress: Progress | None = None, find: Finder = find_targets) -> Editor:
     """An editor at the base weights, with its statistics computed or read from the cache."""
     model = open_model(config)
     recipe = chosen_recipe(config, model)
-    return Editor(model, statistics_for(config, model, recipe, progress), recipe)
+    return Editor(model, statistics_for(config, model, recipe, progress), recipe, find=find)
+
+
+def finder(config: Config) -> Finder:
+    """Who seeks the targets: this process, or the target workers as well."""
+    return FanOut(config, celery_app(config)) if config.edit.fan_out else find_targets
 
 
 def chosen_recipe(config: Config, model: EditableModel) -> Recipe:

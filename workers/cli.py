@@ -56,10 +56,15 @@ def prepare(context: typer.Context) -> None:
     console.print("the model is ready: revision 0 is its base")
 
 
-def worker(context: typer.Context) -> None:
+def worker(
+    context: typer.Context,
+    targets: Annotated[
+        bool, typer.Option("--targets", help="seek targets for the editing worker (edit.fan_out)")
+    ] = False,
+) -> None:
     """Edit batches from the queue: one Celery worker with one process; SIGTERM ends it after its batch.
 
-    Example: errata worker
+    Examples: errata worker | errata worker --targets
     """
     import os
     import sys
@@ -67,12 +72,13 @@ def worker(context: typer.Context) -> None:
     from daemon.core.broker import worker_arguments
     from daemon.core.config import CONFIG_VARIABLE, find_config
 
-    prepare(context)
     config = _config(context)
+    if not targets:
+        prepare(context)
     file = find_config(context.obj["config_file"])
     if file is not None:
         os.environ[CONFIG_VARIABLE] = str(file.resolve())
-    os.execv(sys.executable, [sys.executable, *worker_arguments(config)])  # noqa: S606  # no shell
+    os.execv(sys.executable, [sys.executable, *worker_arguments(config, targets=targets)])  # noqa: S606  # no shell
 
 
 def probe(

@@ -5,15 +5,21 @@ from celery import Celery
 from daemon.core.config import Config
 from daemon.core.errors import CorruptBlobError, ErrataError
 from daemon.core.log import get_logger
-from daemon.core.names import EDIT_TASK
+from daemon.core.names import EDIT_TASK, TARGETS_TASK
 from workers.assemble import SessionHolder
+from workers.seeker import Seeker
 
 log = get_logger("errata.tasks")
 
 
 def register(app: Celery, config: Config, holder: SessionHolder | None = None) -> None:
-    """Give ``app`` the task ``errata.edit``; the model is loaded on the first one, in the pool's child."""
-    mine = holder or SessionHolder(config)
+    """Give ``app`` its tasks; the model is loaded on the first one, in the pool's child."""
+    mine, seeker = holder or SessionHolder(config), Seeker(config)
+
+    @app.task(name=TARGETS_TASK)  # type: ignore[untyped-decorator]
+    def targets(job: str) -> None:
+        """Seek the targets of a chunk; what fails is written beside it for who waits."""
+        seeker.run(job)
 
     @app.task(name=EDIT_TASK)  # type: ignore[untyped-decorator]
     def edit(batch_id: str) -> None:

@@ -1,5 +1,6 @@
 """Redis carries ids: where it is, whether it answers, and how Celery is set up to speak over it."""
 
+import os
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
@@ -9,7 +10,7 @@ from celery import Celery
 
 from daemon.core.config import Config
 from daemon.core.errors import UnavailableError
-from daemon.core.names import edit_queue
+from daemon.core.names import edit_queue, targets_queue
 
 URL_FILE = "redis.url"
 CELERY_URL_FILE = "redis.celery.url"
@@ -61,12 +62,13 @@ def celery_app(config: Config) -> Celery:
     return app
 
 
-def worker_arguments(config: Config) -> list[str]:
-    """What Python is called with to be the editing worker of the configured model."""
+def worker_arguments(config: Config, *, targets: bool = False) -> list[str]:
+    """What Python is called with to be the editing worker of the configured model, or one of its helpers."""
     name = config.model.name
+    queue, kind = (targets_queue(name), f"targets-{os.getpid()}") if targets else (edit_queue(name), "edit")
     return [
         "-m", "celery", "--app", "workers.app", "worker", "--pool", "prefork", "--concurrency", "1",
-        "--queues", edit_queue(name), "--hostname", f"edit-{name}@%h", "--without-gossip",
+        "--queues", queue, "--hostname", f"{kind}-{name}@%h", "--without-gossip",
         "--without-mingle", "--loglevel", config.log.level,
     ]  # fmt: skip
 

@@ -61,6 +61,10 @@ class EditConfig(Section):
         20.0, ge=1, description="a sent batch nobody works on is sent again after this"
     )
 
+    fan_out: bool = Field(False, description="let errata worker --targets seek the targets of a batch")
+    target_chunk: int = Field(4, ge=1, description="facts that one of them takes at a time")
+    target_seconds: float = Field(120.0, gt=0, description="wait for a chunk before it is done here")
+
     @model_validator(mode="after")
     def _time_limits(self) -> Self:
         if self.task_seconds * 2 >= self.visibility_seconds:
@@ -223,6 +227,11 @@ class Config(BaseSettings):
     def store_path(self) -> Path:
         """The folder of content-addressed blobs."""
         return self.data_dir / "store"
+
+    @property
+    def exchange_path(self) -> Path:
+        """The folder of what editing and target workers hand each other; empty between batches."""
+        return self.data_dir / "exchange"
 
     @property
     def published_path(self) -> Path:

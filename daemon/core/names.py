@@ -118,12 +118,18 @@ LIVE_LINK = "live"
 """The link to the published folder of the live revision, and its name among the places of publications."""
 
 EDIT_TASK = "errata.edit"
+TARGETS_TASK = "errata.targets"
 DEFAULT_MODEL = "default"
 
 
 def edit_queue(model: str) -> str:
     """The Celery queue on which the batches of ``model`` travel."""
     return f"errata.edit.{model}"
+
+
+def targets_queue(model: str) -> str:
+    """The Celery queue on which pieces of a batch travel whose targets others seek."""
+    return f"errata.targets.{model}"
 
 
 def writer_lease(model: str) -> str:

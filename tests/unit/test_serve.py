@@ -10,7 +10,6 @@ from typing import Any
 
 import httpx
 import pytest
-import torch
 import uvicorn
 
 from tests.ledgers import statement
@@ -21,15 +20,6 @@ from workers.serve import make_app
 
 CHAT = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
 PROMPTS = ["the w10 of w1 w5 is", "w2 w6 was the w11 of", "a w3 w7 has", "w13 is the w12 of", "the w1 w8 was"]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """So small a model loses by a second thread, above all beside other work."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @contextmanager

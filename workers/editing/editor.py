@@ -18,7 +18,7 @@ from workers.editing.model import EditableModel
 from workers.editing.prompts import EditRequest
 from workers.editing.recipes import Recipe
 from workers.editing.statistics import Statistics
-from workers.editing.targets import Targets, find_keys, find_targets
+from workers.editing.targets import Finder, Targets, find_keys, find_targets
 
 _ANSWER_MARGIN = 4  # tokens beyond the target that verification lets the model say
 
@@ -85,10 +85,15 @@ class Editor:
     """Writes and forgets facts in one model by one recipe."""
 
     def __init__(
-        self, model: EditableModel, statistics: Statistics, recipe: Recipe, measure: Measure = unmeasured
+        self,
+        model: EditableModel,
+        statistics: Statistics,
+        recipe: Recipe,
+        measure: Measure = unmeasured,
+        find: Finder = find_targets,
     ) -> None:
         self.model, self.statistics, self.recipe = model, statistics, recipe
-        self._measure = measure
+        self._measure, self._find = measure, find
         self.layers = list(recipe.layers)
         self._base = {layer: model.stored_weight(layer).detach().clone() for layer in self.layers}
         self._memories = {layer: self._new_memory(layer) for layer in self.layers}
@@ -234,7 +239,7 @@ class Editor:
 
     def _targets(self, requests: Sequence[EditRequest], layer: int) -> Targets:
         with self._measure(f"targets of layer {layer}"):
-            found = find_targets(self.model, requests, layer, self.recipe, self.statistics.prefixes)
+            found = self._find(self.model, requests, layer, self.recipe, self.statistics.prefixes)
         limits = self._limits(requests, found.norms, layer)
         for request, norm, limit in zip(requests, found.norms.tolist(), limits, strict=True):
             require_anchored(request.id, norm, limit)
@@ -277,7 +282,7 @@ class Editor:
                 break
             with self._measure(f"targets of layer {layer}"):
                 wanted = [requests[row] for row in failed]
-                found = find_targets(self.model, wanted, layer, self.recipe, self.statistics.prefixes)
+                found = self._find(self.model, wanted, layer, self.recipe, self.statistics.prefixes)
             limits = torch.tensor(self._limits(wanted, found.norms, layer))
             anchored = found.norms.cpu() <= limits  # what lies beyond stays as it is
             rows = [row for row, kept in zip(failed, anchored.tolist(), strict=True) if kept]

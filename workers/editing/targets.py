@@ -7,7 +7,7 @@ token is the argmax under every prompt, the bare one included; then come the rec
 the older methods stop where MEMIT does, at a loss of 0.05, or not before the steps are spent.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Self
@@ -46,6 +46,10 @@ class Targets:
     norms: torch.Tensor
     steps: torch.Tensor
     done: torch.Tensor
+
+
+Finder = Callable[[EditableModel, Sequence[EditRequest], int, Recipe, Sequence[str]], Targets]
+"""``find_targets``, or what does the same with the help of others."""
 
 
 def find_targets(
