@@ -67,13 +67,28 @@ def admit(
         except InvalidCorrectionError as error:
             decisions[index] = Decision.refusal(item, error)
     hold(connection, clock_now, feed, [(items[index].raw, decision) for index, decision in decisions.items()])
-    placed = register(connection, clock_now, feed, trust, list(arrivals.values()), policy.objection)
-    settled = settle(connection, clock_now, policy, placed)
-    final = [replace(settled.get(one.correction_id or "", one), position=one.position) for one in placed]
-    decisions |= dict(zip(arrivals, final if settled else placed, strict=True))
-    report = AdmissionReport(tuple(decisions[index] for index in range(len(items))))
-    _count(connection, feed, report.counts)
-    return report
+    refused = Counter(decision.outcome for decision in decisions.values())
+    _count(connection, feed, refused)
+    placed = admit_arrivals(connection, clock_now, feed, trust, list(arrivals.values()), policy)
+    decisions |= dict(zip(arrivals, placed, strict=True))
+    return AdmissionReport(tuple(decisions[index] for index in range(len(items))))
+
+
+def admit_arrivals(
+    connection: Connection,
+    now: datetime,
+    feed: str,
+    trust: int,
+    arrivals: Sequence[Arrival],
+    policy: Policy = OPEN,
+) -> list[Decision]:
+    """Store well-formed corrections under the rules, and count what became of them, in their order."""
+    placed = register(connection, now, feed, trust, arrivals, policy.objection)
+    settled = settle(connection, now, policy, placed)
+    if settled:
+        placed = [replace(settled.get(one.correction_id or "", one), position=one.position) for one in placed]
+    _count(connection, feed, Counter(decision.outcome for decision in placed))
+    return placed
 
 
 def submit(

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from sqlalchemy import func, select
 
 from daemon.api_alerts import add_alerts
+from daemon.api_corrections import WHO, add_corrections, signed_feeds
 from daemon.api_errors import answer_errors
 from daemon.api_guard import BodyLimit, Guard, read_token
 from daemon.core import chain
@@ -18,16 +19,14 @@ from daemon.core.config import Config
 from daemon.core.errors import ErrataError
 from daemon.core.ledger import Ledger
 from daemon.core.schema import audit
-from daemon.exporter import API_FEED, render
+from daemon.exporter import render
 from daemon.exporter_watch import StageHistory
 from daemon.rollback import roll_back
-from daemon.submission import submit_all
 from daemon.version import version
 from daemon.views.chain import revision_list
 from daemon.views.facts import fact_list
 from daemon.views.status import status
 
-WHO = "api"
 MAX_BODY_BYTES = 1 << 20
 
 
@@ -58,11 +57,14 @@ def make_app(ledger: Ledger, config: Config) -> FastAPI:
     if config.api.token_file is not None:
         read_token(config.api.token_file)
     app.add_middleware(BodyLimit, limit=MAX_BODY_BYTES)
-    app.add_middleware(Guard, token_file=config.api.token_file)  # added last, asked first
+    app.add_middleware(
+        Guard, token_file=config.api.token_file, signed_feeds=signed_feeds(config)
+    )  # added last, asked first
     answer_errors(app)
     _add_health(app, ledger, config)
     _add_views(app, ledger, config)
     _add_changes(app, ledger, config)
+    add_corrections(app, ledger, config)
     add_alerts(app, ledger, config)
     return app
 
@@ -120,12 +122,6 @@ def _add_views(app: FastAPI, ledger: Ledger, config: Config) -> None:
 
 def _add_changes(app: FastAPI, ledger: Ledger, config: Config) -> None:
     model = config.model.name
-
-    @app.post("/v1/corrections", status_code=202)
-    def post_corrections(body: dict[str, Any] | list[Any]) -> dict[str, Any]:
-        """Admit one correction or a list of them: all are checked before one is admitted."""
-        items = body if isinstance(body, list) else [body]
-        return {"corrections": submit_all(ledger, model, items, WHO, API_FEED)}
 
     @app.post("/v1/rollback")
     def post_rollback(body: RollbackRequest) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from daemon.core.errors import (
     InvalidCorrectionError,
     LeaseHeldError,
     NotFoundError,
+    RateLimitedError,
     StaleHeadError,
     UnavailableError,
 )
@@ -26,6 +27,7 @@ _STATUS: tuple[tuple[type[ErrataError], int], ...] = (
     (StaleHeadError, 409),
     (FencedError, 409),
     (LeaseHeldError, 409),
+    (RateLimitedError, 429),
     (UnavailableError, 503),
     (DiskFullError, 507),
 )

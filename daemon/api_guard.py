@@ -15,6 +15,7 @@ from daemon.api_errors import problem
 from daemon.core.errors import ConfigError
 
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
+_MEDIA = frozenset({"application/json", "application/cloudevents+json", "application/cloudevents-batch+json"})
 _LOCAL_NAMES = frozenset({"localhost"})
 _MAKE = "openssl rand -hex 32 makes one"
 
@@ -24,11 +25,14 @@ class Guard:
 
     With a token file: the bearer token in it; the file is read each time, so a new token holds at once.
     Without: clients of this machine only, that name it by a loopback address, from no page of another origin.
-    Either way the body must be declared as JSON, which no HTML form can do.
+    Deliveries of a feed with a key of its own are let through to the route, which checks their signature.
+    In every case the body must be declared as JSON, which no HTML form can do.
     """
 
-    def __init__(self, app: ASGIApp, token_file: Path | None) -> None:
-        self._app, self._token_file = app, token_file
+    def __init__(
+        self, app: ASGIApp, token_file: Path | None, signed_feeds: frozenset[str] = frozenset()
+    ) -> None:
+        self._app, self._token_file, self._signed_feeds = app, token_file, signed_feeds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or answer it with a refusal."""
@@ -41,6 +45,8 @@ class Guard:
 
     def _refusal(self, scope: Scope) -> JSONResponse | None:
         headers = Headers(scope=scope)
+        if scope["path"] == "/v1/corrections" and headers.get("x-errata-feed") in self._signed_feeds:
+            return _media_refusal(headers)  # the route checks the signature, which needs the body
         if self._token_file is not None:
             try:
                 token = read_token(self._token_file)
@@ -59,9 +65,7 @@ class Guard:
                 "only this machine may change things",
                 hint="set api.token_file to allow others",
             )
-        if headers.get("content-type", "").split(";")[0].strip().lower() != "application/json":
-            return problem(415, "media_type", "the body must be application/json")
-        return None
+        return _media_refusal(headers)
 
 
 class BodyLimit:
@@ -118,6 +122,12 @@ def read_token(file: Path) -> str:
     if not token:
         raise ConfigError(f"api.token_file {file} is empty", hint=_MAKE)
     return token
+
+
+def _media_refusal(headers: Headers) -> JSONResponse | None:
+    if headers.get("content-type", "").split(";")[0].strip().lower() not in _MEDIA:
+        return problem(415, "media_type", "the body must be application/json")
+    return None
 
 
 def _bears(header: str, token: str) -> bool:

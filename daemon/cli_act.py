@@ -59,12 +59,12 @@ def submit(
     item = {key: value for key, value in given.items() if value}
     if (file is None) is (not item):
         raise typer.BadParameter("give a file (- is stdin) or --subject, --prompt and --object")
-    from daemon.submission import read_items, submit_all
+    from daemon.submission import Delivery, read_items, submit_all
 
     items = read_items(_read(file)) if file is not None else [_complete(item)]
     config = load(context)
     with open_ledger(config) as ledger:
-        rows = submit_all(ledger, config.model.name, items, who())
+        rows = submit_all(ledger, config.model.name, items, Delivery(who()))
     if as_json:
         print_json({"corrections": rows})
     else:

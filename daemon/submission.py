@@ -1,29 +1,51 @@
 """Corrections that people and programs hand in: all of a delivery is checked before any of it is admitted."""
 
+import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
-from daemon.admission import OPERATOR, submit
-from daemon.core.corrections import from_mapping
+from sqlalchemy import Connection, delete, insert, select
+
+from daemon.admission import OPERATOR, OPERATOR_TRUST, admit_arrivals
+from daemon.core import audit
+from daemon.core.clock import to_text
+from daemon.core.corrections import Correction, from_mapping
 from daemon.core.errors import InvalidCorrectionError
 from daemon.core.ledger import Ledger
 from daemon.core.names import QuarantineReason
+from daemon.core.schema import deliveries
 from daemon.register import Decision, arrive
 from daemon.relations.table import complete
+from daemon.trust import OPEN, Policy
 
 MAX_ITEMS = 10_000
+_REMEMBERED = timedelta(days=7)  # how long a delivery's key answers for it
 
 
-def submit_all(
-    ledger: Ledger, model: str, values: Sequence[Any], who: str, feed: str = OPERATOR
-) -> list[dict[str, Any]]:
-    """Admit corrections given as decoded JSON; returns outcome and ids of each, in their order.
+@dataclass(frozen=True)
+class Delivery:
+    """Who hands corrections in, under which feed and trust; ``key`` makes handing in again harmless."""
 
-    Handing the same ones in again does no harm: what the ledger has is a duplicate or a confirmation.
+    who: str
+    feed: str = OPERATOR
+    trust: int = OPERATOR_TRUST
+    key: str = ""
+    policy: Policy = OPEN
+
+
+def submit_all(ledger: Ledger, model: str, values: Sequence[Any], delivery: Delivery) -> list[dict[str, Any]]:
+    """Admit corrections given as decoded JSON in one transaction; returns outcome and ids of each, in order.
+
+    Without times they are true from now on, the later ones of a delivery a moment later. The same ones again
+    do no harm: what the ledger has is a duplicate or a confirmation, and a key gives the first answer again.
 
     Raises:
-        InvalidCorrectionError: one is no correction for ``model``; its message says which. None was stored.
+        InvalidCorrectionError: one is no correction for ``model``; its message says which; or the key was
+        used for something else. None was stored.
     """
     if len(values) > MAX_ITEMS:
         raise InvalidCorrectionError(QuarantineReason.TOO_LARGE, f"more than {MAX_ITEMS} corrections at once")
@@ -34,7 +56,73 @@ def submit_all(
         except InvalidCorrectionError as error:
             place = f"item {index + 1}: " if len(values) > 1 else ""
             raise InvalidCorrectionError(error.reason, place + error.message, hint=error.hint) from error
-    return [_row(submit(ledger, value, who, feed)) for value in checked]
+    with ledger.write() as connection:
+        if (answer := _remembered(connection, ledger, delivery, values)) is not None:
+            return answer
+        rows = [_row(decision) for decision in _admit(connection, ledger, checked, delivery)]
+        _remember(connection, ledger, delivery, values, rows)
+    return rows
+
+
+def _admit(
+    connection: Connection, ledger: Ledger, checked: Sequence[Correction], delivery: Delivery
+) -> list[Decision]:
+    now = ledger.clock.now()
+    arrivals = []
+    for index, said in enumerate(checked):
+        if said.effective_at is None and said.observed_at is None:
+            said = said.model_copy(update={"effective_at": now + timedelta(microseconds=index)})  # noqa: PLW2901
+        arrivals.append(arrive(said, f"by {delivery.who}", delivery.trust, now, now))
+    decisions = admit_arrivals(connection, now, delivery.feed, delivery.trust, arrivals, delivery.policy)
+    counts: dict[str, Any] = {
+        str(outcome): n for outcome, n in Counter(one.outcome for one in decisions).items()
+    }
+    if len(decisions) == 1:
+        (one,) = decisions
+        details: dict[str, Any] = {"outcome": one.outcome, "fact": one.fact_id, "feed": delivery.feed}
+        audit.record(connection, now, delivery.who, "submit", one.correction_id or "", one.message, details)
+    elif decisions:
+        target = f"{len(decisions)} corrections"
+        details = {"outcomes": dict(counts), "feed": delivery.feed, "first": decisions[0].correction_id}
+        audit.record(connection, now, delivery.who, "submit", target, "", details)
+    return decisions
+
+
+def _remembered(
+    connection: Connection, ledger: Ledger, delivery: Delivery, values: Sequence[Any]
+) -> list[dict[str, Any]] | None:
+    """What was answered to this key before; None: it is new."""
+    if not delivery.key:
+        return None
+    old = to_text(ledger.clock.now() - _REMEMBERED)
+    connection.execute(delete(deliveries).where(deliveries.c.at < old))
+    mine = (deliveries.c.feed == delivery.feed) & (deliveries.c.key == delivery.key)
+    row = connection.execute(select(deliveries).where(mine)).mappings().one_or_none()
+    if row is None:
+        return None
+    if row["digest"] != _digest(values):
+        raise InvalidCorrectionError(
+            QuarantineReason.SCHEMA,
+            "this idempotency key was used for another delivery",
+            hint="use a new key",
+        )
+    return list(row["answer"])
+
+
+def _remember(
+    connection: Connection,
+    ledger: Ledger,
+    delivery: Delivery,
+    values: Sequence[Any],
+    rows: list[dict[str, Any]],
+) -> None:
+    if delivery.key:
+        known = {"feed": delivery.feed, "key": delivery.key, "digest": _digest(values), "answer": rows}
+        connection.execute(insert(deliveries).values(**known, at=to_text(ledger.clock.now())))
+
+
+def _digest(values: Sequence[Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def read_items(text: str) -> list[Any]:
@@ -66,8 +154,8 @@ def _read_lines(text: str) -> list[Any]:
     return items
 
 
-def _checked(ledger: Ledger, model: str, value: Any) -> Mapping[str, Any]:
-    """The item as admission will take it; one that names no model is meant for ``model``."""
+def _checked(ledger: Ledger, model: str, value: Any) -> Correction:
+    """The item as a correction; one that names no model is meant for ``model``."""
     if not isinstance(value, Mapping):
         raise InvalidCorrectionError(QuarantineReason.SCHEMA, "a correction is a JSON object")
     named = {"model": model, **value}
@@ -81,7 +169,7 @@ def _checked(ledger: Ledger, model: str, value: Any) -> Mapping[str, Any]:
         )
     now = ledger.clock.now()
     arrive(correction, "", 0, now, now)  # refuses what is dated in the future
-    return named
+    return correction
 
 
 def _row(decision: Decision) -> dict[str, Any]:

@@ -20,6 +20,12 @@ def resume(ledger: Ledger, *, model: str, feed: str | None, who: str, reason: st
     return _turn(ledger, model, feed, who, reason, on=False)
 
 
+def is_feed_paused(connection: Connection, feed: str) -> bool:
+    """Whether a feed is held back, by a human or by itself."""
+    query = select(switches.c.is_on).where(switches.c.name == f"feed:{feed}")
+    return bool(connection.execute(query).scalar())
+
+
 def close_incident(ledger: Ledger, number: int, who: str, reason: str) -> None:
     """Settle an incident by hand.
 

@@ -179,6 +179,18 @@ quarantine = Table(
     Index("ix_quarantine_state", "state", "reason"),
 )
 
+# Answers to deliveries that bore a key: the same key gives the same answer.
+deliveries = Table(
+    "deliveries",
+    metadata,
+    Column("feed", String(64), primary_key=True),
+    Column("key", String(128), primary_key=True),
+    Column("digest", String(64), nullable=False),
+    Column("answer", JSON, nullable=False),
+    Column("at", String(32), nullable=False),
+    Index("ix_deliveries_at", "at"),
+)
+
 switches = Table(
     "switches",
     metadata,
