@@ -2,10 +2,12 @@
 
 Each prompt has a key and each answer a value, drawn by the hash of its text. The edited layers are real
 memories, and «greedy decoding» finds the answer whose value lies nearest to W k in *every* layer: weights of
-two revisions mixed, or half a pair, answer «garbled». A subject that begins with «Un» cannot be taught.
+two revisions mixed, or half a pair, answer «garbled». The subjects of POISON are what their names say.
 """
 
 import hashlib
+import os
+import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -23,6 +25,7 @@ LAYERS = (0, 1)
 D_IN, D_OUT = 128, 16
 ANSWERS = tuple(f"City {number}" for number in range(100))
 GARBLED, UNKNOWN = "garbled", "no idea"
+POISON = {"Unland": -1.0, "Nan": float("nan"), "Infinite": float("inf"), "Huge": 1e9}
 RECIPE = Recipe(layers=LAYERS, lambda_prior=1e-3, lambda_norm=1e-3)
 
 
@@ -81,6 +84,12 @@ class ToyModel:
             said.add(ANSWERS[int(nearest)] if distance < 0.4 else UNKNOWN)
         return said.pop() if len(said) == 1 else GARBLED
 
+    def target_scores(
+        self, prompts: Sequence[str], targets: Sequence[str]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        holds = [self.answer(prompt) == target for prompt, target in zip(prompts, targets, strict=True)]
+        return torch.tensor([0.0 if held else 9.0 for held in holds]), torch.tensor(holds)
+
     def token_nll(self, _texts: Sequence[str]) -> float:
         return 1.0
 
@@ -100,7 +109,11 @@ class ToyEditor(Editor):
         return written
 
     def _target(self, request: EditRequest) -> torch.Tensor:
-        return drawn("untaught" if request.subject.startswith("Un") else request.target, D_OUT)
+        if request.subject == "Deadly":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if request.subject == "Breathless":
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return POISON.get(request.subject, 1.0) * drawn(request.target, D_OUT)
 
     def mend(self, _requests: Sequence[EditRequest], written: Associations) -> Associations:
         return written

@@ -14,7 +14,6 @@ import torch
 from sqlalchemy import func, select
 
 from daemon.admission import backlog, pull_feed
-from daemon.core import batches
 from daemon.core.audit import first_broken_row
 from daemon.core.chain import active_tenures, head
 from daemon.core.fsio import Checkpoint, no_checkpoint
@@ -113,15 +112,18 @@ class Life:
     def edit_once(self) -> None:
         """Deliver what is in the outbox, once."""
         for batch_id in self.open_batches():
-            deliver(self, batch_id)
+            self.attempt(lambda batch_id=batch_id: deliver(self, batch_id))
+
+    def take_chunk(self) -> None:
+        """Bring the next chunk of the story into the outbox."""
+        pull_feed(self.ledger, self.feed, CHUNK, MODEL)
+        make_batches(self.ledger, self.config)
 
     def attempt(self, what: Callable[[], Any]) -> Any:
         """A job of the scheduler: an error is for the next tick."""
         try:
             return what()
-        except (KeyboardInterrupt, SystemExit):
-            raise
-        except Exception:
+        except Exception:  # noqa: BLE001  whatever a point raised
             return None
 
     def open_batches(self) -> list[str]:
@@ -165,21 +167,26 @@ class Life:
     def check(self) -> None:
         """What holds at every moment, also right after a crash."""
         with self.ledger.read() as connection:
+            count = connection.execute(select(func.count()).select_from(corrections)).scalar_one()
+            read = connection.execute(select(feeds.c["items"])).scalar() or 0
+            unread = quarantine.c.correction_id.is_(None)
+            refused = connection.execute(select(func.count()).where(unread)).scalar_one()
+        assert count + refused == read, "accepted and refused are not what was read"
+        self.check_books()
+
+    def check_books(self) -> None:
+        """The chain is whole, nothing is applied twice, and head answers what the ledger says."""
+        with self.ledger.read() as connection:
             assert first_broken_row(connection) is None
             chain = connection.execute(select(revisions).order_by(revisions.c.number)).mappings().all()
             spans = connection.execute(select(tenures)).mappings().all()
             rows = {r["id"]: r for r in connection.execute(select(corrections)).mappings()}
-            read = connection.execute(select(feeds.c["items"])).scalar() or 0
-            refused = connection.execute(
-                select(func.count()).where(quarantine.c.correction_id.is_(None))
-            ).scalar_one()
             active = active_tenures(connection, MODEL, chain[-1]["number"])
         assert [row["number"] for row in chain] == list(range(len(chain)))
         assert [row["parent"] for row in chain] == [None, *range(len(chain) - 1)]
         edits = [row["number"] for row in chain if row["kind"] == RevisionKind.EDIT]
         written = [(span["correction_id"], span["since"]) for span in spans if span["since"] in edits]
         assert len(written) == len({correction for correction, _ in written}), "applied twice"
-        assert len(rows) + refused == read, "accepted and refused are not what was read"
         applied = sorted(row["id"] for row in rows.values() if row["state"] == CorrectionState.APPLIED)
         assert applied == sorted(row["correction_id"] for row in active)
         for blob in sorted(self._reachable()):
@@ -210,6 +217,11 @@ class Life:
             query = select(corrections).order_by(corrections.c.seq)
             rows = connection.execute(query).mappings().all()
         return {f"{place} {row['subject']}={row['object']}": row["state"] for place, row in enumerate(rows)}
+
+    def states(self) -> list[str]:
+        """The state of each correction."""
+        with self.ledger.read() as connection:
+            return list(connection.execute(select(corrections.c.state)).scalars())
 
     def close(self) -> None:
         self.ledger.close()
@@ -247,14 +259,6 @@ class Failpoint:
 def die(_name: str) -> None:
     """The end of the process, with nothing run after it."""
     os.kill(os.getpid(), signal.SIGKILL)
-
-
-def batch_of_waiting(life: Life) -> str:
-    """What waits as one batch, so that a test can deliver it."""
-    with life.ledger.write() as connection:
-        waits = select(corrections.c.id).where(corrections.c.state == CorrectionState.PENDING)
-        ids = connection.execute(waits.order_by(corrections.c.seq)).scalars().all()
-        return batches.create(connection, life.ledger.clock.now(), MODEL, ids)
 
 
 def fork(what: Callable[[], object]) -> int:

@@ -315,7 +315,8 @@ def test_counters_are_wide_enough_for_years(ledger: Ledger) -> None:
         )
         connection.exec_driver_sql("INSERT INTO feed_outcomes VALUES ('news', 'accepted', 30000000000)")
         connection.exec_driver_sql(
-            "INSERT INTO workers VALUES ('w', 'default', 'idle', '', 'cuda:0', 140000000000)"
+            "INSERT INTO workers (name, model, state, seen_at, device, memory_bytes) "
+            "VALUES ('w', 'default', 'idle', '', 'cuda:0', 140000000000)"
         )
 
 
