@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from daemon.core.errors import CorruptBlobError, DiskFullError, StoreError
-from daemon.core.fsio import Checkpoint, no_checkpoint, sweep_temporaries, write_durably
+from daemon.core.fsio import Checkpoint, no_checkpoint, sha256_of, sweep_temporaries, write_durably
 
 _NAME = re.compile(r"[0-9a-f]{64}")
 
@@ -49,7 +49,7 @@ class Store:
         return self.root / name[:2] / f"{name}.safetensors"
 
     def put(self, tensors: Mapping[str, torch.Tensor]) -> str:
-        """Write tensors as one blob; returns its sha256. A blob that is there already is not written again.
+        """Write tensors as one blob; returns its sha256. One that lies there unharmed is not written again.
 
         Raises:
             DiskFullError, StoreError: nothing is left behind.
@@ -60,7 +60,7 @@ class Store:
             raise StoreError(f"tensors cannot be written: {error}") from error
         name = hashlib.sha256(data).hexdigest()
         path = self.path(name)
-        if not path.exists():
+        if not path.exists() or sha256_of(path) != name:
             self._checkpoint("store.put")
             write_durably(path, data, mode=0o640, checkpoint=self._checkpoint)
         return name

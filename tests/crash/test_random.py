@@ -36,7 +36,7 @@ def test_killed_at_random(template: Path, tally: Counter[str]) -> None:
         folder = copy_of(template)
         for _ in range(chance.randrange(1, 6)):
             lives += 2
-            pids = [fork(lambda ahead=60.0 * n: Life(folder, ahead=ahead).go_on()) for n in (lives, lives + 1)]
+            pids = [fork(lambda ahead=60.0 * n: live(folder, ahead)) for n in (lives, lives + 1)]
             for pid in pids:
                 time.sleep(chance.random() * LONGEST / 2)
                 with suppress(ProcessLookupError):
@@ -47,6 +47,10 @@ def test_killed_at_random(template: Path, tally: Counter[str]) -> None:
             tally["random kills"] += killed
         finish(folder, 60.0 * (lives + 3))
         shutil.rmtree(folder)
+
+
+def live(folder: Path, ahead: float) -> None:
+    Life(folder, ahead=ahead).go_on()
 
 
 def check(folder: Path, ahead: float) -> None:

@@ -1,6 +1,6 @@
 """One commit under strace: the kernel kills it, or refuses, at each single system call that writes.
 
-Nothing in the code knows of this. Calls of SQLite are among them, so this also holds what the ledger relies on.
+Nothing in the code knows of this. Calls of SQLite are among them: what the ledger relies on is tested too.
 """
 
 import os
@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -125,22 +124,3 @@ def test_refused_at_every_call(
         assert "(INJECTED)" in log
         lives_on(folder, reference[1])
         tally[f"{error} at a system call"] += 1
-
-
-def test_the_tests_notice_a_writer_that_is_not_careful(
-    waiting: Path, calls: Counter[str], reference: Reference, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Without temp file and rename, a kill in the middle of a blob is noticed at once."""
-
-    def careless(path: Path, data: bytes, **_: Callable[[str], None] | int) -> None:
-        path.parent.mkdir(exist_ok=True)
-        with path.open("wb", buffering=0) as stream:
-            stream.write(data[:100])
-            stream.write(data[100:])
-
-    monkeypatch.setattr("workers.store.write_durably", careless)
-    folder = copy_of(waiting)
-    traced_edit(folder, "-e", "inject=write:signal=SIGKILL:when=2")
-    monkeypatch.undo()
-    with pytest.raises((AssertionError, Exception), match=r"corrupt|nothing|sha256|assert"):
-        lives_on(folder, reference[1])
