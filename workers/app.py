@@ -3,11 +3,12 @@
 from typing import Any
 
 from celery import Celery
-from celery.signals import setup_logging
+from celery.signals import setup_logging, worker_process_init
 
 from daemon.core.broker import celery_app
 from daemon.core.config import load_config
 from daemon.core.log import configure_logging
+from daemon.core.tracing import configure_tracing
 from workers.tasks import register
 
 
@@ -23,6 +24,12 @@ def _logs(**_: Any) -> None:
     """Our logs in place of Celery's."""
     config = load_config()
     configure_logging(config.log.level, json_lines=config.log.json_lines)
+
+
+@worker_process_init.connect  # type: ignore[untyped-decorator]
+def _traces(**_: Any) -> None:
+    """Spans of the pool's child, whose threads begin after the fork."""
+    configure_tracing("errata-worker")
 
 
 app = _make()

@@ -25,6 +25,7 @@ class SessionHolder:
     def __init__(self, config: Config) -> None:
         self._config = config
         self._session: Session | None = None
+        self.model = config.model.name
 
     def session(self) -> Session:
         """The session, loading the model on the first call.

@@ -62,11 +62,13 @@ def publish(
     """
     from daemon.core.errors import NotFoundError
     from daemon.core.log import configure_logging
+    from daemon.core.tracing import configure_tracing
     from workers.consumers import make_consumers
     from workers.publish import Publisher
 
     config: Config = context.obj["config"]()
     configure_logging(config.log.level, json_lines=config.log.json_lines)
+    configure_tracing("errata-publish")
     publisher = Publisher(_ledger(config), config, make_consumers(config.consumers))
     if follow:
         publisher.follow(_until_asked(), config.publish.poll_seconds)

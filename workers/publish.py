@@ -23,6 +23,7 @@ from daemon.core.ledger import Ledger
 from daemon.core.log import get_logger
 from daemon.core.names import LIVE_LINK
 from daemon.core.schema import publications
+from daemon.core.tracing import span
 from workers.consumers.base import Consumer, Notice
 from workers.export import Exporter
 from workers.revision_facts import RevisionFacts, read_revision
@@ -81,9 +82,10 @@ class Publisher:
 
     def _publish(self, revision: RevisionFacts, folder: Path) -> None:
         self._root.mkdir(parents=True, exist_ok=True)
-        if not folder.exists():
-            self._exporter.publish(revision, folder, self._root / _PARTS)
-        self._switch(folder)
+        with span("publish", revision=revision.number, model=self._model):
+            if not folder.exists():
+                self._exporter.publish(revision, folder, self._root / _PARTS)
+            self._switch(folder)
         with self._ledger.write() as connection:
             now = self._ledger.clock.now()
             _note(connection, to_text(now), self._model, LIVE_LINK, revision.number, revision.number)
@@ -140,7 +142,8 @@ class Publisher:
     def _deliver(self, consumer: Consumer, notice: Notice) -> str:
         """Why the consumer did not take it; empty when it did."""
         try:
-            consumer.deliver(notice)
+            with span("deliver", revision=notice.revision, consumer=consumer.name):
+                consumer.deliver(notice)
         except ConsumerError as error:
             log.warning("not delivered", consumer=consumer.name, revision=notice.revision, error=str(error))
             return str(error)

@@ -19,6 +19,7 @@ from daemon.core.log import get_logger
 from daemon.core.names import BatchState, QuarantineReason
 from daemon.core.proposals import ProbeRow, Proposal, Refusal, Written
 from daemon.core.settlement import close_batch, settle_refused
+from daemon.core.tracing import span
 from workers.editing.editor import Associations, Editor
 from workers.keeper import LeaseKeeper, worker_name
 from workers.loading import Loaded, load_head
@@ -317,6 +318,7 @@ class Stages:
         """Add the time of the block to ``stage``."""
         start = self._clock.monotonic()
         try:
-            yield
+            with span(stage):
+                yield
         finally:
             self.seconds[stage] = self.seconds.get(stage, 0.0) + self._clock.monotonic() - start

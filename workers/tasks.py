@@ -1,11 +1,13 @@
 """Celery's side of the work: a thin task that hands a batch id to the session of this process."""
 
 from celery import Celery
+from structlog.contextvars import bound_contextvars
 
 from daemon.core.config import Config
 from daemon.core.errors import CorruptBlobError, ErrataError
 from daemon.core.log import get_logger
 from daemon.core.names import EDIT_TASK, TARGETS_TASK
+from daemon.core.tracing import span
 from workers.assemble import SessionHolder
 from workers.seeker import Seeker
 
@@ -30,7 +32,8 @@ def register(app: Celery, config: Config, holder: SessionHolder | None = None) -
 def deliver(holder: SessionHolder, batch_id: str) -> None:
     """Apply a batch. What fails is noted in the ledger, and the batch comes again by reconcile."""
     try:
-        outcome = holder.session().run(batch_id)
+        with bound_contextvars(batch=batch_id), span("batch", batch=batch_id, model=holder.model):
+            outcome = holder.session().run(batch_id)
         log.info("batch", batch=batch_id, outcome=str(outcome))
     except CorruptBlobError as error:
         log.warning("corrupt blob", batch=batch_id, error=str(error))

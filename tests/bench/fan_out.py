@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import tomli_w
@@ -81,8 +81,12 @@ def _workers(config: Config, place: Path, size: int) -> Iterator[None]:
 
 
 def _facts(count: int) -> list[EditRequest]:
-    rows = [json.loads(line) for line in SAMPLE.read_text().splitlines() if line.startswith("{")]
-    told = [row for row in rows if row.get("object") and row["subject"] in row.get("prompt", "")]
+    told = []
+    for line in SAMPLE.read_text().splitlines():
+        with suppress(ValueError):  # the sample has lines that admission refuses
+            row = json.loads(line)
+            if row.get("object") and row.get("subject", "?") in row.get("prompt", ""):
+                told.append(row)
     return [EditRequest(str(i), r["subject"], r["prompt"], r["object"]) for i, r in enumerate(told[:count])]
 
 
