@@ -9,18 +9,20 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Self
+from typing import Any, Self
 
 from sqlalchemy import Connection, RowMapping, select, update
 
 from daemon.core.clock import from_text
 from daemon.core.config_feeds import AdmissionConfig
-from daemon.core.corrections import Correction
+from daemon.core.corrections import Correction, parse_item
+from daemon.core.errors import InvalidCorrectionError
 from daemon.core.names import AdmissionOutcome, CorrectionState, QuarantineReason, QuarantineState
 from daemon.core.schema import corrections, quarantine
+from daemon.feeds.base import RawItem
 from daemon.quarantine import place_again
 from daemon.register import Decision, hold
-from daemon.relations.table import find
+from daemon.relations.table import complete, find
 
 APPROVABLE = (
     QuarantineReason.PROTECTED,
@@ -74,6 +76,18 @@ class Policy:
             (relation in self.high_impact, QuarantineReason.QUORUM, agree),
         )
         return next(((reason, message) for holds, reason, message in rules if holds), None)
+
+
+def verdict(item: RawItem, trust: int, model: str, policy: Policy) -> dict[str, Any]:
+    """What admission would say to an item by itself, and what the item says, without storing anything."""
+    row: dict[str, Any] = {"position": item.position}
+    try:
+        said = parse_item(item.raw, model, complete)
+    except InvalidCorrectionError as error:
+        return row | {"verdict": f"{error.reason}: {error.message}"}
+    against = policy.objection(said, trust)
+    row["verdict"] = "ok" if against is None else f"{against[0]}: {against[1]}"
+    return row | {name: getattr(said, name) for name in ("subject", "relation", "object", "prompt")}
 
 
 OPEN = Policy()

@@ -1,0 +1,156 @@
+"""The whole story of one fact as a timeline: feed item, admission, batch, revision, probes, what ended it."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from sqlalchemy import Connection, RowMapping, Table, select
+
+from daemon.core.names import RevisionKind
+from daemon.core.schema import (
+    attempts,
+    audit,
+    batches,
+    corrections,
+    incidents,
+    probe_results,
+    quarantine,
+    revisions,
+    tenures,
+)
+from daemon.views.facts import fact_story
+
+Row = dict[str, Any]
+_ORDER = ("said", "held", "decided", "batch", "attempt", "written", "probe", "incident", "ended", "audit")
+
+
+def fact_timeline(connection: Connection, fact_id: str) -> Row:
+    """What happened to a fact, oldest first, each with its moment, its kind and a line of text.
+
+    Raises:
+        NotFoundError: no correction speaks of it.
+    """
+    story = fact_story(connection, fact_id)
+    mine = corrections.c.fact_id == fact_id
+    said = connection.execute(select(corrections).where(mine).order_by(corrections.c.seq)).mappings().all()
+    ids = [row["id"] for row in said]
+    events = [_said(row) for row in said]
+    events += _quarantine(connection, ids)
+    events += _batches(connection, {row["batch_id"] for row in said if row["batch_id"]})
+    events += _revisions(connection, fact_id, {row["id"]: row for row in said})
+    events += _audit(connection, [fact_id, *ids])
+    events.sort(key=lambda event: (event["at"], _ORDER.index(event["kind"])))
+    newest = max(said, key=lambda row: row["order_key"])
+    held = [one for one in story["corrections"] if any(tenure["until"] is None for tenure in one["held"])]
+    return {
+        "fact": fact_id,
+        "model": story["model"],
+        "subject": story["subject"],
+        "relation": story["relation"],
+        "newest": {"object": newest["object"], "state": newest["state"], "reason": newest["reason"]},
+        "in_weights": held[-1]["object"] if held else None,
+        "events": events,
+    }
+
+
+def _event(at: str, kind: str, text: str, **more: Any) -> Row:
+    return {"at": at, "kind": kind, "text": text, **more}
+
+
+def _value(row: RowMapping) -> str:
+    return "no longer true" if row["object"] is None else repr(row["object"])
+
+
+def _said(row: RowMapping) -> Row:
+    since = row["order_key"].split("|", 1)[0]
+    text = (
+        f"{row['feed']} (trust {row['trust']}) says {_value(row)}, true since {since}, source {row['source']}"
+    )
+    note = f" ({row['reason']})" if row["reason"] else ""
+    return _event(row["admitted_at"], "said", f"{text}; now {row['state']}{note}", correction=row["id"])
+
+
+def _quarantine(connection: Connection, ids: list[str]) -> list[Row]:
+    rows = _where(connection, quarantine, quarantine.c.correction_id.in_(ids))
+    return [
+        _event(
+            row["at"],
+            "held",
+            f"quarantine entry {row['id']}: {row['reason']}, {row['message']}; {row['state']}",
+            correction=row["correction_id"],
+            entry=row["id"],
+        )
+        for row in rows
+    ]
+
+
+def _batches(connection: Connection, ids: set[str]) -> list[Row]:
+    events = []
+    for row in _where(connection, batches, batches.c.id.in_(ids)):
+        sent = f", sent {row['sends']} times, last at {row['sent_at']}" if row["sent_at"] else ", not sent"
+        events.append(
+            _event(row["created_at"], "batch", f"batch {row['id']} {row['state']}{sent}", batch=row["id"])
+        )
+    for row in _where(connection, attempts, attempts.c.batch_id.in_(ids)):
+        ending = f"{row['outcome']} at {row['ended_at']}" if row["ended_at"] else "has not ended, or died"
+        text = f"attempt {row['number']} of batch {row['batch_id']} by {row['worker']}: {ending}"
+        events.append(_event(row["started_at"], "attempt", text, batch=row["batch_id"]))
+    return events
+
+
+def _revisions(connection: Connection, fact_id: str, said: dict[str, RowMapping]) -> list[Row]:
+    """When the weights held the fact: what began and ended it, and what was measured then."""
+    events: list[Row] = []
+    held = _where(connection, tenures, tenures.c.fact_id == fact_id)
+    numbers = {row["since"] for row in held} | {row["until"] for row in held if row["until"] is not None}
+    model = next(iter(said.values()))["model"]
+    mine = (revisions.c.model == model) & revisions.c.number.in_(numbers)
+    by_number = {row["number"]: row for row in _where(connection, revisions, mine)}
+    for row in held:
+        correction = said[row["correction_id"]]
+        is_absent = correction["object"] is None
+        began = "the weights hold nothing of it" if is_absent else f"the weights hold {_value(correction)}"
+        events.append(_revision(by_number[row["since"]], "written", began))
+        if row["until"] is not None:
+            gone = "its absence ends" if is_absent else f"{_value(correction)} leaves the weights"
+            events.append(_revision(by_number[row["until"]], "ended", gone))
+    events += _measured(connection, model, numbers)
+    return events
+
+
+def _revision(row: RowMapping, kind: str, text: str) -> Row:
+    how = str(row["kind"])
+    if row["kind"] == RevisionKind.ROLLBACK:
+        how += f" to {row['content_of']} ({row['reason']})"
+    where = f"revision {row['number']}, {how}, recipe {row['recipe']}, now {row['state']}"
+    return _event(row["created_at"], kind, f"{text}: {where}", revision=row["number"])
+
+
+def _measured(connection: Connection, model: str, numbers: set[int]) -> list[Row]:
+    events = []
+    probed = (probe_results.c.model == model) & probe_results.c.revision.in_(numbers)
+    for row in _where(connection, probe_results, probed):
+        score = "no score" if row["score"] is None else f"{row['score']:.4g}"
+        bound = "" if row["bound"] is None else f", bound {row['bound']:.4g}"
+        text = f"probe {row['probe']} of revision {row['revision']}: {row['result']}, {score}{bound}"
+        events.append(_event(row["measured_at"], "probe", text, revision=row["revision"]))
+    noticed = (incidents.c.model == model) & incidents.c.revision.in_(numbers)
+    for row in _where(connection, incidents, noticed):
+        text = f"incident {row['id']} at revision {row['revision']}: {row['message']}; {row['state']}"
+        events.append(_event(row["opened_at"], "incident", text, revision=row["revision"]))
+    return events
+
+
+def _audit(connection: Connection, targets: list[str]) -> list[Row]:
+    rows = _where(connection, audit, audit.c.target.in_(targets))
+    return [
+        _event(
+            row["at"],
+            "audit",
+            f"{row['who']}: {row['action']}" + (f" ({row['reason']})" if row["reason"] else ""),
+        )
+        for row in rows
+    ]
+
+
+def _where(connection: Connection, table: Table, condition: Any) -> Iterable[RowMapping]:
+    return connection.execute(select(table).where(condition)).mappings().all()
