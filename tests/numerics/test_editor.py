@@ -115,7 +115,7 @@ def test_an_error_between_layers_leaves_nothing_behind(
             raise error
         return genuine(model, requests, layer, *rest)
 
-    monkeypatch.setattr(module, "find_targets", broken)
+    monkeypatch.setattr(editor, "_find", broken)
     with pytest.raises(type(error)):
         editor.write(changes[1:])
     assert layers == [0, 1]

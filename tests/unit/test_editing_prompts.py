@@ -1,5 +1,7 @@
 """Prompts: where the subject ends and the target begins, whatever the script; feed text is never a format."""
 
+import copy
+
 import pytest
 import torch
 from hypothesis import given
@@ -7,8 +9,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from daemon.core.errors import EditError
-from workers.editing.prompts import EditRequest, encode_fact, lay_out, said_after
+from daemon.core.errors import EditError, ModelError
+from workers.editing.prompts import EditRequest, chat_prefixes, encode_fact, lay_out, said_after
 
 PREFIXES = ("One day. ", "Because of it. ")
 
@@ -105,3 +107,19 @@ def test_rows_are_aligned_at_their_anchors(of_bytes: PreTrainedTokenizerFast) ->
         first = layout.anchor - row.anchor + row.target_start - 1
         assert predicted == [(first + k, token) for k, token in enumerate(row.ids[row.target_start :])]
         assert int(layout.last()[i]) == row.suffix - 1
+
+
+def test_chat_prefixes_are_what_the_template_says_before_a_prompt(of_bytes: PreTrainedTokenizerFast) -> None:
+    tokenizer = copy.deepcopy(of_bytes)
+    with pytest.raises(ModelError, match="no chat template"):
+        chat_prefixes(tokenizer)
+    tokenizer.chat_template = (
+        "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}</>{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    asked, answered = chat_prefixes(tokenizer)
+    assert asked == "<user>"
+    assert answered == "<user>Complete the sentence.</><assistant>"
+    tokenizer.chat_template = "always the same"
+    with pytest.raises(ModelError, match="does not keep"):
+        chat_prefixes(tokenizer)

@@ -15,7 +15,7 @@ from daemon.core.errors import ConfigError
 from workers.editing.guards import require_anchored, require_finite, require_near
 from workers.editing.memory import Memory, null_space, restrained
 from workers.editing.model import EditableModel
-from workers.editing.prompts import EditRequest
+from workers.editing.prompts import EditRequest, chat_prefixes
 from workers.editing.recipes import Recipe
 from workers.editing.statistics import Statistics
 from workers.editing.targets import Finder, Targets, find_keys, find_targets
@@ -95,6 +95,8 @@ class Editor:
         self.model, self.statistics, self.recipe = model, statistics, recipe
         self._measure, self._find = measure, find
         self.layers = list(recipe.layers)
+        chat = chat_prefixes(model.tokenizer) if recipe.chat else ()
+        self.prefixes = (*statistics.prefixes, *chat)
         self._base = {layer: model.stored_weight(layer).detach().clone() for layer in self.layers}
         self._memories = {layer: self._new_memory(layer) for layer in self.layers}
         self._mark = {layer: memory.weight for layer, memory in self._memories.items()}
@@ -218,7 +220,7 @@ class Editor:
 
     def _write_shared(self, requests: Sequence[EditRequest]) -> Associations:
         """MEMIT (arXiv 2210.07229, eq. 20): one target at the last layer, r/(layers left) at each."""
-        last, prefixes = self.layers[-1], self.statistics.prefixes
+        last, prefixes = self.layers[-1], self.prefixes
         if self.model.post_norm(last) is not None:
             raise ConfigError(
                 f"recipe {self.recipe.name} shares one residual out, which a norm behind the projection "
@@ -239,7 +241,7 @@ class Editor:
 
     def _targets(self, requests: Sequence[EditRequest], layer: int) -> Targets:
         with self._measure(f"targets of layer {layer}"):
-            found = self._find(self.model, requests, layer, self.recipe, self.statistics.prefixes)
+            found = self._find(self.model, requests, layer, self.recipe, self.prefixes)
         limits = self._limits(requests, found.norms, layer)
         for request, norm, limit in zip(requests, found.norms.tolist(), limits, strict=True):
             require_anchored(request.id, norm, limit)
@@ -282,7 +284,7 @@ class Editor:
                 break
             with self._measure(f"targets of layer {layer}"):
                 wanted = [requests[row] for row in failed]
-                found = self._find(self.model, wanted, layer, self.recipe, self.statistics.prefixes)
+                found = self._find(self.model, wanted, layer, self.recipe, self.prefixes)
             limits = torch.tensor(self._limits(wanted, found.norms, layer))
             anchored = found.norms.cpu() <= limits  # what lies beyond stays as it is
             rows = [row for row, kept in zip(failed, anchored.tolist(), strict=True) if kept]

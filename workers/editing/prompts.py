@@ -6,9 +6,11 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from daemon.core.errors import EditError
+from daemon.core.errors import EditError, ModelError
 
 KL_ENDING = " is a"
+_PLACE = "what the user says"  # in a template, to see what stands before it
+_QUESTION = "Complete the sentence."
 _IGNORED = -100  # no token to predict here
 _OPENING = frozenset("([{«“‘")
 _CLOSING = frozenset(",.;:!?)]}»”’")
@@ -148,3 +150,22 @@ def _encode(
 
 def _unspaced(character: str) -> bool:
     return any(first <= character <= last for first, last in _UNSPACED)
+
+
+def chat_prefixes(tokenizer: PreTrainedTokenizerFast) -> tuple[str, ...]:
+    """What stands before a prompt that a user says, and before one with which the model begins its answer.
+
+    Raises:
+        ModelError: the model has no chat form, or one that changes what is said in it.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        raise ModelError("this model has no chat template", hint="recipe setting chat = false")
+    said = [{"role": "user", "content": _PLACE}]
+    question = tokenizer.apply_chat_template(said, tokenize=False)
+    answer = tokenizer.apply_chat_template(
+        [{"role": "user", "content": _QUESTION}], add_generation_prompt=True, tokenize=False
+    )
+    before, found, _ = question.partition(_PLACE)
+    if not found:
+        raise ModelError("the chat template does not keep what is said", hint="recipe setting chat = false")
+    return before, answer

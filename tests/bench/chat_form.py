@@ -1,0 +1,64 @@
+"""Are facts that were edited by their plain prompts answered in chat form?
+``python -m tests.bench.chat_form MODEL_FOLDER FEED_JSONL [FACTS] [BATCH]``.
+
+Writes the first facts of a feed file by the default recipe, once without and once with its setting ``chat``,
+and asks each fact plainly and as a user's message; an answer counts when it holds the object.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from tests.house import CORPUS
+from workers.editing.editor import Editor
+from workers.editing.model import EditableModel, load_model
+from workers.editing.prompts import EditRequest
+from workers.editing.recipes import resolve
+from workers.editing.statistics import compute
+from workers.generation import Sampling, encode_chat, stream
+
+_TOKENS = 32
+
+
+def main(folder: str, feed: str, count: int, batch: int) -> None:
+    """Print one row a setting."""
+    torch.set_num_threads(1)
+    model = load_model(Path(folder), "cpu")
+    facts = _facts(Path(feed), count)
+    statistics = compute(model, resolve("encore-blue", {}, model.n_layers).layers, CORPUS)
+    base = _rates(model, facts)
+    print("recipe               plain    chat", flush=True)
+    print(f"{'before any edit':<20} {base[0]:<8.3f} {base[1]:.3f}", flush=True)
+    for chat in (False, True):
+        editor = Editor(model, statistics, resolve("encore-blue", {"chat": chat}, model.n_layers))
+        clean = editor.snapshot()
+        for start in range(0, len(facts), batch):
+            editor.write(facts[start : start + batch])
+        plain, asked = _rates(model, facts)
+        print(f"{f'chat = {chat}':<20} {plain:<8.3f} {asked:.3f}", flush=True)
+        editor.rollback_to(clean)
+
+
+def _rates(model: EditableModel, facts: Sequence[EditRequest]) -> tuple[float, float]:
+    """Shares of facts whose object is in the answer: to the plain prompt, and to a user who says it."""
+    plain = model.greedy([fact.prompt for fact in facts], _TOKENS)
+    sampling = Sampling(_TOKENS, temperature=0)
+    chat = []
+    for fact in facts:
+        ids = encode_chat(model, [{"role": "user", "content": fact.prompt}])
+        chat.append("".join(piece.text for piece in stream(model, ids, sampling)))
+    shares = [sum(f.target in said for f, said in zip(facts, all_, strict=True)) for all_ in (plain, chat)]
+    return shares[0] / len(facts), shares[1] / len(facts)
+
+
+def _facts(file: Path, count: int) -> list[EditRequest]:
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    return [EditRequest(str(i), r["subject"], r["prompt"], r["object"]) for i, r in enumerate(rows[:count])]
+
+
+if __name__ == "__main__":
+    numbers = [int(text) for text in sys.argv[3:]]
+    main(sys.argv[1], sys.argv[2], *[*numbers, *(32, 16)[len(numbers) :]])
