@@ -22,6 +22,7 @@ from daemon.core.settlement import close_batch, settle_refused
 from daemon.core.tracing import span
 from workers.editing.editor import Associations, Editor
 from workers.keeper import LeaseKeeper, worker_name
+from workers.known import NOTE, known_facts, split_known
 from workers.loading import Loaded, load_head
 from workers.pairs import load_pairs, save_pairs
 from workers.plan import Fact, Plan, active_facts, active_pairs, make_plan
@@ -48,6 +49,7 @@ class Edit:
 
     written: list[tuple[Fact, Associations]] = field(default_factory=list)
     mended: list[tuple[Fact, Associations]] = field(default_factory=list)
+    known: list[Fact] = field(default_factory=list)  # answered right without being written
     refused: list[Refusal] = field(default_factory=list)
     probes: list[ProbeRow] = field(default_factory=list)
 
@@ -114,7 +116,7 @@ class Session:
         try:
             edit = self._write(plan, stages)
             self._checkpoint("session.written")
-            if not edit.written and not plan.removals:
+            if not edit.written and not edit.known and not plan.removals:
                 return self._refuse_all(batch_id, edit)
             with stages.measure("review"):
                 self._review(plan, edit, parent)
@@ -134,6 +136,7 @@ class Session:
             revision=number,
             facts=len(edit.written),
             mended=len(edit.mended),
+            known=len(edit.known),
             refused=len(edit.refused),
         )
         self._checkpoint("session.committed")
@@ -207,8 +210,12 @@ class Session:
         edit = Edit()
         with stages.measure("forget"):
             self._forget_replaced(plan.removals)
+        with stages.measure("verify"):
+            edit.known, unknown = split_known(self.editor, plan.writes)
         with stages.measure("write"):
-            self._write_guarded(plan.writes, edit)
+            self._write_guarded(unknown, edit)
+            edit.known, slipped = split_known(self.editor, edit.known)  # by what was just written
+            self._write_guarded(slipped, edit)
         with stages.measure("verify"):
             self._drop_unlearned(edit)
         return edit
@@ -272,6 +279,10 @@ class Session:
 
     def _probe(self, plan: Plan, edit: Edit, parent: int) -> list[ProbeRow]:
         written, older = [fact for fact, _ in edit.written], self._older(plan, edit, parent)
+        with self.ledger.read() as connection:
+            touched = {fact.fact_id for fact in (*plan.writes, *plan.removals)}
+            older += [f for f in known_facts(connection, self.model, parent) if f.fact_id not in touched]
+        written += edit.known
         context = ProbeContext(self.editor, written, older, self.config.watch, self._base, seed=parent + 1)
         return run_probes(FAST, context, self.ledger.clock)
 
@@ -290,6 +301,7 @@ class Session:
         blob = save_pairs(self.store, Associations.concat([pair for _, pair in held])) if held else None
         written = [Written(fact.correction_id, row) for row, (fact, _) in enumerate(held)]
         written += [Written(fact.correction_id, None) for fact in plan.removals]
+        written += [Written(fact.correction_id, None, NOTE) for fact in edit.known]
         norms = {str(layer): total for layer, (_, total) in self.editor.delta_norms().items()}
         return Proposal(
             model=self.model,

@@ -34,10 +34,14 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Written:
-    """A correction that holds its fact from the new revision on; no row: it holds the fact absent."""
+    """A correction that holds its fact from the new revision on.
+
+    Without a row nothing was written: the fact is held absent, or the model answers it by itself.
+    """
 
     correction_id: str
     row: int | None
+    note: str = ""
 
 
 @dataclass(frozen=True)

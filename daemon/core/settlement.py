@@ -76,7 +76,9 @@ def settle_written(connection: Connection, proposal: Proposal, number: int) -> N
                 row=written.row,
             )
         )
-    set_state(connection, [w.correction_id for w in proposal.written], CorrectionState.APPLIED)
+    for note in {written.note for written in proposal.written}:
+        these = [written.correction_id for written in proposal.written if written.note == note]
+        set_state(connection, these, CorrectionState.APPLIED, note)
 
 
 def move_tenures(connection: Connection, model: str, to: int, number: int) -> tuple[int, int]:

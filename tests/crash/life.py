@@ -73,6 +73,7 @@ class Life:
         store_checkpoint: Checkpoint | None = None,
     ) -> None:
         self.config = toy_config(folder / "data", edit={"lease_seconds": 20.0})
+        self.model = self.config.model.name
         self.feed = JsonlFeed("sample", feed_file(folder))
         self._checkpoint = checkpoint
         self.ledger = Ledger.open(url or self.config.ledger_url, Later(ahead), checkpoint)
