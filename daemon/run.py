@@ -20,12 +20,13 @@ from daemon.children import Child
 from daemon.core import chain
 from daemon.core.broker import CELERY_URL_FILE, URL_FILE, ping, worker_arguments
 from daemon.core.config import CONFIG_VARIABLE, Config
+from daemon.core.config_feeds import JsonlFeedConfig
 from daemon.core.errors import ConfigError, NotFoundError, UnavailableError
 from daemon.core.fsio import write_durably
 from daemon.core.ledger import Ledger
 from daemon.core.log import get_logger
 from daemon.core.names import BatchState, CorrectionState, RevisionState
-from daemon.core.schema import batches, corrections, revisions
+from daemon.core.schema import batches, corrections, feeds, revisions
 from daemon.dispatch import CeleryQueue
 from daemon.redis_server import PrivateRedis
 from daemon.scheduler import Scheduler
@@ -61,12 +62,14 @@ class Supervisor:
 
         Raises:
             UnavailableError: no Redis, another supervisor on this data_dir, or no model.
+            ConfigError: a feed that was never read has no file.
         """
         with ExitStack() as stack:
             stack.enter_context(self._only_one())
             stack.enter_context(self._redis())
             ledger = Ledger.open(self.config.ledger_url)
             stack.callback(ledger.close)
+            _require_feeds(ledger, self.config)
             if self._with_model:
                 self._prepare(ledger)
             children = self._children()
@@ -201,6 +204,23 @@ def drained(ledger: Ledger, config: Config) -> bool:
     )
     with ledger.read() as connection:
         return not any(connection.execute(query).scalar() for query in queries)
+
+
+def _require_feeds(ledger: Ledger, config: Config) -> None:
+    """A file that was never there is a mistake; one that was read before may be rotating.
+
+    Raises:
+        ConfigError: names the feed and the path.
+    """
+    with ledger.read() as connection:
+        rows = connection.execute(select(feeds.c.name, feeds.c.cursor)).all()
+    known = {row.name for row in rows if row.cursor}
+    for feed in config.feeds:
+        if isinstance(feed, JsonlFeedConfig) and feed.name not in known and not feed.path.exists():
+            raise ConfigError(
+                f"feed {feed.name}: there is no file {feed.path}",
+                hint="create it, or correct the path",
+            )
 
 
 def run_command(
