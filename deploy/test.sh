@@ -3,6 +3,7 @@
 #
 #   sh deploy/test.sh                  everything, as .ci/run does
 #   sh deploy/test.sh --quick          without the tests that are marked slow
+#   sh deploy/test.sh --guarantees     only the suites behind GUARANTEES.md, whole: up to 30 minutes
 #   sh deploy/test.sh tests/unit -x    further arguments are pytest's
 #
 # ERRATA_MODEL_PATH      folder of SmolLM2-135M-Instruct; made in .errata/models when missing
@@ -15,7 +16,7 @@ cd "$(dirname "$0")/.."
 
 case "${1:-}" in
 -h | --help)
-    sed -n '2,11s/^# \{0,1\}//p' deploy/test.sh
+    sed -n '2,12s/^# \{0,1\}//p' deploy/test.sh
     exit 0
     ;;
 --quick)
@@ -26,6 +27,11 @@ esac
 
 failed=0
 summary=
+guarantees=
+if [ "${1:-}" = --guarantees ]; then
+    shift
+    guarantees=1
+fi
 
 # Runs one stage, whatever became of those before it, and notes how it ended.
 stage() {
@@ -52,6 +58,7 @@ has_postgres() {
 system_packages() {
     missing=
     command -v redis-server >/dev/null || missing="$missing redis-server"
+    command -v strace >/dev/null || missing="$missing strace"
     command -v promtool >/dev/null || missing="$missing prometheus"
     command -v systemd-analyze >/dev/null || missing="$missing systemd"
     command -v amtool >/dev/null || missing="$missing prometheus-alertmanager"
@@ -81,6 +88,15 @@ ERRATA_MODEL_PATH=${ERRATA_MODEL_PATH:-$PWD/.errata/models/smollm2-135m-instruct
 HF_HUB_OFFLINE=1
 export ERRATA_MODEL_PATH HF_HUB_OFFLINE
 bin=$PWD/.venv/bin
+
+if [ -n "$guarantees" ]; then
+    ERRATA_TEST_GUARANTEES=1
+    OMP_NUM_THREADS=1
+    export ERRATA_TEST_GUARANTEES OMP_NUM_THREADS
+    stage guarantees "$bin/python" -m pytest tests/crash tests/broker tests/model tests/security "$@"
+    printf '\n%s' "$summary"
+    exit "$failed"
+fi
 
 stage model "$bin/python" -m workers.fetch "$ERRATA_MODEL_PATH"
 stage 'ruff check' "$bin/ruff" check --quiet .

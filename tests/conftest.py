@@ -17,6 +17,11 @@ def absent(what: str) -> None:
     pytest.skip(what)
 
 
+def is_full() -> bool:
+    """Whether this is the long run (deploy/test.sh --guarantees) or the sample in the normal tests."""
+    return bool(os.environ.get("ERRATA_TEST_GUARANTEES"))
+
+
 @pytest.fixture(scope="session")
 def redis_binary() -> Path:
     """The Redis server of this machine."""

@@ -1,6 +1,5 @@
 """The ground on which lives are cut short, and the count of how often they were."""
 
-import os
 import shutil
 import tempfile
 from collections import Counter
@@ -13,11 +12,6 @@ import torch
 from tests.crash.life import Failpoint, Life, write_story
 
 TALLY = pytest.StashKey[Counter[str]]()
-
-
-def is_full() -> bool:
-    """Whether this is the long run (deploy/test.sh --guarantees) or the sample in the normal tests."""
-    return bool(os.environ.get("ERRATA_TEST_GUARANTEES"))
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.crash.conftest import copy_of, is_full
+from tests.conftest import is_full
+from tests.crash.conftest import copy_of
 from tests.crash.life import Failpoint, Life, die, ended, fork
 
 Reference = tuple[list[str], dict[str, str]]

@@ -7,12 +7,14 @@ import signal
 import time
 from collections import Counter
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from daemon.core.names import CorrectionState
-from tests.crash.conftest import copy_of, is_full
+from tests.conftest import is_full
+from tests.crash.conftest import copy_of
 from tests.crash.life import Life, ended, fork
 
 KILLS = 200 if is_full() else 12
@@ -36,7 +38,7 @@ def test_killed_at_random(template: Path, tally: Counter[str]) -> None:
         folder = copy_of(template)
         for _ in range(chance.randrange(1, 6)):
             lives += 2
-            pids = [fork(lambda ahead=60.0 * n: live(folder, ahead)) for n in (lives, lives + 1)]
+            pids = [fork(partial(live, folder, 60.0 * n)) for n in (lives, lives + 1)]
             for pid in pids:
                 time.sleep(chance.random() * LONGEST / 2)
                 with suppress(ProcessLookupError):

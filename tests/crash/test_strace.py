@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import absent
-from tests.crash.conftest import close_whole, copy_of, is_full
+from tests.conftest import absent, is_full
+from tests.crash.conftest import close_whole, copy_of
 from tests.crash.life import Life, ended, fork
 
 WRITING = ("write", "pwrite64", "fsync", "fdatasync", "rename", "openat", "unlink", "ftruncate", "mkdir")

@@ -1,0 +1,38 @@
+"""The Celery application of a worker with a toy in place of the language model; all else is a worker's."""
+
+from celery import Celery
+
+from daemon.core.broker import celery_app
+from daemon.core.config import Config, load_config
+from daemon.core.ledger import Ledger
+from tests.toy import ToyEditor
+from workers.assemble import SessionHolder, found
+from workers.session import Session
+from workers.store import Store
+from workers.tasks import register
+
+
+class ToyHolder(SessionHolder):
+    """The session of this process, on a toy."""
+
+    def session(self) -> Session:
+        if self._session is None:
+            self._session = make_session(self._config)
+        return self._session
+
+
+def make_session(config: Config) -> Session:
+    """A session whose chain is founded."""
+    ledger, store, editor = Ledger.open(config.ledger_url), Store(config.store_path), ToyEditor()
+    found(ledger, store, editor, config)
+    return Session(ledger, store, editor, config)
+
+
+def make() -> Celery:
+    config = load_config()
+    application = celery_app(config)
+    register(application, config, ToyHolder(config))
+    return application
+
+
+app = make()
