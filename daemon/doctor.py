@@ -13,7 +13,7 @@ import redis
 from sqlalchemy import func, select
 
 from daemon.core import audit
-from daemon.core.broker import ping, redis_url
+from daemon.core.broker import URL_FILE, ping, redis_url
 from daemon.core.clock import from_text
 from daemon.core.config import Config
 from daemon.core.config_feeds import JsonlFeedConfig
@@ -46,7 +46,7 @@ def examine(config: Config) -> list[Finding]:
             ]
     redis_found = _guarded("redis", lambda: _redis_answers(config))
     found.append(redis_found)
-    if redis_found.ok:
+    if redis_found.ok and _has_redis(config):
         found += [
             _guarded("redis persistence", lambda: _redis_setting(config, "appendonly", "yes")),
             _guarded("redis eviction", lambda: _redis_setting(config, "maxmemory-policy", "noeviction")),
@@ -158,7 +158,14 @@ def _ledger_clock(ledger: Ledger) -> Finding:
     return Finding("clock and ledger", True, "the ledger has no row that is dated ahead")
 
 
+def _has_redis(config: Config) -> bool:
+    """Whether a Redis is configured, or a private one was started; without errata run there is none."""
+    return config.redis_url is not None or (config.run_path / URL_FILE).is_file()
+
+
 def _redis_answers(config: Config) -> Finding:
+    if not _has_redis(config):
+        return Finding("redis", True, "none runs; errata run starts a private one and edits go on")
     ping(config)
     return Finding("redis", True, "answers" if config.redis_url else "the private server answers")
 
@@ -261,7 +268,7 @@ def _published(ledger: Ledger, config: Config) -> Finding:
     if failing:
         told = "; ".join(f"{row['place']} after {row['attempts']} tries: {row['message']}" for row in failing)
         return Finding("published", False, told, "mend the server; errata publish tries again by itself")
-    text = f"live is {live}" + (f"; still behind: {', '.join(behind)}" if behind else "")
+    text = f"live is {live}" + (f"; errata run or publish will tell {', '.join(behind)}" if behind else "")
     return Finding("published", True, text)
 
 

@@ -107,10 +107,11 @@ def test_path(installation: Installation, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_nothing_is_there_and_nothing_is_made(installation: Installation) -> None:
     found_out = doctor(installation)
-    for check in ("ledger", "redis", "model", "statistics"):
+    for check in ("ledger", "model", "statistics"):
         assert found_out[check]["ok"] is False
     assert found_out["config"]["ok"]
     assert found_out["disk"]["ok"]
+    assert "errata run starts" in found_out["redis"]["detail"], "a private server runs with errata run only"
     assert not installation.config.data_dir.exists(), "the doctor looks and changes nothing"
 
 

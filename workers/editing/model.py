@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.utils.logging import disable_progress_bar
 
 from daemon.core.errors import ModelError
 from workers.editing.architectures import Architecture, architecture_of
@@ -157,6 +158,7 @@ def load_model(path: Path, device: str = "auto", dtype: str = "auto") -> Editabl
     place = device if device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
     kind: str | torch.dtype = "auto" if dtype == "auto" else getattr(torch, dtype)
     options = {"local_files_only": True, "trust_remote_code": False}
+    disable_progress_bar()  # loading takes a moment, and commands have bars of their own
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, **options)
         model = AutoModelForCausalLM.from_pretrained(path, dtype=kind, use_safetensors=True, **options)
