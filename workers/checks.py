@@ -21,7 +21,7 @@ def examine(config: Config) -> list[Finding]:
         try:
             found.append(check(config))
         except ErrataError as error:
-            found.append(Finding(name, False, error.message, error.hint))
+            found.append(Finding(name, False, error.message, error.hint or "put the model back as it was"))
     return found
 
 

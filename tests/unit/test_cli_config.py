@@ -27,6 +27,12 @@ def installation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Installatio
     return Installation(tmp_path)
 
 
+@pytest.fixture(autouse=True)
+def no_checks_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What needs a real model is tested in test_checks.py."""
+    monkeypatch.setattr("daemon.doctor.CHECKS", "errata.none")
+
+
 @pytest.fixture
 def whole(installation: Installation) -> Installation:
     """An installation that has everything but Redis."""
