@@ -18,6 +18,7 @@ from pydantic_settings import (
 from daemon.core.config_base import LOOPBACK, Section
 from daemon.core.config_feeds import FEED_SECTIONS, AdmissionConfig, FeedConfig, resolved_feed
 from daemon.core.config_serving import ConsumerConfig, PublishConfig, ServeConfig
+from daemon.core.config_watch import WatchConfig
 from daemon.core.errors import ConfigError
 from daemon.core.names import DEFAULT_MODEL, LIVE_LINK, NAME_PATTERN
 
@@ -73,55 +74,6 @@ class EditConfig(Section):
                 " Redis hands a longer task out again for ever"
             )
         return self
-
-
-class WatchConfig(Section):
-    """What a revision must keep to; exported beside the measurements."""
-
-    efficacy_floor: float = Field(
-        0.9, ge=0, le=1, description="share of the batch answered by greedy decoding"
-    )
-    retention_floor: float = Field(
-        0.9, ge=0, le=1, description="share of sampled active facts still answered"
-    )
-    locality_floor: float = Field(
-        0.85, ge=0, le=1, description="share of neighborhood prompts answered as before"
-    )
-    perplexity_ceiling: float = Field(
-        1.10, gt=0, description="perplexity on held-out text against the base model"
-    )
-    delta_ceiling: float = Field(
-        1.0, gt=0, description="norm of an edited layer's change against its original norm"
-    )
-    batch_delta_ceiling: float = Field(0.6, gt=0, description="the same for one batch")
-    retention_sample: int = Field(32, ge=1, description="active facts sampled for retention")
-    locality_sample: int = Field(32, ge=1, description="neighborhood prompts sampled")
-    significance: float = Field(
-        0.002, gt=0, lt=1, description="false alarms that the paired tests of one revision may give together"
-    )
-    step_budget: float = Field(
-        0.01, ge=0, lt=1, description="share of a suite's items that one revision may lose"
-    )
-    step_budget_nats: float = Field(
-        0.02, ge=0, description="rise of a token's mean loss on held-out text that one revision may cost"
-    )
-    drift_budget: float = Field(
-        0.0025, ge=0, lt=1, description="lasting loss of a suite's items that is no drift"
-    )
-    drift_budget_nats: float = Field(0.05, ge=0, description="the same for a token's mean loss")
-    drift_limit: float = Field(
-        5.0, gt=0, description="cumulative sum, in standard errors, above which a lasting loss is a drift"
-    )
-    rollback_reach: int = Field(
-        50, ge=1, description="revisions that a drift or a late probe may take back; beyond that, freeze"
-    )
-    hysteresis: float = Field(
-        0.01, ge=0, lt=1, description="how far beyond a bound the next revisions must be after an incident"
-    )
-    auto_rollback: bool = Field(True, description="take a degraded revision back without a human")
-    cooldown_seconds: float = Field(
-        900, ge=0, description="at most one automatic rollback in this time, then freeze"
-    )
 
 
 class StoreConfig(Section):
@@ -303,6 +255,7 @@ def _resolved(config: Config, folder: Path) -> Config:
         update["serve"] = config.serve.model_copy(update={"token_file": folder / config.serve.token_file})
     if config.consumers:
         update["consumers"] = tuple(_resolved_consumer(one, folder) for one in config.consumers)
+    update["watch"] = config.watch.resolved(folder)
     if config.model.corpus:
         update["model"] = config.model.model_copy(update={"corpus": folder / config.model.corpus})
     return config.model_copy(update=update)

@@ -10,7 +10,18 @@ from enum import StrEnum
 OTHER = "other"
 """The label of everything that is outside its closed set."""
 
-CEILING_PROBES = frozenset({"perplexity_ratio"})
+CEILING_PROBES = frozenset(
+    {
+        "perplexity_ratio",
+        "perplexity_ratio_long",
+        "perplexity_ratio_own",
+        "delta_ratio",
+        "spectral_ratio",
+        "stream_growth",
+        "value_norm",
+        "capacity_used",
+    }
+)
 """Probes whose bound is a ceiling; the bound of every other probe is a floor."""
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from daemon.core.outcomes import Outcomes
 from workers.plan import Fact
 from workers.probes.base import Measurement, Probe, ProbeContext
 
@@ -9,9 +10,11 @@ from workers.probes.base import Measurement, Probe, ProbeContext
 def _share_answered(context: ProbeContext, facts: Sequence[Fact]) -> Measurement:
     if not facts:
         return Measurement(None, 0)
-    verdicts = context.editor.verify([fact.request() for fact in facts])
-    missed = [f.correction_id for f, verdict in zip(facts, verdicts, strict=True) if not verdict.ok]
-    return Measurement(1 - len(missed) / len(facts), len(facts), {"missed": missed[:20]})
+    hits = [verdict.ok for verdict in context.editor.verify([fact.request() for fact in facts])]
+    missed = [fact.correction_id for fact, hit in zip(facts, hits, strict=True) if not hit]
+    ids = [fact.correction_id for fact in facts]
+    score = 1 - len(missed) / len(facts)
+    return Measurement(score, len(facts), {"missed": missed[:20]}, Outcomes.of_hits("facts", hits, ids))
 
 
 def measure_efficacy(context: ProbeContext) -> Measurement:
@@ -21,8 +24,8 @@ def measure_efficacy(context: ProbeContext) -> Measurement:
 
 def measure_retention(context: ProbeContext) -> Measurement:
     """The same for a sample of all facts that were written before."""
-    return _share_answered(context, context.sample(context.older, context.watch.retention_sample))
+    return _share_answered(context, context.sample_facts(context.watch.retention_sample))
 
 
 EFFICACY = Probe("efficacy", 1, measure_efficacy, lambda watch: watch.efficacy_floor)
-RETENTION = Probe("retention", 1, measure_retention, lambda watch: watch.retention_floor)
+RETENTION = Probe("retention", 2, measure_retention, lambda watch: watch.retention_floor)

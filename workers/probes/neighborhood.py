@@ -10,7 +10,7 @@ def measure_neighborhood(context: ProbeContext) -> Measurement:
     """
     items = [
         (prompt, fact.object)
-        for fact in (*context.written, *context.sample(context.older, context.watch.locality_sample))
+        for fact in (*context.written, *context.sample_facts(context.watch.locality_sample))
         for prompt in fact.neighborhood
         if fact.object is not None
     ]

@@ -1,18 +1,27 @@
 """Perplexity on held-out text against the base model's: how much of the language was paid for the facts?"""
 
+import hashlib
 import math
 from functools import cache
 from importlib import resources
+from pathlib import Path
+from statistics import fmean
 
+from daemon.core.outcomes import Outcomes, Scale
+from workers.editing.model import EditableModel
 from workers.probes.base import Measurement, Probe, ProbeContext
 
-_CHARACTERS = 3_000  # about 650 tokens: one forward pass of a few seconds on two cores
+_FAST_CHARACTERS, _CHARACTERS = 1_200, 6_000
 
 
 @cache
-def heldout_texts(characters: int = _CHARACTERS) -> tuple[str, ...]:
+def heldout_texts(characters: int = 3_000) -> tuple[str, ...]:
     """Paragraphs of the shipped held-out text, from its beginning, up to a total length."""
     text = (resources.files("workers.probes") / "data" / "heldout.txt").read_text(encoding="utf-8")
+    return _paragraphs(text, characters)
+
+
+def _paragraphs(text: str, characters: int) -> tuple[str, ...]:
     chosen: list[str] = []
     for paragraph in (part.strip() for part in text.split("\n\n")):
         if paragraph and sum(map(len, chosen)) < characters:
@@ -20,13 +29,44 @@ def heldout_texts(characters: int = _CHARACTERS) -> tuple[str, ...]:
     return tuple(chosen)
 
 
+def measure_texts(context: ProbeContext, texts: tuple[str, ...]) -> Measurement:
+    """Perplexity of the texts divided by the base model's; 1 is no harm. Outcomes: nats a paragraph."""
+    model = context.editor.model
+    now = _nats(model, texts)
+    before = context.base.of(("nats", texts), lambda: _nats(model, texts))
+    suite = "texts@" + hashlib.sha256("\n\n".join(texts).encode()).hexdigest()[:12]
+    score = math.exp(fmean(now) - fmean(before)) if all(map(math.isfinite, now)) else math.nan
+    return Measurement(score, len(texts), {}, Outcomes(Scale.NATS, suite, tuple(now)))
+
+
+def _nats(model: EditableModel, texts: tuple[str, ...]) -> list[float]:
+    """Mean NLL in nats of a token of each text."""
+    found: list[float] = model.target_nll([""] * len(texts), texts).double().tolist()
+    return found
+
+
 def measure_perplexity(context: ProbeContext) -> Measurement:
-    """Perplexity of the held-out text divided by the base model's; 1 is no harm."""
-    texts = heldout_texts()
-    ratio = math.exp(context.editor.model.token_nll(texts) - context.base.token_nll(texts))
-    return Measurement(ratio, len(texts))
+    """The beginning of the shipped text: short enough for every batch."""
+    return measure_texts(context, heldout_texts(_FAST_CHARACTERS))
+
+
+def measure_long(context: ProbeContext) -> Measurement:
+    """More of it."""
+    return measure_texts(context, heldout_texts(_CHARACTERS))
+
+
+def own_texts(path: Path) -> Probe:
+    """A probe of the operator's own held-out text."""
+
+    def measure(context: ProbeContext) -> Measurement:
+        return measure_texts(context, _paragraphs(path.read_text(encoding="utf-8"), _CHARACTERS))
+
+    return Probe("perplexity_ratio_own", 1, measure, lambda watch: watch.perplexity_ceiling, ceiling=True)
 
 
 PERPLEXITY = Probe(
-    "perplexity_ratio", 1, measure_perplexity, lambda watch: watch.perplexity_ceiling, ceiling=True
+    "perplexity_ratio", 2, measure_perplexity, lambda watch: watch.perplexity_ceiling, ceiling=True
+)
+PERPLEXITY_LONG = Probe(
+    "perplexity_ratio_long", 1, measure_long, lambda watch: watch.perplexity_ceiling, ceiling=True
 )

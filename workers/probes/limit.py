@@ -1,0 +1,35 @@
+"""A time limit on Python code in this process's main thread."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from daemon.core.errors import ProbeError
+
+
+@contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """End the block after some time by an exception; outside the main thread there is no limit.
+
+    What never returns to Python is not reached by it: Celery's hard limit ends the process, and the attempt
+    that died tells its successor which probe it was.
+
+    Raises:
+        ProbeError: the time is over.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def over(_number: int, _frame: FrameType | None) -> None:
+        raise ProbeError(f"no answer in {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, over)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, before)
