@@ -12,7 +12,7 @@ from sqlalchemy import Connection, RowMapping, func, select
 
 from daemon.core.chain import lineage
 from daemon.core.clock import to_text
-from daemon.core.config import WatchConfig
+from daemon.core.config_watch import WatchConfig
 from daemon.core.metrics import CEILING_PROBES
 from daemon.core.names import IncidentState, ProbeResult, RevisionState
 from daemon.core.outcomes import Outcomes, Scale
@@ -46,6 +46,9 @@ class Verdict:
 def assess(connection: Connection, watch: WatchConfig, row: RowMapping, now: datetime) -> list[Verdict]:
     """One verdict for each probe that was measured on a revision, in order of their names."""
     measured = _newest(connection, row["model"], row["number"])
+    running = to_text(now - timedelta(seconds=2 * watch.probe_seconds))
+    if any(m["details"].get("running") and m["measured_at"] > running for m in measured):
+        return []  # it may still answer
     if not measured:
         return []
     look = _Look(connection, watch, row, to_text(now - timedelta(seconds=watch.cooldown_seconds)))

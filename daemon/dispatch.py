@@ -16,7 +16,7 @@ from daemon.core.clock import to_text
 from daemon.core.config import Config
 from daemon.core.errors import UnavailableError
 from daemon.core.ledger import Ledger
-from daemon.core.names import EDIT_TASK, BatchState, CorrectionState, edit_queue, writer_lease
+from daemon.core.names import EDIT_TASK, SURVEY_TASK, BatchState, CorrectionState, edit_queue, writer_lease
 from daemon.core.schema import batches as batch_table
 from daemon.core.schema import corrections, switches
 
@@ -28,6 +28,10 @@ class Queue(Protocol):
 
     def send(self, model: str, batch_id: str) -> None:
         """Put an id on the queue, or raise UnavailableError."""
+        ...
+
+    def survey(self, model: str) -> None:
+        """Ask for a run of all probes, or raise UnavailableError."""
         ...
 
     def depth(self, model: str) -> int:
@@ -54,6 +58,15 @@ class CeleryQueue:
         """
         with _redis_errors():
             self._app.send_task(EDIT_TASK, args=[batch_id], queue=edit_queue(model), retry=False)
+
+    def survey(self, model: str) -> None:
+        """Ask for a run of all probes on head, behind what is on the queue.
+
+        Raises:
+            UnavailableError: Redis does not take it.
+        """
+        with _redis_errors():
+            self._app.send_task(SURVEY_TASK, queue=edit_queue(model), retry=False)
 
     def depth(self, model: str) -> int:
         """How many ids wait and are with no worker.

@@ -14,7 +14,7 @@ from daemon.core.config import Config
 from daemon.core.errors import NotFoundError, StaleHeadError
 from daemon.core.ledger import Ledger
 from daemon.core.log import get_logger
-from daemon.core.names import IncidentState, ProbeResult, Reaction, RevisionState
+from daemon.core.names import ALL_PROBES, IncidentState, ProbeResult, Reaction, RevisionState
 from daemon.core.schema import incidents, judgements, probe_results, revisions, switches
 from daemon.rollback import last_good_revision, roll_back
 
@@ -41,7 +41,7 @@ def judge(ledger: Ledger, config: Config) -> None:
 
 
 def _unjudged(connection: Connection, model: str) -> Sequence[int]:
-    """Candidates with a measurement that no judgement has seen, oldest first."""
+    """Revisions with a measurement that no judgement has seen, oldest first; what is rejected stays so."""
     seen = select(func.coalesce(func.max(judgements.c.measurement), 0)).where(
         judgements.c.model == revisions.c.model, judgements.c.revision == revisions.c.number
     )
@@ -51,7 +51,7 @@ def _unjudged(connection: Connection, model: str) -> Sequence[int]:
         probe_results.c.id > seen.scalar_subquery(),
     )
     query = select(revisions.c.number).where(
-        revisions.c.model == model, revisions.c.state == RevisionState.CANDIDATE, fresh.exists()
+        revisions.c.model == model, revisions.c.state != RevisionState.REJECTED, fresh.exists()
     )
     return connection.execute(query.order_by(revisions.c.number)).scalars().all()
 
@@ -73,7 +73,27 @@ def _judge_one(ledger: Ledger, config: Config, number: int) -> None:
         if ProbeResult.DEGRADED in results:
             _set_state(connection, row, RevisionState.REJECTED)
         elif ProbeResult.UNKNOWN not in results:
-            _set_state(connection, row, RevisionState.LIVE)
+            surveyed = any(verdict.probe == ALL_PROBES for verdict in verdicts)
+            if surveyed or not config.watch.full_before_live:
+                _set_state(connection, row, RevisionState.LIVE)
+            if surveyed:
+                _promote_forebears(connection, row)
+
+
+def _promote_forebears(connection: Connection, row: RowMapping) -> None:
+    """What led to a revision that passed all probes, and passed its own, was good enough."""
+    bad = select(judgements.c.revision).where(
+        judgements.c.model == row["model"], judgements.c.result != ProbeResult.OK
+    )
+    judged = select(judgements.c.revision).where(judgements.c.model == row["model"])
+    mine = (
+        revisions.c.model == row["model"],
+        revisions.c.number < row["number"],
+        revisions.c.state == RevisionState.CANDIDATE,
+        revisions.c.number.in_(judged),
+        revisions.c.number.not_in(bad),
+    )
+    connection.execute(update(revisions).where(*mine).values(state=RevisionState.LIVE))
 
 
 def _write_judgements(
@@ -102,6 +122,8 @@ def _close_answered(
 
 
 def _set_state(connection: Connection, row: RowMapping, state: RevisionState) -> None:
+    if row["state"] == state:
+        return
     mine = (revisions.c.model == row["model"]) & (revisions.c.number == row["number"])
     connection.execute(update(revisions).where(mine).values(state=state))
     log.info("judged", model=row["model"], revision=row["number"], state=str(state))

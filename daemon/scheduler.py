@@ -29,6 +29,7 @@ from daemon.dispatch import Queue, make_batches, reconcile, send_open
 from daemon.feeds.base import Feed, make_feed
 from daemon.incidents import judge
 from daemon.selfpause import pause_if_poisoned
+from daemon.surveys import ask_for_survey
 from daemon.trust import Policy
 
 log = get_logger("errata.scheduler")
@@ -66,6 +67,7 @@ class Scheduler:
         self._repeat("dispatch", self.dispatch, every.dispatch_seconds)
         self._repeat("reconcile", self.reconcile, every.reconcile_seconds)
         self._repeat("judge", self.judge, every.judge_seconds)
+        self._repeat("survey", self.survey, every.judge_seconds)
         self._repeat("greet", self.greet, every.greet_seconds)
         self.lead()
         self._jobs.start()
@@ -128,6 +130,11 @@ class Scheduler:
         """Settle new revisions by their probes."""
         if self._lease is not None:
             judge(self.ledger, self.config)
+
+    def survey(self) -> None:
+        """Ask for a run of all probes when it is due."""
+        if self._lease is not None:
+            self._guarded("survey", lambda: ask_for_survey(self.ledger, self.config, self.queue))
 
     def greet(self) -> None:
         """Ask which workers live, busy or not, and note when each was heard."""

@@ -14,6 +14,8 @@ from daemon.incidents import judge
 from tests.ledgers import make_batch, propose, statement, take_lease
 
 SUITE = "quiz@1"
+QUIET = Config(watch={"auto_rollback": False})  # type: ignore[arg-type]
+"""A judge that only notes what it notices."""
 _NUMBERS = count(1)
 
 

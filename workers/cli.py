@@ -103,7 +103,14 @@ def probe(
     table = Table("probe", "result", "score", "bound", "items", "seconds", title=f"revision {number}")
     for r in rows:
         score = "-" if r.score is None else f"{r.score:.4f}"
-        table.add_row(r.probe, r.result, score, f"{r.bound:.3f}", str(r.items), f"{r.seconds:.1f}")
+        table.add_row(
+            r.probe,
+            r.result,
+            score,
+            "-" if r.bound is None else f"{r.bound:.3f}",
+            str(r.items),
+            f"{r.seconds:.1f}",
+        )
     Console().print(table)
 
 

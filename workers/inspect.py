@@ -9,7 +9,8 @@ from workers.assemble import make_editor
 from workers.editing.editor import Editor
 from workers.loading import load_tensors
 from workers.plan import active_facts, active_pairs
-from workers.probes import FAST, BaseAnswers, ProbeContext, run_probes
+from workers.probes import BaseAnswers, ProbeContext, full
+from workers.probes.survey import survey
 from workers.store import Store
 
 
@@ -34,12 +35,11 @@ def show_revision(config: Config, revision: str | None) -> tuple[int, Editor]:
 
 
 def probe_revision(config: Config, revision: str | None) -> tuple[int, list[ProbeRow]]:
-    """Measure a revision and write the results to the ledger; all its active facts count as older ones."""
+    """Measure a revision by all probes, into the ledger; all its active facts count as older ones."""
     number, editor = show_revision(config, revision)
     ledger = Ledger.open_existing(config.ledger_url)
     with ledger.read() as connection:
         older = active_facts(connection, active_pairs(connection, config.model.name, number))
     context = ProbeContext(editor, [], older, config.watch, BaseAnswers(editor), seed=number)
-    rows = run_probes(FAST, context, ledger.clock)
-    ledger.record_probes(config.model.name, number, rows)
+    rows = survey(ledger, config.model.name, number, full(config.watch), context)
     return number, rows

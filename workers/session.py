@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import partial
 
 from daemon.core import batches
 from daemon.core.chain import head
@@ -26,7 +27,8 @@ from workers.known import NOTE, known_facts, split_known
 from workers.loading import Loaded, load_head
 from workers.pairs import load_pairs, save_pairs
 from workers.plan import Fact, Plan, active_facts, active_pairs, make_plan
-from workers.probes import FAST, BaseAnswers, ProbeContext, run_probes
+from workers.probes import BaseAnswers, ProbeContext, fast, full, run_probes
+from workers.probes.survey import survey
 from workers.review import choose, mend_slipped
 from workers.store import Store
 
@@ -71,6 +73,7 @@ class Session:
         self._checkpoint = checkpoint
         self._loaded: Loaded | None = None
         self._base = BaseAnswers(editor)
+        self._attempt_number = 0
 
     def run(self, batch_id: str) -> Outcome:
         """Apply a batch exactly once, however often it is delivered.
@@ -121,7 +124,7 @@ class Session:
             with stages.measure("review"):
                 self._review(plan, edit, parent)
             with stages.measure("probe"):
-                edit.probes = self._probe(plan, edit, parent)
+                edit.probes = self._probe(batch_id, plan, edit, parent)
             with stages.measure("save"):
                 proposal = self._proposal(batch_id, parent, plan, edit, stages)
             self._checkpoint("session.saved")
@@ -174,6 +177,7 @@ class Session:
         """Count a start before the work, and say how it ended; a killed process says nothing."""
         with self.ledger.write() as connection:
             number = batches.begin_attempt(connection, self.ledger.clock.now(), batch_id, worker_name())
+        self._attempt_number = number
         self._checkpoint("session.attempt")
         outcome = "ended"
         try:
@@ -277,14 +281,32 @@ class Session:
 
     # -- after the edit -------------------------------------------------------------------------------
 
-    def _probe(self, plan: Plan, edit: Edit, parent: int) -> list[ProbeRow]:
+    def _probe(self, batch_id: str, plan: Plan, edit: Edit, parent: int) -> list[ProbeRow]:
         written, older = [fact for fact, _ in edit.written], self._older(plan, edit, parent)
         with self.ledger.read() as connection:
             touched = {fact.fact_id for fact in (*plan.writes, *plan.removals)}
             older += [f for f in known_facts(connection, self.model, parent) if f.fact_id not in touched]
         written += edit.known
         context = ProbeContext(self.editor, written, older, self.config.watch, self._base, seed=parent + 1)
-        return run_probes(FAST, context, self.ledger.clock)
+        with self.ledger.read() as connection:
+            fatal = batches.fatal_probes(connection, batch_id)
+        begins = partial(self._note_probe, batch_id)
+        probes = fast(self.config.watch)
+        return run_probes(probes, context, self.ledger.clock, begins=begins, fatal=fatal)
+
+    def _note_probe(self, batch_id: str, probe: str) -> None:
+        with self.ledger.write() as connection:
+            batches.note_probe(connection, batch_id, self._attempt_number, probe)
+        self._checkpoint("session.probe")
+
+    def survey(self) -> int:
+        """Run all probes on head, the slow ones included, and add the results; returns its number."""
+        number = self._load()
+        with self.ledger.read() as connection:
+            older = active_facts(connection, active_pairs(connection, self.model, number))
+        context = ProbeContext(self.editor, [], older, self.config.watch, self._base, seed=number)
+        survey(self.ledger, self.model, number, full(self.config.watch), context)
+        return number
 
     def _older(self, plan: Plan, edit: Edit, parent: int) -> list[Fact]:
         """The facts that were written before this batch and are not replaced by it."""

@@ -6,7 +6,7 @@ from structlog.contextvars import bound_contextvars
 from daemon.core.config import Config
 from daemon.core.errors import CorruptBlobError, ErrataError
 from daemon.core.log import get_logger
-from daemon.core.names import EDIT_TASK, TARGETS_TASK
+from daemon.core.names import EDIT_TASK, SURVEY_TASK, TARGETS_TASK
 from daemon.core.tracing import span
 from workers.assemble import SessionHolder
 from workers.seeker import Seeker
@@ -27,6 +27,14 @@ def register(app: Celery, config: Config, holder: SessionHolder | None = None) -
     def edit(batch_id: str) -> None:
         """Apply one batch."""
         deliver(mine, batch_id)
+
+    @app.task(name=SURVEY_TASK)  # type: ignore[untyped-decorator]
+    def survey() -> None:
+        """Run all probes on head; what fails is tried again when the next run is due."""
+        try:
+            log.info("surveyed", revision=mine.session().survey())
+        except ErrataError as error:
+            log.warning("survey later", code=error.code, error=str(error))
 
 
 def deliver(holder: SessionHolder, batch_id: str) -> None:

@@ -12,6 +12,8 @@ from daemon.core.proposals import Refusal
 from daemon.core.schema import attempts, batches, corrections
 from daemon.core.settlement import settle_refused
 
+_PROBING = "probing "  # outcome of an attempt while a probe runs
+
 
 def create(connection: Connection, now: datetime, model: str, correction_ids: Sequence[str]) -> str:
     """Put corrections into a new batch in the outbox; returns its id."""
@@ -74,9 +76,26 @@ def end_attempt(connection: Connection, now: datetime, batch_id: str, number: in
     connection.execute(update(attempts).where(mine).values(ended_at=to_text(now), outcome=outcome))
 
 
+def note_probe(connection: Connection, batch_id: str, number: int, probe: str) -> None:
+    """Note which probe an attempt begins: if the process dies of it, its successor leaves that one out."""
+    mine = (attempts.c.batch_id == batch_id) & (attempts.c.number == number)
+    connection.execute(update(attempts).where(mine).values(outcome=_PROBING + probe))
+
+
+def fatal_probes(connection: Connection, batch_id: str) -> frozenset[str]:
+    """The probes at which earlier attempts at a batch died."""
+    query = select(attempts.c.outcome).where(
+        attempts.c.batch_id == batch_id,
+        attempts.c.ended_at.is_(None),
+        attempts.c.outcome.startswith(_PROBING),
+    )
+    return frozenset(outcome.removeprefix(_PROBING) for outcome in connection.execute(query).scalars())
+
+
 def crashed_attempts(connection: Connection, batch_id: str) -> int:
     """How many attempts never ended, or ended in an error that the batch itself may have caused."""
-    blamed = attempts.c.ended_at.is_(None) | attempts.c.outcome.startswith("failed")
+    probing = attempts.c.outcome.startswith(_PROBING)  # a probe's fault, and it is not run again
+    blamed = (attempts.c.ended_at.is_(None) & ~probing) | attempts.c.outcome.startswith("failed")
     query = select(func.count()).select_from(attempts).where(attempts.c.batch_id == batch_id, blamed)
     return int(connection.execute(query).scalar_one())
 

@@ -118,6 +118,10 @@ LIVE_LINK = "live"
 """The link to the published folder of the live revision, and its name among the places of publications."""
 
 EDIT_TASK = "errata.edit"
+SURVEY_TASK = "errata.survey"
+ALL_PROBES = "all_probes"
+"""The row that says that all probes were run on a revision."""
+
 TARGETS_TASK = "errata.targets"
 DEFAULT_MODEL = "default"
 

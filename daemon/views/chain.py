@@ -85,15 +85,15 @@ def probes_in_force(connection: Connection, model: str) -> list[Row]:
 
 
 def verdicts_in_force(connection: Connection, model: str) -> list[Row]:
-    """What the judge said of each probe on what head holds: of head, or of the revision it brought back."""
-    at = head_number(connection, model)
-    while at is not None:
-        content_of = get_revision(connection, model, at)["content_of"]
-        if content_of is None:
-            break
-        at = content_of
-    query = select(judgements).where(judgements.c.model == model, judgements.c.revision == at)
-    return [dict(row) for row in connection.execute(query.order_by(judgements.c.probe)).mappings()]
+    """What the judge said last of each probe on what head holds: of head, or of what it brought back."""
+    head = head_number(connection, model)
+    content = select(revisions.c.content).where(revisions.c.model == model, revisions.c.number == head)
+    same = select(revisions.c.number).where(
+        revisions.c.model == model, revisions.c.content == content.scalar_subquery()
+    )
+    query = select(judgements).where(judgements.c.model == model, judgements.c.revision.in_(same))
+    rows = connection.execute(query.order_by(judgements.c.probe, judgements.c.revision)).mappings()
+    return list({row["probe"]: dict(row) for row in rows}.values())
 
 
 def finite(value: float | None) -> float | None:

@@ -1,6 +1,6 @@
 """Probes: what an edit did to the model. One file a subject; a probe joins a set here."""
 
-from daemon.core.config import WatchConfig
+from daemon.core.config_watch import WatchConfig
 from workers.probes.base import BaseAnswers, Measurement, Probe, ProbeContext, run_probes
 from workers.probes.canary import CANARY, CANARY_ALL
 from workers.probes.efficacy import EFFICACY, RETENTION
@@ -17,7 +17,17 @@ SLOW = (
     *(shipped_probe(name) for name in SHIPPED),
 )  # fmt: skip
 
-__all__ = ["FAST", "SLOW", "BaseAnswers", "Measurement", "Probe", "ProbeContext", "fast", "full", "run_probes"]
+__all__ = [
+    "FAST",
+    "SLOW",
+    "BaseAnswers",
+    "Measurement",
+    "Probe",
+    "ProbeContext",
+    "fast",
+    "full",
+    "run_probes",
+]
 
 
 def fast(watch: WatchConfig) -> tuple[Probe, ...]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from daemon.core.clock import Clock
-from daemon.core.config import WatchConfig
+from daemon.core.config_watch import WatchConfig
 from daemon.core.errors import ProbeError
 from daemon.core.log import get_logger
 from daemon.core.names import ProbeResult
@@ -138,7 +138,9 @@ def run_probes(
     rows = []
     for probe in probes:
         if probe.name in fatal:
-            rows.append(_row(probe, context, Measurement(None, 0, {"error": "it ended its process"}), 0.0, True))
+            rows.append(
+                _row(probe, context, Measurement(None, 0, {"error": "it ended its process"}), 0.0, True)
+            )
             continue
         begins(probe.name)
         rows.append(_run(probe, context, clock))
@@ -174,7 +176,9 @@ def _checked(measured: object) -> Measurement:
     return measured
 
 
-def _row(probe: Probe, context: ProbeContext, measured: Measurement, seconds: float, unknown: bool) -> ProbeRow:
+def _row(
+    probe: Probe, context: ProbeContext, measured: Measurement, seconds: float, unknown: bool
+) -> ProbeRow:
     bound = probe.bound(context.watch) if measured.bound is None else measured.bound
     score = None if measured.score is None else float(measured.score)
     finite = score is None or math.isfinite(score)

@@ -17,7 +17,9 @@ _FACTS = 16
 
 def measure_delta(context: ProbeContext) -> Measurement:
     """The largest ‖W − W0‖_F / ‖W0‖_F of the edited layers."""
-    norms = {str(layer): total for layer, (_, total) in context.editor.delta_norms().items()}
+    base = context.base.of(("weights",), lambda: _weights(context))
+    now = _weights(context)
+    norms = {str(layer): float((now[layer] - base[layer]).norm() / base[layer].norm()) for layer in now}
     return Measurement(max(norms.values()), len(norms), {"layers": norms})
 
 
@@ -80,7 +82,7 @@ def stream_shares(model: EditableModel, layers: Sequence[int]) -> dict[int, floa
 def measure_values(context: ProbeContext) -> Measurement:
     """How strongly the edited layers answer their facts: mean ‖W k‖ against the clean model's mean value.
 
-    The mean is over facts of the batch and older ones, at the subject's last token; the largest of the layers.
+    Facts of the batch and older ones, at the subject's last token; the largest mean of the layers.
     """
     editor = context.editor
     facts = [*context.written, *context.sample_facts(_FACTS)][-2 * _FACTS :]

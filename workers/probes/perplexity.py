@@ -41,8 +41,15 @@ def measure_texts(context: ProbeContext, texts: tuple[str, ...]) -> Measurement:
 
 def _nats(model: EditableModel, texts: tuple[str, ...]) -> list[float]:
     """Mean NLL in nats of a token of each text."""
-    found: list[float] = model.target_nll([""] * len(texts), texts).double().tolist()
+    fitting = [_cut(model, text) for text in texts]
+    found: list[float] = model.target_nll([""] * len(texts), fitting).double().tolist()
     return found
+
+
+def _cut(model: EditableModel, text: str) -> str:
+    """As much of a text as the model can read."""
+    spans = model.tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
+    return text if len(spans) <= model.max_tokens else text[: spans[model.max_tokens - 2][1]]
 
 
 def measure_perplexity(context: ProbeContext) -> Measurement:

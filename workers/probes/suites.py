@@ -57,7 +57,9 @@ def read_suite(path: Path) -> Suite:
 @cache
 def shipped_suite(name: str) -> Suite:
     """One of the suites that come with Errata."""
-    return _suite(name, (resources.files("workers.probes") / "data" / "suites" / f"{name}.jsonl").read_bytes())
+    return _suite(
+        name, (resources.files("workers.probes") / "data" / "suites" / f"{name}.jsonl").read_bytes()
+    )
 
 
 def _suite(name: str, data: bytes) -> Suite:
@@ -89,7 +91,9 @@ def answer_all(model: EditableModel, questions: Sequence[Question]) -> list[bool
     for question in questions:
         mine = nll[at : at + len(question.choices)]
         at += len(question.choices)
-        hits.append(all(mine[question.answer] < other for i, other in enumerate(mine) if i != question.answer))
+        hits.append(
+            all(mine[question.answer] < other for i, other in enumerate(mine) if i != question.answer)
+        )
     return hits
 
 

@@ -1,0 +1,49 @@
+"""A run of all probes on a revision that exists: each result is in the ledger before the next begins."""
+
+from collections.abc import Sequence
+
+from sqlalchemy import select
+
+from daemon.core.ledger import Ledger
+from daemon.core.names import ALL_PROBES, ProbeResult
+from daemon.core.proposals import ProbeRow
+from daemon.core.schema import probe_results
+from workers.probes.base import Probe, ProbeContext, run_probes
+
+
+def survey(
+    ledger: Ledger, model: str, number: int, probes: Sequence[Probe], context: ProbeContext
+) -> list[ProbeRow]:
+    """Measure a revision by all probes and say that it is done.
+
+    Before a probe begins it is noted as running: where it ends the process, that note stays, its result is
+    unknown, and whoever repeats the run leaves it out.
+    """
+    began, fatal = ledger.clock.monotonic(), _unfinished(ledger, model, number)
+    rows: list[ProbeRow] = []
+
+    def note(name: str) -> None:
+        details = {"running": True, "error": "it ended its process, or is still running"}
+        row = ProbeRow(name, 0, ProbeResult.UNKNOWN, None, None, 0, 0.0, details)
+        ledger.record_probes(model, number, [row])
+
+    for probe in probes:
+        found = run_probes([probe], context, ledger.clock, begins=note, fatal=fatal)
+        ledger.record_probes(model, number, found)
+        rows += found
+    unknown = sum(row.result is ProbeResult.UNKNOWN for row in rows)
+    seconds = ledger.clock.monotonic() - began
+    done = ProbeRow(ALL_PROBES, 1, ProbeResult.OK, None, None, len(rows), seconds, {"unknown": unknown})
+    ledger.record_probes(model, number, [done])
+    return [*rows, done]
+
+
+def _unfinished(ledger: Ledger, model: str, number: int) -> frozenset[str]:
+    """Probes of which a run began on this revision and never ended."""
+    mine = (probe_results.c.model == model) & (probe_results.c.revision == number)
+    with ledger.read() as connection:
+        query = (
+            select(probe_results.c.probe, probe_results.c.details).where(mine).order_by(probe_results.c.id)
+        )
+        newest = {row.probe: row.details for row in connection.execute(query)}
+    return frozenset(name for name, details in newest.items() if details.get("running"))
