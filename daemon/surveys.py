@@ -32,7 +32,8 @@ def ask_for_survey(ledger: Ledger, config: Config, queue: Queue) -> bool:
     with ledger.write() as connection:
         now = ledger.clock.now()
         try:  # the lease is never given back: a run that is lost is asked for again when it has run out
-            leases.acquire(connection, now, f"survey:{model}", f"{_WHO}:{secrets.token_hex(4)}", config.edit.task_seconds)
+            who = f"{_WHO}:{secrets.token_hex(4)}"
+            leases.acquire(connection, now, f"survey:{model}", who, config.edit.task_seconds)
         except LeaseHeldError:
             return False
     queue.survey(model)

@@ -297,7 +297,6 @@ class Session:
     def _note_probe(self, batch_id: str, probe: str) -> None:
         with self.ledger.write() as connection:
             batches.note_probe(connection, batch_id, self._attempt_number, probe)
-        self._checkpoint("session.probe")
 
     def survey(self) -> int:
         """Run all probes on head, the slow ones included, and add the results; returns its number."""
