@@ -48,6 +48,7 @@ class ToyStatistics:
     moments: dict[int, torch.Tensor] = field(
         default_factory=lambda: {layer: torch.eye(D_IN, dtype=torch.float64) for layer in LAYERS}
     )
+    prefixes: tuple[str, ...] = ()
 
 
 class ToyModel:
