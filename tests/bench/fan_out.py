@@ -1,7 +1,7 @@
 """Speed-up by target workers: ``python -m tests.bench.fan_out MODEL_FOLDER [FACTS] [WORKERS ...]``.
 
-Starts a private Redis and that many ``errata worker --targets`` processes of one thread each, and writes the
-same batch with each number of them; with 0 the editing process seeks the targets itself.
+Starts a private Redis and that many ``errata worker --targets`` processes of one thread each, and has
+the same batch's targets sought by each number of them; with 0 this process seeks them itself.
 """
 
 import json
@@ -21,40 +21,42 @@ from daemon.core.broker import celery_app
 from daemon.core.config import Config, load_config
 from daemon.redis_server import PrivateRedis
 from tests.house import CORPUS
-from workers.assemble import finder, make_editor
+from workers.assemble import chosen_recipe, finder, open_model
 from workers.editing.prompts import EditRequest
+from workers.editing.statistics import make_prefixes
+from workers.editing.targets import Finder, find_targets
 
 SAMPLE = Path(__file__).parents[2] / "deploy" / "sample" / "corrections.jsonl"
 
 
 def main(model: str, count: int, sizes: list[int]) -> None:
-    """Print one row a number of workers."""
+    """Print one row a number of workers: the time to find all targets of the batch at the first layer."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as place, PrivateRedis(Path(place) / "redis") as server:
-        editor = make_editor(_config(Path(place), model, server.celery_url, fan_out=False))
-        requests = _facts(count)
-        clean = editor.snapshot()
-        print("workers   targets s   batch s")
+        config = _config(Path(place), model, server.celery_url, chunk=4)
+        lm = open_model(config)
+        recipe, prefixes, requests = chosen_recipe(config, lm), make_prefixes(lm), _facts(count)
+        print("workers   seconds   times faster", flush=True)
+        first = 0.0
         for size in sizes:
-            config = _config(Path(place), model, server.celery_url, fan_out=size > 0)
-            editor._find = finder(config)  # the bench sets what the worker's configuration sets
+            seek: Finder = find_targets
             with _workers(config, Path(place), size):
                 if size:  # helpers load their model on the first job
-                    editor.write(requests[: 4 * size])
-                    editor.rollback_to(clean)
-                prefixes, began = editor.statistics.prefixes, time.monotonic()
-                editor._find(editor.model, requests, editor.layers[0], editor.recipe, prefixes)
-                targets = time.monotonic() - began
-                editor.write(requests)
-                print(f"{size:<9} {targets:<11.2f} {time.monotonic() - began - targets:.2f}", flush=True)
-                editor.rollback_to(clean)
+                    warm = _config(Path(place), model, server.celery_url, chunk=1)
+                    finder(warm)(lm, requests[: 2 * size], recipe.layers[0], recipe, prefixes)
+                    seek = finder(config)
+                began = time.monotonic()
+                seek(lm, requests, recipe.layers[0], recipe, prefixes)
+                took = time.monotonic() - began
+            first = first or took
+            print(f"{size:<9} {took:<9.2f} {first / took:.2f}", flush=True)
 
 
-def _config(place: Path, model: str, redis: str, *, fan_out: bool) -> Config:
+def _config(place: Path, model: str, redis: str, *, chunk: int) -> Config:
     settings = {
         "redis_url": redis,
         "model": {"path": model, "device": "cpu", "threads": 1, "corpus": str(CORPUS)},
-        "edit": {"fan_out": fan_out},
+        "edit": {"fan_out": True, "target_chunk": chunk},
     }
     file = place / "errata.toml"
     file.write_text(tomli_w.dumps(settings))
