@@ -93,7 +93,8 @@ if [ -n "$guarantees" ]; then
     ERRATA_TEST_GUARANTEES=1
     OMP_NUM_THREADS=1
     export ERRATA_TEST_GUARANTEES OMP_NUM_THREADS
-    stage guarantees "$bin/python" -m pytest tests/crash tests/broker tests/model tests/security "$@"
+    stage guarantees "$bin/python" -m pytest tests/crash tests/broker tests/model tests/feeds \
+        tests/unit/test_serve.py "$@"
     printf '\n%s' "$summary"
     exit "$failed"
 fi

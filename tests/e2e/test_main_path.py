@@ -12,7 +12,7 @@ from daemon.core.schema import attempts, leases
 from tests.house import House
 from workers.inspect import show_revision
 
-pytestmark = [pytest.mark.redis, pytest.mark.slow]
+pytestmark = [pytest.mark.redis, pytest.mark.slow, pytest.mark.timeout(900)]
 
 NEWS = [
     ("Boeing", "The company Boeing has its headquarters in the state of", "Virginia"),

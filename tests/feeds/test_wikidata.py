@@ -21,6 +21,7 @@ from daemon.core.ledger import Ledger
 from daemon.core.schema import corrections, feeds, quarantine
 from daemon.feeds.base import make_feed
 from daemon.redis_server import PrivateRedis
+from tests.conftest import is_full
 from tests.feeds.servers import Answers
 from tests.feeds.wikimedia import Wikimedia, World
 from tests.ledgers import found
@@ -156,6 +157,7 @@ def test_a_killed_daemon_loses_nothing_and_repeats_nothing(web: Answers, tmp_pat
 
 @pytest.mark.redis
 @pytest.mark.slow
+@pytest.mark.skipif(not is_full(), reason="a minute: part of deploy/test.sh --guarantees")
 @pytest.mark.timeout(900)
 def test_ten_thousand_events_and_twenty_kills(web: Answers, tmp_path: Path) -> None:
     survive(web, tmp_path, events=10_000, kills=20)

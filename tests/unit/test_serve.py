@@ -12,6 +12,7 @@ import httpx
 import pytest
 import uvicorn
 
+from tests.conftest import is_full
 from tests.ledgers import statement
 from tests.tinymodel import TinyHouse
 from workers.editing.model import load_model
@@ -120,6 +121,7 @@ def test_no_request_is_lost_and_no_answer_is_of_two_revisions(tmp_path: Path) ->
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not is_full(), reason="a minute: part of deploy/test.sh --guarantees")
 def test_a_thousand_requests_while_twenty_revisions_are_published(tmp_path: Path) -> None:
     house = make_house(tmp_path)
     house.edit(1, statement("Peru", "Lima"))
