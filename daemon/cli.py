@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from daemon import cli_act, cli_common, cli_config, cli_feeds, cli_look, cli_quarantine, cli_watch
+from daemon import cli_act, cli_common, cli_config, cli_feeds, cli_keep, cli_look, cli_quarantine, cli_watch
 from daemon.core.errors import ErrataError
 from daemon.core.text import printable
 
@@ -52,7 +52,7 @@ def make_cli() -> typer.Typer:
     app.callback()(_global_options)
     app.command("run")(run)
     app.command("version")(version)
-    for module in (cli_look, cli_watch, cli_act, cli_quarantine, cli_feeds, cli_config):
+    for module in (cli_look, cli_watch, cli_act, cli_quarantine, cli_feeds, cli_keep, cli_config):
         module.register(app)
     _add_foreign_commands(app)
     return app

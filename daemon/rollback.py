@@ -70,6 +70,7 @@ def last_good_revision(connection: Connection, head_row: RowMapping, at_most: in
             revisions.c.number < head_row["number"],
             revisions.c.number <= (head_row["number"] if at_most is None else at_most),
             revisions.c.state == RevisionState.LIVE,
+            revisions.c.kept,
             revisions.c.content != head_row["content"],
         )
         .order_by(revisions.c.number.desc())

@@ -28,6 +28,7 @@ from daemon.core.schema import switches
 from daemon.dispatch import Queue, make_batches, reconcile, send_open
 from daemon.feeds.base import Feed, make_feed
 from daemon.incidents import judge
+from daemon.keeping import collect_garbage, is_scrub_due, require_room, scrub
 from daemon.selfpause import pause_if_poisoned
 from daemon.surveys import ask_for_survey
 from daemon.trust import Policy
@@ -68,6 +69,7 @@ class Scheduler:
         self._repeat("reconcile", self.reconcile, every.reconcile_seconds)
         self._repeat("judge", self.judge, every.judge_seconds)
         self._repeat("survey", self.survey, every.judge_seconds)
+        self._repeat("keep", self.keep, every.keep_seconds)
         self._repeat("greet", self.greet, every.greet_seconds)
         self.lead()
         self._jobs.start()
@@ -118,18 +120,38 @@ class Scheduler:
     def dispatch(self) -> None:
         """Make batches of waiting corrections and send the outbox."""
         if self._lease is not None:
-            make_batches(self.ledger, self.config)
-            self._guarded("dispatch", lambda: send_open(self.ledger, self.queue))
+            self._guarded("dispatch", self._dispatch)
+
+    def _dispatch(self) -> None:
+        require_room(self.config)
+        make_batches(self.ledger, self.config)
+        send_open(self.ledger, self.queue)
 
     def reconcile(self) -> None:
         """Send again what Redis lost or a dead worker left."""
         if self._lease is not None:
-            self._guarded("reconcile", lambda: reconcile(self.ledger, self.config, self.queue))
+            self._guarded("reconcile", self._reconcile)
+
+    def _reconcile(self) -> None:
+        require_room(self.config)
+        reconcile(self.ledger, self.config, self.queue)
 
     def judge(self) -> None:
         """Settle new revisions by their probes."""
         if self._lease is not None:
-            judge(self.ledger, self.config)
+            self._guarded("judge", lambda: judge(self.ledger, self.config))
+
+    def keep(self) -> None:
+        """Delete blobs that nothing needs; now and then read all others and compare them with their names."""
+        if self._lease is not None:
+            self._guarded("collect", lambda: collect_garbage(self.ledger, self.config))
+            self._guarded("scrub", self._scrub_when_due)
+
+    def _scrub_when_due(self) -> None:
+        with self.ledger.read() as connection:
+            due = is_scrub_due(connection, self.ledger, self.config)
+        if due:
+            scrub(self.ledger, self.config)
 
     def survey(self) -> None:
         """Ask for a run of all probes when it is due."""

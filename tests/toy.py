@@ -91,6 +91,9 @@ class ToyModel:
         holds = [self.answer(prompt) == target for prompt, target in zip(prompts, targets, strict=True)]
         return torch.tensor([0.0 if held else 9.0 for held in holds]), torch.tensor(holds)
 
+    def target_nll(self, prompts: Sequence[str], targets: Sequence[str]) -> torch.Tensor:
+        return self.target_scores(prompts, targets)[0]
+
     def token_nll(self, _texts: Sequence[str]) -> float:
         return 1.0
 

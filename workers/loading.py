@@ -13,7 +13,7 @@ from workers.plan import Pair
 from workers.store import Store
 
 # published dtypes round (bf16: 4e-3); a relative difference below this is the same memory
-_SAME = 1e-2
+DRIFT = 1e-2
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def load_head(store: Store, editor: Editor, revision: RowMapping, pairs: Sequenc
             )
         scale = published[name].double().norm()
         drift = float((tensor.cpu().double() - published[name].double()).norm() / scale)
-        if not drift <= _SAME:
+        if not drift <= DRIFT:
             raise CorruptBlobError(
                 f"revision {revision['number']}: {name} differs by {drift:.2e} from what its facts amount to",
                 hint="errata rebuild compares and mends",

@@ -13,7 +13,14 @@ from functools import partial
 from daemon.core import batches
 from daemon.core.chain import head
 from daemon.core.config import Config
-from daemon.core.errors import EditError, ErrataError, FencedError, StaleHeadError
+from daemon.core.errors import (
+    EditError,
+    ErrataError,
+    FencedError,
+    OutOfMemoryError,
+    PromptError,
+    StaleHeadError,
+)
 from daemon.core.fsio import Checkpoint, no_checkpoint
 from daemon.core.ledger import Ledger
 from daemon.core.log import get_logger
@@ -29,6 +36,7 @@ from workers.pairs import load_pairs, save_pairs
 from workers.plan import Fact, Plan, active_facts, active_pairs, make_plan
 from workers.probes import BaseAnswers, ProbeContext, fast, full, run_probes
 from workers.probes.survey import survey
+from workers.recovery import recover
 from workers.review import choose, mend_slipped
 from workers.store import Store
 
@@ -93,6 +101,15 @@ class Session:
                 return Outcome.SPLIT
             with self._attempt(batch_id):
                 return self._apply(keeper, batch_id)
+
+    def recover(self, why: str) -> int:
+        """Make head loadable again after damaged blobs were found; returns its number.
+
+        Raises:
+            NotFoundError: nothing in the store is sound.
+        """
+        self._loaded = None
+        return recover(self.ledger, self.store, self.editor, self.model, why)
 
     def _apply(self, keeper: LeaseKeeper, batch_id: str) -> Outcome:
         """Plan, edit and commit; again when a rollback moved head meanwhile."""
@@ -183,7 +200,8 @@ class Session:
         try:
             yield
         except ErrataError as error:
-            outcome = f"later: {error}" if error.retryable else f"failed: {error}"
+            blamed = isinstance(error, (EditError, OutOfMemoryError, PromptError))
+            outcome = f"{'failed' if blamed else 'later'}: {error}"
             raise
         except Exception as error:
             outcome = f"failed: {type(error).__name__}: {error}"

@@ -5,29 +5,17 @@ at every load. Blobs are written before the ledger speaks of them; what it never
 """
 
 import hashlib
-import re
 import shutil
-import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
+from daemon.core.blobs import Swept, blob_path, collect, touch
 from daemon.core.errors import CorruptBlobError, DiskFullError, StoreError
-from daemon.core.fsio import Checkpoint, no_checkpoint, sha256_of, sweep_temporaries, write_durably
-
-_NAME = re.compile(r"[0-9a-f]{64}")
-
-
-@dataclass(frozen=True)
-class Swept:
-    """What a collection freed."""
-
-    files: int
-    freed_bytes: int
+from daemon.core.fsio import Checkpoint, no_checkpoint, sha256_of, write_durably
 
 
 class Store:
@@ -44,9 +32,7 @@ class Store:
         Raises:
             StoreError: ``name`` is no sha256; no path is ever made of anything else.
         """
-        if _NAME.fullmatch(name) is None:
-            raise StoreError(f"{name[:80]!r} is no blob name")
-        return self.root / name[:2] / f"{name}.safetensors"
+        return blob_path(self.root, name)
 
     def put(self, tensors: Mapping[str, torch.Tensor]) -> str:
         """Write tensors as one blob; returns its sha256. One that lies there unharmed is not written again.
@@ -63,27 +49,29 @@ class Store:
         if not path.exists() or sha256_of(path) != name:
             self._checkpoint("store.put")
             write_durably(path, data, mode=0o640, checkpoint=self._checkpoint)
+        else:
+            touch(path)
         return name
 
     def get(self, name: str) -> dict[str, torch.Tensor]:
         """The tensors of a blob, on the CPU, after its sha256 was checked.
 
         Raises:
-            CorruptBlobError: the bytes are not those that were written. StoreError: missing or unreadable.
+            CorruptBlobError: missing, unreadable, or not the bytes that were written.
         """
         path = self.path(name)
         try:
             data = path.read_bytes()
         except OSError as error:
-            raise StoreError(
+            raise CorruptBlobError(
                 f"blob {name[:12]}… is missing: {error.strerror}",
-                hint="restore data_dir/store from the backup",
+                hint="errata restore brings it from a backup",
             ) from error
         found = hashlib.sha256(data).hexdigest()
         if found != name:
             raise CorruptBlobError(
                 f"blob {path} is corrupt: its sha256 is {found[:12]}…",
-                hint="errata rollback --last-good, or restore the file from the backup",
+                hint="errata rebuild --mend, or errata restore",
             )
         try:
             return load(data)
@@ -105,13 +93,4 @@ class Store:
 
     def gc(self, reachable: set[str], grace_seconds: float) -> Swept:
         """Delete blobs that no kept revision reaches and that are older than ``grace_seconds``."""
-        sweep_temporaries(self.root)
-        oldest = time.time() - grace_seconds
-        files = freed = 0
-        for path in self.root.glob("*/*.safetensors"):
-            if path.stem in reachable or path.stat().st_mtime > oldest:
-                continue
-            freed += path.stat().st_size
-            path.unlink()
-            files += 1
-        return Swept(files, freed)
+        return collect(self.root, reachable, grace_seconds)

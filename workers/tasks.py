@@ -45,9 +45,19 @@ def deliver(holder: SessionHolder, batch_id: str) -> None:
         log.info("batch", batch=batch_id, outcome=str(outcome))
     except CorruptBlobError as error:
         log.warning("corrupt blob", batch=batch_id, error=str(error))
-        holder.forget()
+        _recover(holder, error.message)
     except ErrataError as error:
         log.warning("batch later", batch=batch_id, code=error.code, error=str(error))
     except Exception:  # the process's edge: any bug in an edit is an attempt that failed, not a dead worker
         log.exception("batch failed", batch=batch_id)
+        holder.forget()
+
+
+def _recover(holder: SessionHolder, why: str) -> None:
+    """Bring head back to what is sound; the batch comes again on that."""
+    try:
+        holder.session().recover(why)
+    except ErrataError as error:
+        log.warning("not recovered", code=error.code, error=str(error))
+    finally:
         holder.forget()

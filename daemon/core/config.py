@@ -84,6 +84,7 @@ class StoreConfig(Section):
     )
     grace_seconds: float = Field(3600, ge=0, description="gc never deletes younger blobs")
     reserve_bytes: int = Field(512 << 20, ge=0, description="free space that an edit must leave")
+    scrub_seconds: float = Field(86_400, gt=0, description="between looks at the bytes of all blobs")
 
 
 class ApiConfig(Section):
@@ -107,6 +108,9 @@ class ScheduleConfig(Section):
     dispatch_seconds: float = Field(1.0, gt=0, description="between looks for a due batch")
     reconcile_seconds: float = Field(5.0, gt=0, description="between looks for batches that Redis lost")
     judge_seconds: float = Field(1.0, gt=0, description="between looks at new probe results")
+    keep_seconds: float = Field(
+        60.0, gt=0, description="between collections of blobs, and looks for a due scrub"
+    )
     greet_seconds: float = Field(10.0, gt=0, description="between pings of the workers")
     lease_seconds: float = Field(15.0, ge=1, description="scheduler lease; one scheduler leads")
 

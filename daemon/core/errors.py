@@ -106,7 +106,7 @@ class StoreError(ErrataError):
 
 
 class CorruptBlobError(StoreError):
-    """A blob's bytes do not have the sha256 that names them."""
+    """A blob is missing, or its bytes do not have the sha256 that names them."""
 
     code = "corrupt_blob"
 

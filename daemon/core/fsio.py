@@ -4,6 +4,7 @@ import errno
 import hashlib
 import os
 import secrets
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -93,10 +94,12 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def sweep_temporaries(folder: Path) -> int:
-    """Delete what interrupted writes left under ``folder``; returns how many files."""
-    count = 0
+def sweep_temporaries(folder: Path, older_than: float = 0.0) -> int:
+    """Delete what interrupted writes left under ``folder`` some seconds ago; returns how many files."""
+    count, youngest = 0, time.time() - older_than
     for path in folder.rglob(f"{TEMPORARY}*"):
-        path.unlink(missing_ok=True)
-        count += 1
+        with suppress(FileNotFoundError):  # its writer has just renamed it
+            if path.stat().st_mtime <= youngest:
+                path.unlink()
+                count += 1
     return count

@@ -16,7 +16,7 @@ from daemon.core import audit, leases
 from daemon.core.chain import find_revision, get_revision, head
 from daemon.core.clock import Clock, SystemClock, to_text
 from daemon.core.database import check_integrity, is_founded, migrate, open_engine, transaction
-from daemon.core.errors import LedgerError, StaleHeadError
+from daemon.core.errors import LedgerError, NotFoundError, StaleHeadError
 from daemon.core.fsio import Checkpoint, no_checkpoint
 from daemon.core.leases import Lease
 from daemon.core.names import RevisionKind, RevisionState, writer_lease
@@ -162,6 +162,11 @@ class Ledger:
                     hint="look at errata revisions, then repeat",
                 )
             target = get_revision(connection, model, to)
+            if not target["kept"]:
+                raise NotFoundError(
+                    f"the tensors of revision {to} were given up (store.keep_revisions)",
+                    hint="errata revisions lists those that are kept",
+                )
             lease = leases.overtake(connection, now, writer_lease(model), f"rollback by {who}")
             number = int(current["number"]) + 1
             row = self._revision_row(
@@ -189,6 +194,46 @@ class Ledger:
                 {"head": number, "from": current["number"], "reverted": taken_back, "restored": restored},
             )
             settle(connection, number)
+        return number
+
+    def rebuild(
+        self,
+        model: str,
+        tensors: Mapping[str, str],
+        norms: Mapping[str, float],
+        who: str,
+        reason: str,
+        expected_head: int,
+    ) -> int:
+        """Append a revision with head's facts in other tensors, solved anew; head's own content adds none.
+
+        Raises:
+            StaleHeadError: head is not ``expected_head``.
+        """
+        with self.write() as connection:
+            now = self.clock.now()
+            current = head(connection, model)
+            if current["number"] != expected_head:
+                raise StaleHeadError(f"head is {current['number']}, not {expected_head}")
+            if current["content"] == content_hash(tensors):
+                return int(current["number"])
+            lease = leases.overtake(connection, now, writer_lease(model), f"rebuild by {who}")
+            number = int(current["number"]) + 1
+            kind, recipe = RevisionKind.REBUILD, current["recipe"]
+            row = self._revision_row(
+                model,
+                number,
+                number - 1,
+                kind,
+                tensors,
+                recipe,
+                token=lease.token,
+                reason=reason,
+                norms=norms,
+            )
+            self._insert_revision(connection, row, state=RevisionState(current["state"]))
+            count_active(connection, model, number)
+            audit.record(connection, now, who, "rebuild", f"{model}@{number - 1}", reason, {"head": number})
         return number
 
     def record_probes(self, model: str, number: int, probes: Sequence[ProbeRow]) -> None:

@@ -122,6 +122,9 @@ SURVEY_TASK = "errata.survey"
 ALL_PROBES = "all_probes"
 """The row that says that all probes were run on a revision."""
 
+STORE_PROBE = "store"
+"""Incidents of damaged blobs bear this name in the place of a probe's."""
+
 TARGETS_TASK = "errata.targets"
 DEFAULT_MODEL = "default"
 

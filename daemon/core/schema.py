@@ -13,6 +13,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    true,
 )
 from sqlalchemy.types import JSON
 
@@ -96,6 +97,7 @@ revisions = Table(
     Column("norms", JSON, nullable=False),  # layer -> norm of the change against the original norm
     Column("active_facts", Integer, nullable=False),
     Column("created_at", String(32), nullable=False),
+    Column("kept", Boolean, nullable=False, server_default=true()),  # its tensors are still in the store
     UniqueConstraint("batch_id"),
     ForeignKeyConstraint(["model", "parent"], ["revisions.model", "revisions.number"]),
 )
@@ -247,6 +249,18 @@ judgements = Table(
     Column("measurement", Integer, nullable=False),  # id of the probe result
     Column("message", Text, nullable=False),
     Column("judged_at", String(32), nullable=False),
+)
+
+# Looks at every blob that a kept revision needs.
+scrubs = Table(
+    "scrubs",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("blobs", Integer, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("unsound", JSON, nullable=False),  # blob -> what is wrong with it
+    Column("seconds", Float, nullable=False),
+    Column("at", String(32), nullable=False),
 )
 
 workers = Table(

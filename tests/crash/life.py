@@ -115,6 +115,9 @@ class Life:
         for batch_id in self.open_batches():
             self.attempt(lambda batch_id=batch_id: deliver(self, batch_id))
 
+    def make_batches(self) -> None:
+        make_batches(self.ledger, self.config)
+
     def take_chunk(self) -> None:
         """Bring the next chunk of the story into the outbox."""
         pull_feed(self.ledger, self.feed, CHUNK, MODEL)
@@ -175,7 +178,11 @@ class Life:
         assert count + refused == read, "accepted and refused are not what was read"
         self.check_books()
 
-    def check_books(self) -> None:
+    def check_head(self) -> None:
+        """The same, where blobs of the past may be lost."""
+        self.check_books(every_blob=False)
+
+    def check_books(self, *, every_blob: bool = True) -> None:
         """The chain is whole, nothing is applied twice, and head answers what the ledger says."""
         with self.ledger.read() as connection:
             assert first_broken_row(connection) is None
@@ -190,8 +197,9 @@ class Life:
         assert len(written) == len({correction for correction, _ in written}), "applied twice"
         applied = sorted(row["id"] for row in rows.values() if row["state"] == CorrectionState.APPLIED)
         assert applied == sorted(row["correction_id"] for row in active)
-        for blob in sorted(self._reachable()):
-            self.store.get(blob)  # raises where a revision speaks of what is not there or is damaged
+        if every_blob:
+            for blob in sorted(self._reachable()):
+                self.store.get(blob)  # raises where a revision speaks of what is not there or is damaged
         self._check_answers({rows[row["correction_id"]]["subject"]: row for row in active}, rows)
 
     def _check_answers(self, active: dict[str, Any], rows: dict[str, Any]) -> None:

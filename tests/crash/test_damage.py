@@ -1,0 +1,214 @@
+"""Blobs that rot: never loaded, mended from the pairs, or left behind for a revision that is sound."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import select
+
+from daemon.backup import back_up, restore
+from daemon.core.chain import head
+from daemon.core.errors import CorruptBlobError, LedgerError, NotFoundError, StoreError
+from daemon.core.schema import incidents, revisions, tenures
+from daemon.keeping import collect_garbage, scrub
+from tests.crash.conftest import copy_of
+from tests.crash.life import Life
+from tests.toy import ToyEditor
+from tests.unit.test_store import DAMAGES, flip_a_bit
+from workers.recovery import rebuild
+
+
+@pytest.fixture
+def life(template: Path) -> Iterator[Life]:
+    """Two edits and two rollbacks; the third batch waits."""
+    folder = copy_of(template)
+    made = Life(folder)
+    for _ in range(2):
+        made.take_chunk()
+        made.edit_once()
+    made.take_chunk()
+    made.forget()
+    yield made
+    made.close()
+    shutil.rmtree(folder)
+
+
+def lose(path: Path) -> None:
+    path.unlink()
+
+
+def tensors_of(life: Life, number: int) -> list[Path]:
+    with life.ledger.read() as connection:
+        query = select(revisions.c.tensors).where(revisions.c.number == number)
+        return [life.store.path(blob) for blob in connection.execute(query).scalar_one().values()]
+
+
+def pairs_of(life: Life, since: int) -> Path:
+    with life.ledger.read() as connection:
+        query = select(tenures.c.blob).where(tenures.c.since == since, tenures.c.blob.is_not(None))
+        return life.store.path(str(connection.execute(query).scalars().first()))
+
+
+def store_incidents(life: Life) -> list[str]:
+    with life.ledger.read() as connection:
+        return list(
+            connection.execute(select(incidents.c.message).where(incidents.c.probe == "store")).scalars()
+        )
+
+
+def kinds(life: Life) -> list[str]:
+    with life.ledger.read() as connection:
+        return list(connection.execute(select(revisions.c.kind).order_by(revisions.c.number)).scalars())
+
+
+def live_on(life: Life) -> None:
+    """A delivery that meets the damage, and one after it was seen to."""
+    life.edit_once()
+    life.edit_once()
+    for _ in range(3):
+        life.make_batches()
+        life.edit_once()
+    life.check_head()
+
+
+@pytest.mark.parametrize("damage", [*DAMAGES, lose])
+def test_tensors_of_head_are_solved_anew_from_its_facts(life: Life, damage: Callable[[Path], None]) -> None:
+    for path in tensors_of(life, 2):
+        damage(path)
+    live_on(life)
+    assert "rollback" not in kinds(life)
+    assert set(life.states()) == {"applied", "superseded", "retracted", "quarantined", "confirmed"} - (
+        {"confirmed"} if "confirmed" not in life.states() else set()
+    )
+    assert len(store_incidents(life)) == 1
+
+
+def test_where_pairs_are_lost_head_falls_back_and_learns_again(life: Life) -> None:
+    damage = pairs_of(life, since=2)
+    flip_a_bit(damage)
+    live_on(life)
+    assert kinds(life)[:4] == ["base", "edit", "edit", "rollback"]
+    assert "fell back to revision 1" in store_incidents(life)[0]
+    assert not {"pending", "queued", "reverted"} & set(life.states())
+
+
+def test_damage_is_not_held_against_the_batch_that_met_it(life: Life) -> None:
+    before = life.states().count("quarantined")
+    for path in tensors_of(life, 0) + tensors_of(life, 1) + tensors_of(life, 2):
+        flip_a_bit(path)
+    flip_a_bit(pairs_of(life, since=1))
+    for _ in range(5):
+        life.edit_once()  # nothing at all is sound
+    assert life.states().count("quarantined") == before
+    assert kinds(life) == ["base", "edit", "edit"]
+
+
+def test_the_scrub_finds_every_kind_of_damage_and_opens_one_incident(life: Life) -> None:
+    assert scrub(life.ledger, life.config) == {}
+    broken = [tensors_of(life, 2)[0], pairs_of(life, since=1)]
+    flip_a_bit(broken[0])
+    broken[1].unlink()
+    for _ in range(2):
+        assert set(scrub(life.ledger, life.config)) == {path.stem for path in broken}
+    assert len(store_incidents(life)) == 1
+
+
+def test_head_is_what_its_facts_amount_to(life: Life) -> None:
+    found = rebuild(life.ledger, life.store, ToyEditor(), "default", "op", mend=True)
+    assert found.agrees
+    assert found.number == 2
+    assert max(found.drift.values()) < 1e-6
+
+
+def test_a_rebuild_needs_the_pairs(life: Life) -> None:
+    flip_a_bit(pairs_of(life, since=1))
+    with pytest.raises(CorruptBlobError):
+        rebuild(life.ledger, life.store, ToyEditor(), "default", "op", mend=True)
+
+
+# -- collection -----------------------------------------------------------------------------------------
+
+
+def test_old_revisions_give_up_their_tensors_and_cannot_be_gone_back_to(life: Life) -> None:
+    life.go_on()
+    config = life.config.model_copy(
+        update={"store": life.config.store.model_copy(update={"keep_revisions": 2})}
+    )
+    before = len(list(life.config.store_path.glob("*/*")))
+    swept = collect_garbage(life.ledger, config)
+    assert 0 < swept.files < before
+    assert scrub(life.ledger, config) == {}
+    life.check_head()
+    with life.ledger.read() as connection:
+        number = head(connection, "default")["number"]
+    with pytest.raises(NotFoundError, match="given up"):
+        life.ledger.rollback("default", 1, "op", "why")
+    life.ledger.rollback("default", 0, "op", "why")  # the base is always kept
+    life.ledger.rollback("default", number, "op", "why")
+    life.check_head()
+
+
+def test_a_collection_never_takes_what_a_writer_has_just_put(life: Life) -> None:
+    """A blob that was lying there is young again once a writer relies on it."""
+    import os
+
+    import torch
+
+    name = life.store.put({"w": torch.ones(3)})
+    os.utime(life.store.path(name), (0, 0))
+    assert life.store.put({"w": torch.ones(3)}) == name
+    config = life.config.model_copy(
+        update={"store": life.config.store.model_copy(update={"grace_seconds": 60})}
+    )
+    collect_garbage(life.ledger, config)
+    life.store.get(name)
+
+
+# -- backup ---------------------------------------------------------------------------------------------
+
+
+def test_a_backup_brings_everything_back(life: Life, template: Path) -> None:
+    folder = copy_of(template) / "backup"
+    copied = back_up(life.config, folder)
+    assert copied.blobs == copied.linked > 0
+    states = life.states()
+    life.go_on()
+    for path in tensors_of(life, 2):
+        path.unlink()
+    life.close()
+    restore(life.config, folder)
+    again = Life(life.config.data_dir.parent, ahead=60.0)
+    assert again.states() == states
+    again.check()
+    assert scrub(again.ledger, again.config) == {}
+    again.go_on()
+    again.check()
+    again.close()
+
+
+def test_a_backup_of_damage_is_refused(life: Life, template: Path) -> None:
+    flip_a_bit(tensors_of(life, 1)[0])
+    with pytest.raises(CorruptBlobError):
+        back_up(life.config, copy_of(template) / "backup")
+
+
+def test_a_damaged_backup_changes_nothing(life: Life, template: Path) -> None:
+    folder = copy_of(template) / "backup"
+    back_up(life.config, folder)
+    blob = next((folder / "store").glob("*/*"))
+    data = blob.read_bytes()
+    blob.unlink()
+    blob.write_bytes(data[:-1])
+    states = life.states()
+    with pytest.raises(CorruptBlobError):
+        restore(life.config, folder)
+    assert life.states() == states
+
+
+def test_a_backup_goes_into_a_folder_of_its_own(life: Life, tmp_path: Path) -> None:
+    (tmp_path / "something").touch()
+    with pytest.raises(StoreError, match="not empty"):
+        back_up(life.config, tmp_path)
+    with pytest.raises(LedgerError, match="no backup"):
+        restore(life.config, tmp_path)

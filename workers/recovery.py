@@ -1,0 +1,153 @@
+"""When blobs of head are damaged: solve the tensors anew from the pairs, or go back to where all is sound.
+
+Damaged bytes are never loaded. The pairs say what the tensors must be; where pairs are lost too, head becomes
+the newest revision that is sound, and the corrections that this takes back wait to be written again.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from sqlalchemy import Connection, RowMapping, insert, or_, select, update
+
+from daemon.core.blobs import require_sound
+from daemon.core.chain import head
+from daemon.core.clock import to_text
+from daemon.core.errors import CorruptBlobError, NotFoundError, StoreError
+from daemon.core.ledger import Ledger
+from daemon.core.log import get_logger
+from daemon.core.names import STORE_PROBE, CorrectionState, IncidentState, ProbeResult
+from daemon.core.schema import corrections, incidents, revisions
+from workers.editing.editor import Editor
+from workers.loading import DRIFT, load_tensors
+from workers.pairs import load_pairs
+from workers.plan import active_pairs
+from workers.store import Store
+
+log = get_logger("errata.recovery")
+WHO = "store"
+
+
+@dataclass(frozen=True)
+class Rebuilt:
+    """How head compares with what its facts amount to; ``number`` is head afterwards."""
+
+    revision: int
+    drift: dict[str, float | None]  # tensor -> relative difference; None: the stored one cannot be read
+    number: int
+
+    @property
+    def agrees(self) -> bool:
+        """Whether every stored tensor is what its facts amount to, up to rounding."""
+        return all(drift is not None and drift <= DRIFT for drift in self.drift.values())
+
+
+def rebuild(ledger: Ledger, store: Store, editor: Editor, model: str, who: str, *, mend: bool) -> Rebuilt:
+    """Solve head from W0 and its stored pairs and compare; with ``mend`` make that head where they part.
+
+    Raises:
+        CorruptBlobError, StoreError: pairs are damaged or missing, so nothing can be said.
+        StaleHeadError: head moved meanwhile.
+    """
+    with ledger.read() as connection:
+        row = head(connection, model)
+        pairs = active_pairs(connection, model, row["number"])
+    editor.restore(load_pairs(store, pairs, editor.layers))
+    solved = editor.published()
+    found = Rebuilt(
+        row["number"], {name: _drift(store, row, name, new) for name, new in solved.items()}, row["number"]
+    )
+    if found.agrees or not mend:
+        return found
+    tensors = {name: store.put({name: tensor}) for name, tensor in solved.items()}
+    norms = {str(layer): total for layer, (_, total) in editor.delta_norms().items()}
+    reason = f"revision {row['number']} was solved anew from its facts"
+    number = ledger.rebuild(model, tensors, norms, who, reason, expected_head=row["number"])
+    return Rebuilt(found.revision, found.drift, number)
+
+
+def recover(ledger: Ledger, store: Store, editor: Editor, model: str, why: str) -> int:
+    """Make head loadable again after damage was found; returns its number and leaves an incident.
+
+    Raises:
+        NotFoundError: not even the base is sound.
+    """
+    with ledger.read() as connection:
+        damaged = head(connection, model)["number"]
+    try:
+        number = rebuild(ledger, store, editor, model, WHO, mend=True).number
+        _note(ledger, model, damaged, f"{why}; solved anew from its facts in revision {number}")
+    except CorruptBlobError as error:
+        number = _fall_back(ledger, store, model, f"{why}; {error.message}")
+    log.error("recovered", model=model, damaged=damaged, head=number, why=why)
+    return number
+
+
+def _fall_back(ledger: Ledger, store: Store, model: str, why: str) -> int:
+    """Go back to the newest sound revision, and let what that takes back wait again."""
+    with ledger.read() as connection:
+        current = head(connection, model)["number"]
+        target = _newest_sound(connection, store, model)
+
+    def settle(connection: Connection, number: int) -> None:
+        _wait_again(connection, target, number)
+        _open(connection, ledger, model, current, f"{why}; fell back to revision {target}", number)
+
+    return ledger.rollback(model, target, WHO, why, current, settle)
+
+
+def _newest_sound(connection: Connection, store: Store, model: str) -> int:
+    query = select(revisions).where(revisions.c.model == model, revisions.c.kept)
+    for row in connection.execute(query.order_by(revisions.c.number.desc())).mappings().all():
+        pairs = {pair.blob for pair in active_pairs(connection, model, row["number"])}
+        try:
+            for blob in (*row["tensors"].values(), *sorted(pairs)):
+                require_sound(store.root, blob)
+        except StoreError:
+            continue
+        return int(row["number"])
+    raise NotFoundError(f"no revision of {model!r} is sound", hint="errata restore brings a backup")
+
+
+def _wait_again(connection: Connection, target: int, number: int) -> None:
+    """The disk failed, not the facts: what the rollback reverted waits, unless something newer does."""
+    mine = (
+        corrections.c.state == CorrectionState.REVERTED,
+        corrections.c.reason == f"rollback to {target} in revision {number}",
+    )
+    waits = (CorrectionState.PENDING, CorrectionState.QUEUED)
+    for row in connection.execute(select(corrections).where(*mine)).mappings().all():
+        newer = select(corrections.c.id).where(
+            corrections.c.fact_id == row["fact_id"],
+            corrections.c.order_key > row["order_key"],
+            or_(corrections.c.state.in_(waits), corrections.c.state == CorrectionState.APPLIED),
+        )
+        beaten = connection.execute(newer.limit(1)).first() is not None
+        state = CorrectionState.SUPERSEDED if beaten else CorrectionState.PENDING
+        values = {"state": state, "batch_id": None, "reason": "its weights were damaged on disk"}
+        connection.execute(update(corrections).where(corrections.c.id == row["id"]).values(**values))
+
+
+def _note(ledger: Ledger, model: str, revision: int, why: str) -> None:
+    with ledger.write() as connection:
+        _open(connection, ledger, model, revision, why, None)
+
+
+def _open(
+    connection: Connection, ledger: Ledger, model: str, revision: int, why: str, back: int | None
+) -> None:
+    mine = (incidents.c.model == model, incidents.c.revision == revision, incidents.c.probe == STORE_PROBE)
+    values = {"message": why, "rollback_revision": back, "state": IncidentState.OPEN, "closed_at": None}
+    if connection.execute(update(incidents).where(*mine).values(**values)).rowcount == 0:
+        key = {"model": model, "revision": revision, "probe": STORE_PROBE}
+        at = to_text(ledger.clock.now())
+        row = {**key, **values, "opened_at": at, "result": ProbeResult.UNKNOWN}
+        connection.execute(insert(incidents).values(**row))
+
+
+def _drift(store: Store, row: RowMapping, name: str, solved: torch.Tensor) -> float | None:
+    """Relative Frobenius distance of the stored tensor from the solved one."""
+    try:
+        stored = load_tensors(store, {name: row["tensors"][name]})[name].double()
+    except (KeyError, CorruptBlobError):
+        return None
+    return float((solved.cpu().double() - stored).norm() / stored.norm())
