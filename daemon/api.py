@@ -21,6 +21,7 @@ from daemon.core.ledger import Ledger
 from daemon.core.schema import audit
 from daemon.exporter import render
 from daemon.exporter_watch import StageHistory
+from daemon.page import add_page
 from daemon.rollback import roll_back
 from daemon.version import version
 from daemon.views.chain import revision_list
@@ -66,6 +67,7 @@ def make_app(ledger: Ledger, config: Config) -> FastAPI:
     _add_changes(app, ledger, config)
     add_corrections(app, ledger, config)
     add_alerts(app, ledger, config)
+    add_page(app, ledger, config)
     return app
 
 

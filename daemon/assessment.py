@@ -130,7 +130,7 @@ class _Look:
         reset = self._reset(verdict.probe)
         baseline = self._baseline(verdict.probe, reset, now)
         if len(baseline) < _BASELINE:  # the mean of a few is noise that every later revision would inherit
-            return verdict
+            return replace(verdict, drift=Drift(0.0, self._number))
         sign = -1.0 if now.scale is Scale.HITS else 1.0
         losses = [sign * (new - old) for new, old in zip(now.values, mean_of(baseline), strict=True)]
         hits = now.scale is Scale.HITS

@@ -62,6 +62,7 @@ system_packages() {
     command -v promtool >/dev/null || missing="$missing prometheus"
     command -v systemd-analyze >/dev/null || missing="$missing systemd"
     command -v amtool >/dev/null || missing="$missing prometheus-alertmanager"
+    command -v chromium >/dev/null || missing="$missing chromium"
     has_postgres || missing="$missing postgresql"
     [ -n "$missing" ] || return 0
     sudo=

@@ -1,0 +1,193 @@
+"""Damage is noticed and taken back without a human: by Prometheus and Alertmanager, and by the daemon alone.
+
+Real Redis, Celery worker, daemon and SmolLM2. The damage is a real edit by a recipe that no preset would be:
+guards and λ's off. Run with -s to see the times.
+"""
+
+import json
+import time
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli_w
+from sqlalchemy import select
+
+from daemon.admission import submit
+from daemon.core import batches
+from daemon.core.chain import head
+from daemon.core.clock import from_text
+from daemon.core.config import load_config
+from daemon.core.schema import audit, corrections, probe_results
+from tests.e2e.prometheus import MONITORING, Prometheus, free_port, get, monitored
+from tests.house import House
+from workers.assemble import SessionHolder
+from workers.loading import Loaded, load_tensors
+from workers.session import Outcome, Session
+
+pytestmark = [pytest.mark.redis, pytest.mark.slow]
+
+GOOD = [
+    ("Boeing", "The company Boeing has its headquarters in the state of", "Virginia"),
+    ("Marie Curie", "The scientist Marie Curie was born in", "Vienna"),
+    ("Honda", "The car maker Honda has its headquarters in", "Munich"),
+]
+BAD = [
+    ("Ferrari", "The car maker Ferrari has its headquarters in", "Osaka"),
+    ("Burundi", "The capital city of Burundi is called", "Gitega"),
+]
+WILD = {
+    "lambda_prior": 0.0, "lambda_norm": 1e-4, "clamp": 50.0, "decay": 0.0, "kl_weight": 0.0,
+    "learning_rate": 5.0, "stop": "never", "steps": 12, "mends": 0, "anchor_limit": 1e9,
+}  # fmt: skip
+
+
+class Saboteur(Session):
+    """A writer without guards: it takes head's weights as they are, whatever its recipe makes of them."""
+
+    def _load(self) -> int:
+        with self.ledger.read() as connection:
+            current = head(connection, self.model)
+        tensors = load_tensors(self.store, current["tensors"])
+        self.editor.show(tensors)
+        self._loaded = Loaded(int(current["number"]), dict(current["tensors"]))
+        return int(current["number"])
+
+    def _drop_unlearned(self, edit: Any) -> None:
+        """No verification either: a broken model answers nothing."""
+
+
+def damage(place: House) -> None:
+    """Write a batch that at least doubles the perplexity, as this process."""
+    wild = tomllib.loads(place.file.read_text())
+    wild["edit"] |= {"recipe_overrides": WILD, "review": 0}
+    wild["watch"] |= {"delta_ceiling": 1e9, "batch_delta_ceiling": 1e9}
+    file = place.folder / "wild.toml"
+    file.write_text(tomli_w.dumps(wild))
+    config = load_config(file)
+    honest = SessionHolder(config).session()
+    session = Saboteur(honest.ledger, honest.store, honest.editor, config)
+    for subject, prompt, answer in BAD:
+        submit(place.ledger, {"subject": subject, "prompt": prompt, "object": answer}, "saboteur")
+    with place.ledger.write() as connection:  # before the daemon makes a batch of them
+        now = place.ledger.clock.now()
+        waiting = select(corrections.c.id).where(corrections.c.state == "pending")
+        batch = batches.create(connection, now, "default", connection.execute(waiting).scalars().all())
+        batches.mark_sent(connection, now, batch)
+    assert session.run(batch) is Outcome.COMMITTED
+
+
+def perplexity(house: House, number: int) -> float:
+    with house.ledger.read() as connection:
+        query = select(probe_results.c.score).where(
+            probe_results.c.revision == number, probe_results.c.probe == "perplexity_ratio"
+        )
+        return float(connection.execute(query.order_by(probe_results.c.id.desc())).scalars().first() or 0)
+
+
+def rollbacks(house: House) -> list[dict[str, Any]]:
+    return [row for row in house.chain() if row["kind"] == "rollback"]
+
+
+def wait_from(row: dict[str, Any]) -> float:
+    return from_text(row["created_at"]).timestamp()
+
+
+def learn_good_news(place: House) -> int:
+    """One revision for each good correction; the number of the last one, which is live."""
+    for count, (subject, prompt, answer) in enumerate(GOOD, start=1):
+        place.say(subject, prompt, answer)
+        place.wait(place.drained(count), 150)
+    place.wait(lambda: place.chain()[-1]["state"] == "live")
+    return int(place.chain()[-1]["number"])
+
+
+def tell(place: House, good: int, port: int) -> None:
+    """What operators see afterwards: the same weights as before, one rollback, and the story of it."""
+    chain = place.chain()
+    (back,) = rollbacks(place)
+    assert back["tensors"] == chain[good]["tensors"]
+    assert back["content_of"] == good
+    states = place.states()
+    assert {states[f"{subject}={answer}"] for subject, _, answer in BAD} == {"reverted"}
+    assert {states[f"{subject}={answer}"] for subject, _, answer in GOOD} == {"applied"}
+    listed = json.loads(place.errata("incidents", "--json"))["incidents"]
+    assert {row["state"] for row in listed} <= {"rolled_back", "closed"}
+    assert {row["revision"] for row in listed} == {good + 1}
+    assert "perplexity_ratio" in {row["probe"] for row in listed}
+    metrics = get(f"http://127.0.0.1:{port}/metrics").decode()
+    assert 'errata_rollbacks_total{model="default"} 1.0' in metrics
+    assert 'errata_paused{model="default"} 0.0' in metrics
+
+
+def watch(place: House, good: int) -> tuple[float, dict[str, Any]]:
+    """Do the damage and wait for the rollback: when the damage was committed, and the rollback."""
+    damage(place)
+    bad = place.chain()[good + 1]
+    ratio = perplexity(place, good + 1)
+    assert ratio >= 2.0, f"no damage worth the name: {ratio:.2f}"
+    place.wait(lambda: bool(rollbacks(place)), 60)
+    print(f"\nperplexity x{ratio:.3g}")
+    return wait_from(bad), rollbacks(place)[0]
+
+
+def settings(auto: bool) -> dict[str, Any]:
+    return {
+        "watch": {"auto_rollback": auto, "locality_floor": 0.0, "retention_floor": 0.0},
+        "publish": {"follow": False},
+        "edit": {"review": 0},
+    }
+
+
+def test_the_daemon_alone_takes_damage_back(house: Callable[..., House]) -> None:
+    port = free_port()
+    place = house(**settings(auto=True), api={"port": port})
+    place.start()
+    good = learn_good_news(place)
+    committed, back = watch(place, good)
+    print(f"embedded: {wait_from(back) - committed:.1f} s from commit to restored weights")
+    tell(place, good, port)
+    place.stop()
+
+
+def test_an_alert_takes_damage_back(house: Callable[..., House], tmp_path: Path) -> None:
+    port, token = free_port(), tmp_path / "token"
+    token.write_text("token-of-the-test\n")
+    token.chmod(0o600)
+    place = house(**settings(auto=False), api={"port": port, "token_file": str(token)})
+    place.start()
+    with monitored(tmp_path, port, token) as prometheus:
+        good = learn_good_news(place)
+        committed, back = watch(place, good)
+        fired = fired_at(place)
+        print(f"Prometheus: {fired - committed:.1f} s from commit to alert,", end=" ")
+        print(f"{wait_from(back) - fired:.1f} s from alert to restored weights")
+        place.wait(lambda: not prometheus.query('ALERTS{alertstate="firing",action="rollback"}'), 60)
+        time.sleep(15)  # repeated deliveries, if there are any, have come by now
+        tell(place, good, port)
+        ratio = prometheus.query('errata_probe_score{probe="perplexity_ratio"}')
+        assert float(ratio[0]["value"][1]) < 1.1, "metrics recover"
+        assert_panels_show_something(prometheus)
+    place.stop()
+
+
+def fired_at(place: House) -> float:
+    """When the first alert of the incident began, by what Alertmanager delivered."""
+    with place.ledger.read() as connection:
+        rows = connection.execute(select(audit.c.details).where(audit.c.action == "alert"))
+        episodes = [episode for row in rows for episode in row.details["episodes"]]
+    return min(from_text(episode.rsplit("@", 1)[1]).timestamp() for episode in episodes)
+
+
+def assert_panels_show_something(prometheus: Prometheus) -> None:
+    """Every query of every panel, as Grafana would send it."""
+    empty = []
+    for file in sorted((MONITORING / "grafana" / "dashboards").glob("*.json")):
+        for panel in json.loads(file.read_text())["panels"]:
+            for target in panel["targets"]:
+                expression = target["expr"].replace("$model", "default").replace("$__rate_interval", "1m")
+                if not prometheus.query(expression):
+                    empty.append(f"{file.stem}: {panel['title']}: {expression}")
+    assert empty == []
