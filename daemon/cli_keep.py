@@ -1,9 +1,9 @@
 """Commands that keep ledger and store in order: scrub, gc, backup, restore."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -54,7 +54,7 @@ def scrub(context: typer.Context, as_json: Json = False) -> None:
 
 
 def gc(context: typer.Context, as_json: Json = False) -> None:
-    """Give up tensors beyond store.keep_revisions and delete blobs that nothing needs; errata run does so too.
+    """Give up tensors beyond store.keep_revisions and delete blobs that nothing needs, as errata run does.
 
     Example: errata gc
     """
@@ -108,7 +108,7 @@ def restore(context: typer.Context, folder: Folder, reason: Reason, as_json: Jso
         say(f"restored from {folder}: the ledger and {copied.blobs} blobs")
 
 
-def _record(ledger: "Ledger", action: str, target: str, why: str, details: Mapping[str, object]) -> None:
+def _record(ledger: "Ledger", action: str, target: str, why: str, details: dict[str, Any]) -> None:
     from daemon.core import audit
 
     with ledger.write() as connection:

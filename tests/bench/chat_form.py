@@ -1,5 +1,5 @@
 """Are facts that were edited by their plain prompts answered in chat form?
-``python -m tests.bench.chat_form MODEL_FOLDER FEED_JSONL [FACTS] [BATCH]``.
+``python -m tests.bench.chat_form ERRATA_TOML FEED_JSONL [FACTS] [BATCH]``.
 
 Writes the first facts of a feed file by the default recipe, once without and once with its setting ``chat``,
 and asks each fact plainly and as a user's message; an answer counts when it holds the object.
@@ -10,30 +10,28 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
-from tests.house import CORPUS
+from daemon.core.config import load_config
+from workers.assemble import open_model, statistics_for
 from workers.editing.editor import Editor
-from workers.editing.model import EditableModel, load_model
+from workers.editing.model import EditableModel
 from workers.editing.prompts import EditRequest
 from workers.editing.recipes import resolve
-from workers.editing.statistics import compute
 from workers.generation import Sampling, encode_chat, stream
 
 _TOKENS = 32
 
 
-def main(folder: str, feed: str, count: int, batch: int) -> None:
+def main(file: str, feed: str, count: int, batch: int) -> None:
     """Print one row a setting."""
-    torch.set_num_threads(1)
-    model = load_model(Path(folder), "cpu")
+    config = load_config(Path(file))
+    model = open_model(config)
     facts = _facts(Path(feed), count)
-    statistics = compute(model, resolve("encore-blue", {}, model.n_layers).layers, CORPUS)
-    base = _rates(model, facts)
+    statistics = statistics_for(config, model, resolve(config.edit.recipe, {}, model.n_layers))
     print("recipe               plain    chat", flush=True)
+    base = _rates(model, facts)
     print(f"{'before any edit':<20} {base[0]:<8.3f} {base[1]:.3f}", flush=True)
     for chat in (False, True):
-        editor = Editor(model, statistics, resolve("encore-blue", {"chat": chat}, model.n_layers))
+        editor = Editor(model, statistics, resolve(config.edit.recipe, {"chat": chat}, model.n_layers))
         clean = editor.snapshot()
         for start in range(0, len(facts), batch):
             editor.write(facts[start : start + batch])

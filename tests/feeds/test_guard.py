@@ -4,6 +4,7 @@ import gzip
 import ipaddress
 import socket
 import time
+import tracemalloc
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
@@ -126,6 +127,18 @@ def test_too_much_is_refused_packed_or_not(web: Answers) -> None:
         with pytest.raises(FeedError):
             Web(OPEN).get(web.url + path)
     assert Web(OPEN).get(web.url + "/fits").body == b"x" * 10_000
+
+
+def test_a_bomb_is_not_inflated_beyond_the_bound(web: Answers) -> None:
+    web.say("/bomb", gzip.compress(bytes(60_000_000)), content_encoding="gzip")
+    Web(OPEN)  # what is imported and built once does not count
+    tracemalloc.start()
+    try:
+        with pytest.raises(FeedError, match="longer"):
+            Web(OPEN).get(web.url + "/bomb")
+        assert tracemalloc.get_traced_memory()[1] < 20_000_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_an_answer_that_drips_is_given_up(web: Answers) -> None:

@@ -81,6 +81,9 @@ def test_the_ledger_equals_the_books(web: Answers, sqlite_ledger: Ledger) -> Non
         pull_feed(sqlite_ledger, feed, 200)
     agrees(sqlite_ledger, world)
     assert server.connections > 3
+    resumed = [headers.get("last-event-id") for path, headers in web.asked if path == "/stream"]
+    assert resumed[0] is None
+    assert all(resumed[1:])
     with sqlite_ledger.read() as connection:
         dropped = connection.execute(select(feeds.c.cursor)).scalar_one()["dropped"]
     for reason in ("sitelink", "label", "qualifier", "reference", "not_truthy", "other_wiki", "no_event"):

@@ -123,7 +123,7 @@ def test_an_error_between_layers_leaves_nothing_behind(
     monkeypatch.undo()
     written = editor.write(changes[1:])  # the memories are whole too
     editor.forget(written)
-    assert near(editor.published(), before)
+    assert near(editor.published(), before, relative=1e-7)  # keys that nearly coincide cost digits
 
 
 def test_forgetting_what_is_broken_leaves_nothing_behind(editor: Editor, changes: list[EditRequest]) -> None:

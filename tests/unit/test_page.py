@@ -105,7 +105,8 @@ def test_a_browser_draws_it(story: Ledger, installation: Installation, tmp_path:
     picture = folder / "page.png"
     command = [str(browser), "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
                f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1300,1800",
-               "--virtual-time-budget=2000",               f"--screenshot={picture}", f"http://127.0.0.1:{port}/"]  # fmt: skip
+               "--virtual-time-budget=2000",
+               f"--screenshot={picture}", f"http://127.0.0.1:{port}/"]  # fmt: skip
     done = subprocess.run(command, capture_output=True, timeout=120, check=False)
     server.should_exit = True
     thread.join(10)
