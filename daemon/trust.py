@@ -21,7 +21,7 @@ from daemon.core.names import AdmissionOutcome, CorrectionState, QuarantineReaso
 from daemon.core.schema import corrections, quarantine
 from daemon.feeds.base import RawItem
 from daemon.quarantine import place_again
-from daemon.register import Decision, hold
+from daemon.register import Decision, hold, supersede
 from daemon.relations.table import complete, find
 
 APPROVABLE = (
@@ -133,7 +133,10 @@ def _release_agreed(connection: Connection, policy: Policy, rows: list[RowMappin
 def _hold_contradicted(
     connection: Connection, now: datetime, policy: Policy, rows: list[RowMapping]
 ) -> dict[str, Decision]:
-    """Hold a fact's newest statement that another source, trusted no less, contradicts at about its time."""
+    """Hold a fact's newest statement that another source, trusted no less, contradicts at about its time.
+
+    What is older than a disputed statement has lost, whether it came before it or after.
+    """
     reason = QuarantineReason.CONTRADICTION
     rows = [
         row
@@ -152,7 +155,12 @@ def _hold_contradicted(
         and row["trust"] >= newest["trust"]
         and abs(_effective(row) - _effective(newest)) <= window
     ]
-    if not against or newest["state"] not in (CorrectionState.PENDING, CorrectionState.CONFIRMED):
+    if not against:
+        return {}
+    undecided = (CorrectionState.PENDING, CorrectionState.CONFIRMED)
+    lost = {row["id"]: newest["id"] for row in rows if row is not newest and row["state"] in undecided}
+    supersede(connection, lost)
+    if newest["state"] not in undecided:
         return {}
     message = f"{against[0]['id']} of another source contradicts it within {window}"
     outcome = AdmissionOutcome.QUARANTINED
