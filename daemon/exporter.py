@@ -11,6 +11,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 from sqlalchemy import Connection, RowMapping, select
 
+from daemon import keeping
 from daemon.admission import OPERATOR
 from daemon.core.chain import find_revision
 from daemon.core.clock import from_text
@@ -127,12 +128,19 @@ class _Scrape:
         self._feeds(names, feeds, items)
         self._quarantine()
         self._batches()
+        self._store()
         for model in self._models:
             self._queue(model)
             self._chain(model)
             add_watch(self._add, self._connection, self._now, self._config, model)
             self._stages(model)
             self._worker(model)
+
+    def _store(self) -> None:
+        """Room for the next revision, and what the last scrub said of the others."""
+        self._add("errata_store_free_bytes", keeping.free_bytes(self._config))
+        self._add("errata_store_reserve_bytes", self._config.store.reserve_bytes)
+        self._add("errata_store_unsound_blobs", keeping.unsound_blobs(self._connection))
 
     def _corrections(self, feeds: set[str]) -> None:
         """By state and feed; a model or feed that nobody configured is folded into ``other``."""

@@ -66,6 +66,12 @@ def is_scrub_due(connection: Connection, ledger: Ledger, config: Config) -> bool
     return age is None or age >= config.store.scrub_seconds
 
 
+def unsound_blobs(connection: Connection) -> int:
+    """How many blobs the last scrub found missing or damaged; 0 before the first."""
+    found = connection.execute(select(scrubs.c.unsound).order_by(scrubs.c.id.desc()).limit(1)).scalar()
+    return len(found or ())
+
+
 def scrub(ledger: Ledger, config: Config, progress: Progress = lambda _done, _of: None) -> dict[str, str]:
     """Read every blob that a kept revision needs and compare it with its name; what is unsound, and why.
 

@@ -110,6 +110,9 @@ _DECLARED = (
     _gauge("errata_incidents", "Incidents in the ledger.", "model", "result", "state"),
     _gauge("errata_promotion_lag_seconds", "Age of the oldest revision that waits to be live.", "model"),
     # who writes
+    _gauge("errata_store_free_bytes", "Free space where the store is."),
+    _gauge("errata_store_reserve_bytes", "Free space below which no batch is handed out."),
+    _gauge("errata_store_unsound_blobs", "Blobs that the last scrub found missing or damaged."),
     _gauge("errata_worker_up", "1 when a worker was heard of within three lease periods.", "model"),
     _gauge("errata_worker_heartbeat_age_seconds", "Time since a worker was heard of.", "model"),
     _gauge("errata_worker_memory_bytes", "Resident memory of the worker that was heard of last.", "model"),
