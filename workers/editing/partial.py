@@ -85,7 +85,7 @@ def run_lower(model: EditableModel, layout: Layout, layer: int, *, cached: bool 
         model.projection(layer).register_forward_hook(projected),
         model.layers[layer].register_forward_hook(left),
     )
-    bias = _bias(model, layout, start=0)
+    bias = attention_bias(model, layout, start=0)
     try:
         with _stepped_over(model, range(layer + 1, model.n_layers), None):
             model.decoder(
@@ -98,7 +98,7 @@ def run_lower(model: EditableModel, layout: Layout, layer: int, *, cached: bool 
     cache = PrefixCache()
     if layout.anchor and cached:
         before = slice(0, layout.anchor)
-        _above(
+        run_above(
             model, hidden[:, before], bias[:, :, before, before], layout.positions[:, before], layer, cache
         )
     return Lower(keys, values, hidden[:, layout.anchor :], cache.finished())
@@ -115,8 +115,8 @@ def run_upper(
     if delta is not None:
         first = stream_with(model, layer, hidden[:, 0], lower.values, delta.to(hidden.dtype))
         hidden = torch.cat([first[:, None], hidden[:, 1:]], dim=1)
-    bias = _bias(model, layout, start=layout.anchor)
-    return _above(model, hidden, bias, layout.positions[:, layout.anchor :], layer, lower.cache)
+    bias = attention_bias(model, layout, start=layout.anchor)
+    return run_above(model, hidden, bias, layout.positions[:, layout.anchor :], layer, lower.cache)
 
 
 def stream_with(
@@ -143,7 +143,7 @@ def reach_of(model: EditableModel, layer: int, hidden: torch.Tensor, said: torch
     return reach
 
 
-def _above(
+def run_above(
     model: EditableModel,
     hidden: torch.Tensor,
     bias: torch.Tensor,
@@ -164,7 +164,7 @@ def _above(
     return normed
 
 
-def _bias(model: EditableModel, layout: Layout, start: int) -> torch.Tensor:
+def attention_bias(model: EditableModel, layout: Layout, start: int) -> torch.Tensor:
     """Additive causal mask [rows, 1, T − start, T]; padding sees itself, so that no row is all masked.
 
     Hugging Face decoders take a mask of four dimensions as it is. Windows of attention are left out of it:

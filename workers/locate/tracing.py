@@ -1,0 +1,247 @@
+"""Causal tracing: which layers at a subject's last token bring the answer back once the subject is noise.
+
+ROME (arXiv 2202.05262, section 2.1): p is the probability of the right answer, p* after noise of 3σ was added
+to the embeddings of the subject's tokens, σ being their standard deviation over the facts. With one state of
+the clean run put back at the subject's last token it is p' — either the output of one layer, or the MLP
+outputs of a window of layers. A layer's share is the mean of p' − p* over facts and noises, as a part of the
+mean of p − p*.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from daemon.core.errors import ModelError
+from workers.editing.model import EditableModel
+from workers.editing.partial import PrefixCache, attention_bias, run_above
+from workers.editing.prompts import EditRequest, Layout, encode_fact, lay_out, said_after
+from workers.editing.statistics import Progress
+from workers.locate.facts import KnownFact
+
+NOISE = 3.0
+"""Standard deviations of the subjects' embeddings."""
+_ROWS = 64  # texts in one pass: noisy copies of some facts
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What the layers recover: ``hidden`` and ``mlp`` [n_layers], shares of clean − corrupted.
+
+    clean, corrupted: mean probability of the answer. window: how many layers' MLP outputs are put back
+    around each.
+    """
+
+    hidden: list[float]
+    mlp: list[float]
+    clean: float
+    corrupted: float
+    window: int
+
+
+def trace(
+    model: EditableModel,
+    facts: Sequence[KnownFact],
+    noises: int,
+    seed: int,
+    progress: Progress | None = None,
+    noise: float = NOISE,
+) -> Trace:
+    """Trace the facts, each under ``noises`` draws of noise.
+
+    Raises:
+        ModelError: the noise does not lower the probability of the answers, so there is nothing to recover.
+        EditError: a prompt does not fit into the model.
+    """
+    sigma = noise * subject_deviation(model, facts)
+    generator = torch.Generator().manual_seed(seed)
+    width, size = window_of(model.n_layers), max(1, _ROWS // noises)
+    total = torch.zeros(2, model.n_layers, dtype=torch.float64)
+    clean = corrupted = 0.0
+    for start in range(0, len(facts), size):
+        some = facts[start : start + size]
+        traced = Traced(model, some, noises, sigma, generator)
+        clean += float(traced.clean.sum())
+        corrupted += float(traced.corrupted.sum()) / noises
+        for layer in range(model.n_layers):
+            window = range(max(0, layer - width // 2), min(model.n_layers, layer + width // 2 + 1))
+            total[0, layer] += traced.with_hidden(layer).sum() / noises
+            total[1, layer] += traced.with_mlp(window).sum() / noises
+            if progress is not None:
+                done = start * model.n_layers + (layer + 1) * len(some)
+                progress(done, len(facts) * model.n_layers)
+    if not corrupted < clean:
+        raise ModelError("noise on the subjects does not lower the answers' probability", hint="more facts")
+    shares = (total - corrupted) / (clean - corrupted)
+    count = len(facts)
+    return Trace(shares[0].tolist(), shares[1].tolist(), clean / count, corrupted / count, width)
+
+
+def window_of(n_layers: int) -> int:
+    """Layers of one window: about a sixth of the model, odd."""
+    return 2 * (n_layers // 12) + 1
+
+
+@torch.no_grad()
+def subject_deviation(model: EditableModel, facts: Sequence[KnownFact]) -> float:
+    """σ: the standard deviation over all numbers of the embeddings of the subjects' tokens."""
+    embed = model.lm.get_input_embeddings()
+    found = [embed(torch.tensor(ids, device=model.device)[at]) for ids, at in map(_subject(model), facts)]
+    return float(torch.cat(found).double().std())
+
+
+def _subject(model: EditableModel) -> Callable[[KnownFact], tuple[list[int], list[int]]]:
+    """Tokens of prompt and answer, and the columns of the subject among them."""
+
+    def tokens(fact: KnownFact) -> tuple[list[int], list[int]]:
+        start = fact.prompt.find(fact.subject)
+        end = start + len(fact.subject)
+        found = model.tokenizer(said_after(fact.prompt, fact.answer), return_offsets_mapping=True)
+        spans = found["offset_mapping"]
+        return found["input_ids"], [i for i, (a, b) in enumerate(spans) if a < end and b > max(a, start)]
+
+    return tokens
+
+
+@dataclass(frozen=True)
+class _Run:
+    """States of one pass: outputs of the layers from the anchor on {layer: [rows, T − anchor, d_model]}, the
+    embeddings being layer −1; outputs of the projections at the anchor {layer: [rows, d_out]}; and attention
+    before the anchor."""
+
+    hidden: dict[int, torch.Tensor]
+    values: dict[int, torch.Tensor]
+    cache: PrefixCache
+
+
+class Traced:
+    """Some facts, run clean and under noise; rows are facts × noises, a fact's noises side by side.
+
+    clean [facts], corrupted [rows]: the probability of the whole answer, fp64 on the CPU.
+    """
+
+    def __init__(
+        self,
+        model: EditableModel,
+        facts: Sequence[KnownFact],
+        noises: int,
+        sigma: float,
+        generator: torch.Generator,
+    ) -> None:
+        self.model = model
+        requests = [EditRequest(fact.subject, fact.subject, fact.prompt, fact.answer) for fact in facts]
+        encoded = [encode_fact(model.tokenizer, (), request, model.max_tokens)[0] for request in requests]
+        layout = lay_out(encoded, model.pad, model.device)
+        self.fact = torch.arange(len(facts), device=model.device).repeat_interleave(noises)
+        self.layout = layout.rows(self.fact)
+        embeddings = self._embed(layout)
+        self._clean = self._run(layout, embeddings)
+        self.clean = self._probability(layout, self._clean, model.n_layers - 1)
+        noisy = embeddings[self.fact]
+        for row, fact in enumerate(facts):
+            shift = layout.anchor - encoded[row].anchor
+            columns = [column + shift for column in _subject(model)(fact)[1]]
+            drawn = torch.randn(noises, len(columns), noisy.shape[2], generator=generator) * sigma
+            rows = slice(row * noises, (row + 1) * noises)
+            noisy[rows, columns] += drawn.to(noisy)
+        self._noisy = self._run(self.layout, noisy)
+        self.corrupted = self._probability(self.layout, self._noisy, model.n_layers - 1)
+
+    def with_hidden(self, layer: int, columns: int = 1) -> torch.Tensor:
+        """p' [rows] with the layer's clean output back in the anchor column, or in ``columns`` from there."""
+        hidden = self._noisy.hidden[layer].clone()
+        hidden[:, :columns] = self._clean.hidden[layer][self.fact, :columns]
+        return self._probability(self.layout, self._noisy, layer, hidden)
+
+    def with_mlp(self, window: Sequence[int]) -> torch.Tensor:
+        """p' [rows] with the clean MLP outputs of these consecutive layers back in the anchor column."""
+        values = {layer: self._clean.values[layer][self.fact] for layer in window}
+        with _said_at_anchor(self.model, values):
+            return self._probability(self.layout, self._noisy, window[0] - 1)
+
+    @torch.no_grad()
+    def _embed(self, layout: Layout) -> torch.Tensor:
+        embedded: torch.Tensor = self.model.lm.get_input_embeddings()(layout.ids)
+        return embedded
+
+    @torch.no_grad()
+    def _run(self, layout: Layout, embeddings: torch.Tensor) -> _Run:
+        """Whole rows for the states from the anchor on, and the columns before it for attention's sake."""
+        model, anchor, before = self.model, layout.anchor, slice(0, layout.anchor)
+        bias, cache = attention_bias(model, layout, start=0), PrefixCache()
+        hidden, values = {-1: embeddings[:, anchor:]}, dict[int, torch.Tensor]()
+        with _watched(model, anchor, hidden, values):
+            run_above(model, embeddings, bias, layout.positions, -1, PrefixCache())
+        if anchor:
+            run_above(
+                model,
+                embeddings[:, before],
+                bias[:, :, before, before],
+                layout.positions[:, before],
+                -1,
+                cache,
+            )
+        return _Run(hidden, values, cache.finished())
+
+    @torch.no_grad()
+    def _probability(
+        self, layout: Layout, run: _Run, layer: int, hidden: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """The answers' probability [rows] when ``hidden`` leaves the layer, or what the run has there."""
+        model, anchor = self.model, layout.anchor
+        normed = run_above(
+            model,
+            run.hidden[layer] if hidden is None else hidden,
+            attention_bias(model, layout, start=anchor),
+            layout.positions[:, anchor:],
+            layer,
+            run.cache,
+        )
+        at, tokens = layout.wanted()
+        logs = model.logits(normed[at]).log_softmax(-1).gather(1, tokens[:, None])[:, 0].double()
+        found = torch.zeros(len(layout.ids), dtype=torch.float64, device=model.device)
+        return found.index_add_(0, at[0], logs).exp().cpu()
+
+
+@contextmanager
+def _watched(
+    model: EditableModel, anchor: int, hidden: dict[int, torch.Tensor], values: dict[int, torch.Tensor]
+) -> Iterator[None]:
+    """Keeps what layers and projections put out during a block."""
+    handles = []
+    for layer in range(model.n_layers):
+
+        def left(_module: nn.Module, _inputs: object, output: torch.Tensor, layer: int = layer) -> None:
+            hidden[layer] = (output[0] if isinstance(output, tuple) else output)[:, anchor:].clone()
+
+        def said(_module: nn.Module, _inputs: object, output: torch.Tensor, layer: int = layer) -> None:
+            values[layer] = output[:, anchor].clone()
+
+        handles.append(model.layers[layer].register_forward_hook(left))
+        handles.append(model.projection(layer).register_forward_hook(said))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _said_at_anchor(model: EditableModel, values: dict[int, torch.Tensor]) -> Iterator[None]:
+    """Projections that say ``values`` {layer: [rows, d_out]} in the first column of a block's passes."""
+    handles = []
+    for layer, value in values.items():
+
+        def say(
+            _module: nn.Module, _inputs: object, output: torch.Tensor, value: torch.Tensor = value
+        ) -> torch.Tensor:
+            return torch.cat([value[:, None], output[:, 1:]], dim=1)
+
+        handles.append(model.projection(layer).register_forward_hook(say))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
