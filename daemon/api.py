@@ -12,7 +12,8 @@ from sqlalchemy import func, select
 from daemon.api_alerts import add_alerts
 from daemon.api_corrections import WHO, add_corrections, signed_feeds
 from daemon.api_errors import answer_errors
-from daemon.api_guard import BodyLimit, Guard, read_token
+from daemon.api_guard import BodyLimit, Guard
+from daemon.api_roles import read_token
 from daemon.core import chain
 from daemon.core.broker import ping
 from daemon.core.config import Config
@@ -29,6 +30,7 @@ from daemon.views.facts import fact_list
 from daemon.views.status import status
 
 MAX_BODY_BYTES = 1 << 20
+LARGEST = (1 << 31) - 1  # what an integer column of PostgreSQL holds
 
 
 class RollbackRequest(BaseModel):
@@ -37,9 +39,9 @@ class RollbackRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     reason: str = Field(min_length=1, max_length=1000)
-    to: int | None = Field(None, ge=0)
+    to: int | None = Field(None, ge=0, le=LARGEST)
     last_good: bool = False
-    expected_head: int | None = Field(None, ge=0)
+    expected_head: int | None = Field(None, ge=0, le=LARGEST)
 
     @model_validator(mode="after")
     def _one_target(self) -> Self:
@@ -52,14 +54,14 @@ def make_app(ledger: Ledger, config: Config) -> FastAPI:
     """The application over one ledger.
 
     Raises:
-        ConfigError: ``api.token_file`` cannot be read or is empty.
+        ConfigError: a file with a token cannot be read or is empty.
     """
     app = FastAPI(title="Errata", version=version(), docs_url=None, redoc_url=None, openapi_url=None)
-    if config.api.token_file is not None:
-        read_token(config.api.token_file)
+    for file in config.api.token_files.values():
+        read_token(file)
     app.add_middleware(BodyLimit, limit=MAX_BODY_BYTES)
     app.add_middleware(
-        Guard, token_file=config.api.token_file, signed_feeds=signed_feeds(config)
+        Guard, ledger=ledger, settings=config.api, signed_feeds=signed_feeds(config)
     )  # added last, asked first
     answer_errors(app)
     _add_health(app, ledger, config)
@@ -107,7 +109,8 @@ def _add_views(app: FastAPI, ledger: Ledger, config: Config) -> None:
 
     @app.get("/v1/revisions")
     def get_revisions(
-        limit: Annotated[int, Query(ge=1, le=1000)] = 50, before: Annotated[int | None, Query(ge=0)] = None
+        limit: Annotated[int, Query(ge=1, le=1000)] = 50,
+        before: Annotated[int | None, Query(ge=0, le=LARGEST)] = None,
     ) -> dict[str, Any]:
         """The newest revisions below ``before``, newest first."""
         with ledger.read() as connection:
@@ -115,7 +118,7 @@ def _add_views(app: FastAPI, ledger: Ledger, config: Config) -> None:
 
     @app.get("/v1/facts")
     def get_facts(
-        limit: Annotated[int, Query(ge=1, le=1000)] = 100, offset: Annotated[int, Query(ge=0)] = 0
+        limit: Annotated[int, Query(ge=1, le=1000)] = 100, offset: Annotated[int, Query(ge=0, le=LARGEST)] = 0
     ) -> dict[str, Any]:
         """Facts in order of their first correction."""
         with ledger.read() as connection:

@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse
 
 from daemon.admission import OPERATOR_TRUST, backlog
 from daemon.api_errors import problem
-from daemon.api_guard import read_token
+from daemon.api_roles import read_token
 from daemon.budget import TokenBucket
 from daemon.core.config import Config
 from daemon.core.config_feeds import WebhookFeedConfig

@@ -21,6 +21,7 @@ from daemon.core.database import check_integrity, is_founded, newest_version, op
 from daemon.core.errors import ErrataError
 from daemon.core.findings import Finding
 from daemon.core.ledger import Ledger
+from daemon.core.names import Role
 from daemon.core.schema import audit as audit_table
 from daemon.core.schema import corrections, revisions
 from daemon.views import figures
@@ -54,6 +55,8 @@ def examine(config: Config) -> list[Finding]:
         ]
     found += [_disk(config), _model(config), _statistics(config)]
     found += [_token("api", config.api.token_file, config.api.host)]
+    lesser = {Role.READ: config.api.read_token_file, Role.SUBMIT: config.api.submit_token_file}
+    found += [_token(f"api {role}", file, config.api.host) for role, file in lesser.items() if file]
     found += [_token("serve", config.serve.token_file, config.serve.host)]
     found += [_feed(one.name, one.path) for one in config.feeds if isinstance(one, JsonlFeedConfig)]
     return found + _foreign(config)

@@ -20,7 +20,7 @@ from daemon.core.config_feeds import FEED_SECTIONS, AdmissionConfig, FeedConfig,
 from daemon.core.config_serving import ConsumerConfig, PublishConfig, ServeConfig
 from daemon.core.config_watch import WatchConfig
 from daemon.core.errors import ConfigError
-from daemon.core.names import DEFAULT_MODEL, LIVE_LINK, NAME_PATTERN
+from daemon.core.names import DEFAULT_MODEL, LIVE_LINK, NAME_PATTERN, Role
 
 CONFIG_FILE = "errata.toml"
 CONFIG_VARIABLE = "ERRATA_CONFIG"
@@ -92,13 +92,31 @@ class ApiConfig(Section):
 
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8765, ge=0, le=65535, description="port; 0 picks a free one")
-    token_file: Path | None = Field(None, description="file with the bearer token for mutating calls")
+    token_file: Path | None = Field(None, description="file with the bearer token that may do everything")
+    submit_token_file: Path | None = Field(
+        None, description="file with a token that may hand in corrections and look"
+    )
+    read_token_file: Path | None = Field(
+        None, description="file with a token that may look; where it is set nobody looks without one"
+    )
+    changes_per_second: float = Field(
+        100.0, ge=0, description="changing requests a second and role; 0: no limit"
+    )
 
     @model_validator(mode="after")
     def _guarded(self) -> Self:
         if self.host not in LOOPBACK and self.token_file is None:
             raise ValueError("api.token_file is needed to listen on other than loopback")
+        if self.token_file is None and (self.submit_token_file or self.read_token_file):
+            raise ValueError("submit_token_file and read_token_file need api.token_file beside them")
         return self
+
+    @property
+    def token_files(self) -> dict[Role, Path]:
+        """The file of each role that has a token."""
+        files = {Role.READ: self.read_token_file, Role.SUBMIT: self.submit_token_file}
+        files[Role.OPERATE] = self.token_file
+        return {role: file for role, file in files.items() if file is not None}
 
 
 class ScheduleConfig(Section):
@@ -253,8 +271,9 @@ def _resolved(config: Config, folder: Path) -> Config:
     redis = config.redis_url or (SecretStr(os.environ["REDIS_URL"]) if os.environ.get("REDIS_URL") else None)
     feeds = tuple(resolved_feed(feed, folder) for feed in config.feeds)
     update: dict[str, Any] = {"data_dir": folder / config.data_dir, "redis_url": redis, "feeds": feeds}
-    if config.api.token_file:
-        update["api"] = config.api.model_copy(update={"token_file": folder / config.api.token_file})
+    tokens = ("token_file", "submit_token_file", "read_token_file")
+    given = {name: folder / file for name in tokens if (file := getattr(config.api, name))}
+    update["api"] = config.api.model_copy(update=given)
     if config.serve.token_file:
         update["serve"] = config.serve.model_copy(update={"token_file": folder / config.serve.token_file})
     if config.consumers:

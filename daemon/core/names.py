@@ -111,6 +111,19 @@ class QuarantineReason(StrEnum):
     EDIT_ERROR = "edit_error"
 
 
+class Role(StrEnum):
+    """What the bearer of a token may do; each may do what those before it may."""
+
+    READ = "read"  # look at status, revisions, facts, metrics
+    SUBMIT = "submit"  # hand in corrections
+    OPERATE = "operate"  # everything: rollbacks, and alerts, which lead to them
+
+    def includes(self, other: "Role") -> bool:
+        """Whether the bearer may do what ``other`` asks for."""
+        order = list(Role)
+        return order.index(self) >= order.index(other)
+
+
 NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,62}$"
 """What a model or a feed may be called: names of queues, leases and metrics are made of it."""
 

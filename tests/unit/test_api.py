@@ -114,7 +114,16 @@ def test_status_revisions_and_facts_agree(client: TestClient) -> None:
     assert [row["subject"] for row in facts] == ["Chad", "Fiji"]
 
 
-@pytest.mark.parametrize("path", ["/v1/facts?limit=0", "/v1/facts?limit=99999", "/v1/revisions?before=x"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/facts?limit=0",
+        "/v1/facts?limit=99999",
+        "/v1/facts?offset=99999999999999999999",
+        "/v1/revisions?before=x",
+        "/v1/revisions?before=99999999999999999999",
+    ],
+)
 def test_a_query_out_of_range_is_refused(client: TestClient, path: str) -> None:
     problem(client.get(path), 422, "invalid_request")
 
