@@ -13,11 +13,11 @@ from sqlalchemy import Connection, RowMapping, func, select
 from daemon.core.chain import lineage
 from daemon.core.clock import to_text
 from daemon.core.config_watch import WatchConfig
+from daemon.core.judgement import Drift, Paired, compare, mean_of, standardised
 from daemon.core.metrics import CEILING_PROBES
 from daemon.core.names import IncidentState, ProbeResult, RevisionState
 from daemon.core.outcomes import Outcomes, Scale
 from daemon.core.schema import incidents, judgements, probe_results, revisions
-from daemon.judgement import Drift, bootstrap_p, mcnemar, mean_of, standardised
 
 _BASELINE = 8  # first revisions whose mean a drift is measured against
 _ALLOWANCE = 0.5  # standard errors of every revision that are no drift
@@ -99,12 +99,9 @@ class _Look:
             return verdict
         verdict = self._after_incident(verdict, measured, before)
         now, then = Outcomes.from_json(measured["outcomes"]), Outcomes.from_json(before["outcomes"])
-        losses = now.losses(then) if now and then else []
-        if not losses or now is None:
-            return replace(verdict, reference=before["revision"])
-        hits = now.scale is Scale.HITS
-        p_value = mcnemar(losses) if hits else bootstrap_p(losses, self._watch.step_budget_nats, self._number)
-        return replace(verdict, reference=before["revision"], loss=fmean(losses), p_value=p_value)
+        paired = compare(now, then, self._watch, self._number)
+        verdict = replace(verdict, reference=before["revision"])
+        return verdict if paired is None else replace(verdict, loss=paired.loss, p_value=paired.p_value)
 
     def by_step(self, verdict: Verdict, measured: RowMapping, level: float) -> Verdict:
         """Degraded where the loss against the reference is above the budget and no noise."""
@@ -113,7 +110,7 @@ class _Look:
         now = Outcomes.from_json(measured["outcomes"])
         hits = now is not None and now.scale is Scale.HITS
         budget = self._watch.step_budget if hits else self._watch.step_budget_nats
-        if verdict.p_value >= level or verdict.loss < budget:
+        if not Paired(verdict.loss, verdict.p_value, budget).is_step(level):
             return verdict
         message = (
             f"{verdict.probe} lost {verdict.loss:.3g}{'' if hits else ' nats'} an item against revision "

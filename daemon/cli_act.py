@@ -103,11 +103,15 @@ def rollback(
     expected_head: Annotated[
         str | None, typer.Option(metavar="REV", help="refuse when head is another one")
     ] = None,
+    bisect: Annotated[
+        bool, typer.Option("--bisect", help="then find the guilty, and let the rest be written again")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Append a revision with an earlier one's content. Nothing is deleted; a rollback can be rolled back.
 
     Examples: errata rollback --to 12 --reason "bad source" | errata rollback --last-good --reason "3 a.m."
+    | errata rollback --last-good --bisect --reason "one of these is bad"
     """
     if (to is None) is not last_good:
         raise typer.BadParameter("give --to REV or --last-good")
@@ -115,6 +119,7 @@ def rollback(
     from daemon.rollback import roll_back
 
     config = load(context)
+    then = _command(context, "bisect") if bisect else None
     number = None if to is None else parse_revision(to)
     expected = None if expected_head is None else parse_revision(expected_head)
     with open_ledger(config) as ledger:
@@ -129,10 +134,29 @@ def rollback(
         )
         with ledger.read() as connection:
             content_of = _content_of(connection, config.model.name, head)
-    if as_json:
+    if then is not None:
+        arguments = [str(head), *(["--json"] if as_json else [])]
+        with then.make_context("bisect", arguments, context.parent) as inner:
+            then.invoke(inner)
+    elif as_json:
         print_json({"model": config.model.name, "head": head, "content_of": content_of})
     else:
         say(f"head is {head}; it holds what revision {content_of} held")
+
+
+def _command(context: typer.Context, name: str) -> Any:
+    """Another command of this installation.
+
+    Raises:
+        ConfigError: it came with the workers, which are not installed here.
+    """
+    from daemon.core.errors import ConfigError
+
+    group = context.parent
+    found = group.command.get_command(group, name) if group else None  # type: ignore[attr-defined]
+    if found is None:
+        raise ConfigError(f"errata {name} is not installed here", hint="run it where the workers are")
+    return found
 
 
 def pause(

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -80,11 +81,15 @@ class House:
     def kill(self) -> None:
         """Leave nothing running, whatever the test did."""
         if self.process is not None and self.process.poll() is None:
+            sessions = _children(self.process.pid)
             self.process.terminate()
             try:
                 self.process.wait(30)
-            except subprocess.TimeoutExpired:
+            except subprocess.TimeoutExpired:  # a worker in an edit is waited for: a test does not
                 self.process.kill()
+                for leader in sessions:
+                    with suppress(ProcessLookupError):
+                        os.killpg(leader, signal.SIGKILL)
         self.ledger.close()
 
     def wait(self, what: Callable[[], bool], seconds: float = 60.0) -> None:
@@ -122,3 +127,10 @@ class House:
             name: value for name, value in os.environ.items() if not name.startswith(("ERRATA_", "REDIS_URL"))
         }
         return {**kept, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+
+
+def _children(pid: int) -> list[int]:
+    """What a supervisor started; each leads a session of its own."""
+    with suppress(FileNotFoundError):
+        return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return []

@@ -7,7 +7,7 @@ the newest revision that is sound, and the corrections that this takes back wait
 from dataclasses import dataclass
 
 import torch
-from sqlalchemy import Connection, RowMapping, insert, or_, select, update
+from sqlalchemy import Connection, RowMapping, insert, select, update
 
 from daemon.core.blobs import require_sound
 from daemon.core.chain import head
@@ -15,8 +15,9 @@ from daemon.core.clock import to_text
 from daemon.core.errors import CorruptBlobError, NotFoundError, StoreError
 from daemon.core.ledger import Ledger
 from daemon.core.log import get_logger
-from daemon.core.names import STORE_PROBE, CorrectionState, IncidentState, ProbeResult
-from daemon.core.schema import corrections, incidents, revisions
+from daemon.core.names import STORE_PROBE, IncidentState, ProbeResult
+from daemon.core.schema import incidents, revisions
+from daemon.core.settlement import reverted_by, wait_again
 from workers.editing.editor import Editor
 from workers.loading import DRIFT, load_tensors
 from workers.pairs import load_pairs
@@ -89,7 +90,8 @@ def _fall_back(ledger: Ledger, store: Store, model: str, why: str) -> int:
         target = _newest_sound(connection, store, model)
 
     def settle(connection: Connection, number: int) -> None:
-        _wait_again(connection, target, number)
+        # the disk failed, not the facts
+        wait_again(connection, reverted_by(connection, model, number), "its weights were damaged on disk")
         _open(connection, ledger, model, current, f"{why}; fell back to revision {target}", number)
 
     return ledger.rollback(model, target, WHO, why, current, settle)
@@ -106,25 +108,6 @@ def _newest_sound(connection: Connection, store: Store, model: str) -> int:
             continue
         return int(row["number"])
     raise NotFoundError(f"no revision of {model!r} is sound", hint="errata restore brings a backup")
-
-
-def _wait_again(connection: Connection, target: int, number: int) -> None:
-    """The disk failed, not the facts: what the rollback reverted waits, unless something newer does."""
-    mine = (
-        corrections.c.state == CorrectionState.REVERTED,
-        corrections.c.reason == f"rollback to {target} in revision {number}",
-    )
-    waits = (CorrectionState.PENDING, CorrectionState.QUEUED)
-    for row in connection.execute(select(corrections).where(*mine)).mappings().all():
-        newer = select(corrections.c.id).where(
-            corrections.c.fact_id == row["fact_id"],
-            corrections.c.order_key > row["order_key"],
-            or_(corrections.c.state.in_(waits), corrections.c.state == CorrectionState.APPLIED),
-        )
-        beaten = connection.execute(newer.limit(1)).first() is not None
-        state = CorrectionState.SUPERSEDED if beaten else CorrectionState.PENDING
-        values = {"state": state, "batch_id": None, "reason": "its weights were damaged on disk"}
-        connection.execute(update(corrections).where(corrections.c.id == row["id"]).values(**values))
 
 
 def _note(ledger: Ledger, model: str, revision: int, why: str) -> None:

@@ -300,17 +300,21 @@ class Session:
     # -- after the edit -------------------------------------------------------------------------------
 
     def _probe(self, batch_id: str, plan: Plan, edit: Edit, parent: int) -> list[ProbeRow]:
-        written, older = [fact for fact, _ in edit.written], self._older(plan, edit, parent)
-        with self.ledger.read() as connection:
-            touched = {fact.fact_id for fact in (*plan.writes, *plan.removals)}
-            older += [f for f in known_facts(connection, self.model, parent) if f.fact_id not in touched]
-        written += edit.known
-        context = ProbeContext(self.editor, written, older, self.config.watch, self._base, seed=parent + 1)
+        context = self._context(plan, edit, parent)
         with self.ledger.read() as connection:
             fatal = batches.fatal_probes(connection, batch_id)
         begins = partial(self._note_probe, batch_id)
         probes = fast(self.config.watch)
         return run_probes(probes, context, self.ledger.clock, begins=begins, fatal=fatal)
+
+    def _context(self, plan: Plan, edit: Edit, parent: int) -> ProbeContext:
+        """What the weights should hold now."""
+        older = self._older(plan, edit, parent)
+        with self.ledger.read() as connection:
+            touched = {fact.fact_id for fact in (*plan.writes, *plan.removals)}
+            older += [f for f in known_facts(connection, self.model, parent) if f.fact_id not in touched]
+        written = [*(fact for fact, _ in edit.written), *edit.known]
+        return ProbeContext(self.editor, written, older, self.config.watch, self._base, seed=parent + 1)
 
     def _note_probe(self, batch_id: str, probe: str) -> None:
         with self.ledger.write() as connection:

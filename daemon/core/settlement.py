@@ -118,6 +118,47 @@ def _beat_waiting(
         set_state(connection, older, CorrectionState.SUPERSEDED, why)
 
 
+def wait_again(connection: Connection, ids: Iterable[str], why: str) -> list[str]:
+    """Let corrections that a rollback reverted wait for a batch, unless something newer does or holds.
+
+    Returns those that wait; what is beaten is superseded, and what is no longer reverted stays as it is.
+    """
+    waiting = []
+    newer_counts = (CorrectionState.PENDING, CorrectionState.QUEUED, CorrectionState.APPLIED)
+    for one in ids:
+        mine = (corrections.c.id == one) & (corrections.c.state == CorrectionState.REVERTED)
+        row = connection.execute(select(corrections).where(mine)).mappings().one_or_none()
+        if row is None:
+            continue
+        newer = select(corrections.c.id).where(
+            corrections.c.fact_id == row["fact_id"],
+            corrections.c.order_key > row["order_key"],
+            corrections.c.state.in_(newer_counts),
+        )
+        beaten = connection.execute(newer.limit(1)).first() is not None
+        state = CorrectionState.SUPERSEDED if beaten else CorrectionState.PENDING
+        values = {"state": state, "batch_id": None, "reason": why}
+        connection.execute(update(corrections).where(mine).values(**values))
+        if not beaten:
+            waiting.append(one)
+    return waiting
+
+
+def reverted_by(connection: Connection, model: str, number: int) -> list[str]:
+    """The corrections that the rollback ``number`` took back and that are still held, oldest first."""
+    query = (
+        select(corrections.c.id)
+        .join(tenures, tenures.c.correction_id == corrections.c.id)
+        .where(
+            tenures.c.model == model,
+            tenures.c.until == number,
+            corrections.c.state == CorrectionState.REVERTED,
+        )
+        .order_by(corrections.c.seq)
+    )
+    return list(dict.fromkeys(connection.execute(query).scalars()))
+
+
 def _state_after(closed: RowMapping, opened: RowMapping | None, orders: Mapping[str, str]) -> CorrectionState:
     """A correction whose tenure ends is superseded by a newer one, otherwise taken back."""
     if opened is None or orders[opened["correction_id"]] < orders[closed["correction_id"]]:

@@ -3,7 +3,6 @@
 import json
 import socket
 import subprocess
-import time
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
@@ -45,12 +44,6 @@ class Prometheus:
         assert answer["status"] == "success", (expression, answer)
         found: list[dict[str, Any]] = answer["data"]["result"]
         return found
-
-    def fired_at(self, alert: str) -> float | None:
-        """When an alert began to fire, as Unix time; None while it does not."""
-        listed = json.loads(get(f"{self._url}/api/v1/alerts"))["data"]["alerts"]
-        began = [one["activeAt"] for one in listed if one["labels"]["alertname"] == alert]
-        return time.time() if began else None
 
 
 @contextmanager

@@ -5,9 +5,9 @@ guards and λ's off. Run with -s to see the times.
 """
 
 import json
-import time
 import tomllib
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import pytest
 import tomli_w
 from sqlalchemy import select
 
+from daemon import switches
 from daemon.admission import submit
 from daemon.core import batches
 from daemon.core.chain import head
@@ -27,7 +28,7 @@ from workers.assemble import SessionHolder
 from workers.loading import Loaded, load_tensors
 from workers.session import Outcome, Session
 
-pytestmark = [pytest.mark.redis, pytest.mark.slow]
+pytestmark = [pytest.mark.redis, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 GOOD = [
     ("Boeing", "The company Boeing has its headquarters in the state of", "Virginia"),
@@ -62,20 +63,23 @@ class Saboteur(Session):
 def damage(place: House) -> None:
     """Write a batch that at least doubles the perplexity, as this process."""
     wild = tomllib.loads(place.file.read_text())
-    wild["edit"] |= {"recipe_overrides": WILD, "review": 0}
+    wild["edit"] |= {"recipe_overrides": WILD, "review": 0, "lease_seconds": 60}
     wild["watch"] |= {"delta_ceiling": 1e9, "batch_delta_ceiling": 1e9}
     file = place.folder / "wild.toml"
     file.write_text(tomli_w.dumps(wild))
     config = load_config(file)
     honest = SessionHolder(config).session()
     session = Saboteur(honest.ledger, honest.store, honest.editor, config)
+    turn = {"model": "default", "feed": None, "who": "saboteur", "reason": "no honest batch of it"}
+    switches.pause(place.ledger, **turn)
     for subject, prompt, answer in BAD:
         submit(place.ledger, {"subject": subject, "prompt": prompt, "object": answer}, "saboteur")
-    with place.ledger.write() as connection:  # before the daemon makes a batch of them
+    with place.ledger.write() as connection:
         now = place.ledger.clock.now()
         waiting = select(corrections.c.id).where(corrections.c.state == "pending")
         batch = batches.create(connection, now, "default", connection.execute(waiting).scalars().all())
-        batches.mark_sent(connection, now, batch)
+        batches.mark_sent(connection, now, [batch])
+    switches.resume(place.ledger, **turn)
     assert session.run(batch) is Outcome.COMMITTED
 
 
@@ -120,6 +124,10 @@ def tell(place: House, good: int, port: int) -> None:
     metrics = get(f"http://127.0.0.1:{port}/metrics").decode()
     assert 'errata_rollbacks_total{model="default"} 1.0' in metrics
     assert 'errata_paused{model="default"} 0.0' in metrics
+    page = get(f"http://127.0.0.1:{port}/").decode()
+    assert f"rollback to {good}" in page
+    assert "rolled_back" in page
+    assert all(subject in page for subject, _, _ in (*GOOD, *BAD))
 
 
 def watch(place: House, good: int) -> tuple[float, dict[str, Any]]:
@@ -128,7 +136,7 @@ def watch(place: House, good: int) -> tuple[float, dict[str, Any]]:
     bad = place.chain()[good + 1]
     ratio = perplexity(place, good + 1)
     assert ratio >= 2.0, f"no damage worth the name: {ratio:.2f}"
-    place.wait(lambda: bool(rollbacks(place)), 60)
+    place.wait(lambda: bool(rollbacks(place)), 100)
     print(f"\nperplexity x{ratio:.3g}")
     return wait_from(bad), rollbacks(place)[0]
 
@@ -137,7 +145,7 @@ def settings(auto: bool) -> dict[str, Any]:
     return {
         "watch": {"auto_rollback": auto, "locality_floor": 0.0, "retention_floor": 0.0},
         "publish": {"follow": False},
-        "edit": {"review": 0},
+        "edit": {"review": 0, "resend_seconds": 20.0},
     }
 
 
@@ -164,25 +172,38 @@ def test_an_alert_takes_damage_back(house: Callable[..., House], tmp_path: Path)
         fired = fired_at(place)
         print(f"Prometheus: {fired - committed:.1f} s from commit to alert,", end=" ")
         print(f"{wait_from(back) - fired:.1f} s from alert to restored weights")
-        place.wait(lambda: not prometheus.query('ALERTS{alertstate="firing",action="rollback"}'), 60)
-        time.sleep(15)  # repeated deliveries, if there are any, have come by now
+        place.wait(lambda: not prometheus.query('ALERTS{alertstate="firing",action="rollback"}'), 100)
+        place.wait(lambda: told_of_the_end(place), 100)  # whatever was to be delivered has come by then
         tell(place, good, port)
         ratio = prometheus.query('errata_probe_score{probe="perplexity_ratio"}')
         assert float(ratio[0]["value"][1]) < 1.1, "metrics recover"
-        assert_panels_show_something(prometheus)
+        with suppress(AssertionError):  # said better below
+            place.wait(lambda: silent_panels(prometheus) == [], 20)
+        assert silent_panels(prometheus) == []
     place.stop()
+
+
+def deliveries(place: House) -> list[dict[str, Any]]:
+    """What Alertmanager delivered, by the audit."""
+    with place.ledger.read() as connection:
+        rows = connection.execute(select(audit.c.details).where(audit.c.action == "alert"))
+        return [row.details for row in rows]
+
+
+def told_of_the_end(place: House) -> bool:
+    """Whether the newest delivery says that nothing fires any more."""
+    told = deliveries(place)
+    return bool(told) and not told[-1]["asking"]
 
 
 def fired_at(place: House) -> float:
     """When the first alert of the incident began, by what Alertmanager delivered."""
-    with place.ledger.read() as connection:
-        rows = connection.execute(select(audit.c.details).where(audit.c.action == "alert"))
-        episodes = [episode for row in rows for episode in row.details["episodes"]]
+    episodes = [episode for told in deliveries(place) for episode in told["episodes"]]
     return min(from_text(episode.rsplit("@", 1)[1]).timestamp() for episode in episodes)
 
 
-def assert_panels_show_something(prometheus: Prometheus) -> None:
-    """Every query of every panel, as Grafana would send it."""
+def silent_panels(prometheus: Prometheus) -> list[str]:
+    """The queries of all panels, as Grafana would send them, that return no data."""
     empty = []
     for file in sorted((MONITORING / "grafana" / "dashboards").glob("*.json")):
         for panel in json.loads(file.read_text())["panels"]:
@@ -190,4 +211,4 @@ def assert_panels_show_something(prometheus: Prometheus) -> None:
                 expression = target["expr"].replace("$model", "default").replace("$__rate_interval", "1m")
                 if not prometheus.query(expression):
                     empty.append(f"{file.stem}: {panel['title']}: {expression}")
-    assert empty == []
+    return empty

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from daemon.core.judgement import Drift, bootstrap_p, mcnemar, mean_of, standardised
 from daemon.core.outcomes import Outcomes, Scale
-from daemon.judgement import Drift, bootstrap_p, mcnemar, mean_of, standardised
 from tests.bench.judgement import Quiz, alarms, delay, tips
 
 

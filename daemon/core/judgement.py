@@ -9,6 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, pvariance
 
+from daemon.core.config_watch import WatchConfig
+from daemon.core.outcomes import Outcomes, Scale
+
 _RESAMPLES = 10_000
 _STEADY = 4.0  # items² added to the variance: one or two items that tip for good are no drift
 _CLIP = 4.0  # standard errors that one revision may add to the sum: one outlier alone is no drift
@@ -37,6 +40,29 @@ def bootstrap_p(losses: Sequence[float], budget: float, seed: int = 0) -> float:
     limit = budget * count
     below = sum(1 for _ in range(_RESAMPLES) if sum(chance.choices(losses, k=count)) <= limit)
     return (below + 1) / (_RESAMPLES + 1)
+
+
+@dataclass(frozen=True)
+class Paired:
+    """What a paired test says of the same items before and now; ``budget`` is what one step may lose."""
+
+    loss: float
+    p_value: float
+    budget: float
+
+    def is_step(self, level: float) -> bool:
+        """Whether the loss is above the budget and, at this level, no noise."""
+        return self.p_value < level and self.loss >= self.budget
+
+
+def compare(now: Outcomes | None, then: Outcomes | None, watch: WatchConfig, seed: int) -> Paired | None:
+    """McNemar's test for hits, the bootstrap for nats; None where no items are the same."""
+    losses = now.losses(then) if now and then else []
+    if not losses or now is None:
+        return None
+    hits = now.scale is Scale.HITS
+    p_value = mcnemar(losses) if hits else bootstrap_p(losses, watch.step_budget_nats, seed)
+    return Paired(fmean(losses), p_value, watch.step_budget if hits else watch.step_budget_nats)
 
 
 def standardised(losses: Sequence[float], slack: float, *, hits: bool) -> float:
