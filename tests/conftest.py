@@ -22,6 +22,18 @@ def is_full() -> bool:
     return bool(os.environ.get("ERRATA_TEST_GUARANTEES"))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Side by side, a file stays on one process; so do all that start whole installations, and all of numerics.
+
+    Two installations at once would starve each other on a small machine, and numerics share a trained model.
+    """
+    folder = Path(__file__).parent
+    for item in items:
+        file = item.path.relative_to(folder)
+        group = file.parts[0] if file.parts[0] in ("e2e", "numerics") else str(file)
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(scope="session")
 def redis_binary() -> Path:
     """The Redis server of this machine."""

@@ -71,7 +71,8 @@ def test_a_damaged_blob_is_mended_when_its_content_is_written_again(
 def test_a_blob_is_written_once(store: Store) -> None:
     before = store.path(store.put(TENSORS)).stat()
     after = store.path(store.put(TENSORS)).stat()
-    assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
+    assert before.st_ino == after.st_ino
+    assert after.st_mtime_ns >= before.st_mtime_ns  # young again: no collection takes it before it is named
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "a" * 64 + "\n", "A" * 64, "a" * 63, ""])
