@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from workers import cli_keep, cli_publish, cli_serve, cli_watch
+from workers import cli_keep, cli_locate, cli_publish, cli_serve, cli_watch
 from workers.bench.cli import app as bench_commands
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ def register(app: typer.Typer) -> None:
     app.command("tour")(tour)
     app.add_typer(bench_commands, name="bench")
     cli_keep.register(app)
+    cli_locate.register(app)
     cli_publish.register(app)
     cli_serve.register(app)
     cli_watch.register(app)

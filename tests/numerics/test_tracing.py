@@ -10,7 +10,7 @@ from tests.numerics.models import random_model
 from workers.editing.architectures import ARCHITECTURES
 from workers.editing.model import EditableModel
 from workers.locate.facts import KnownFact
-from workers.locate.tracing import Traced, subject_deviation, trace, window_of
+from workers.locate.tracing import Traced, subject_deviation, trace, window_at
 
 FACTS = [
     KnownFact("r", "w1 w2", "the w6 of w1 w2 is", "w20 w21", "-"),
@@ -137,9 +137,19 @@ def test_a_trace_finds_what_brings_known_facts_back() -> None:
     found = trace(model, facts, 10, 0, lambda done, total: steps.append((done, total)))
     assert found.clean > 1.5 * found.corrupted
     assert len(found.hidden) == len(found.mlp) == model.n_layers
-    assert found.window == window_of(4) == 1
+    assert found.window == 1
     assert max(found.hidden) <= 1
     assert found.hidden[-1] == found.mlp[-1] == pytest.approx(0, abs=1e-9)  # the answer is said further on
     assert steps[-1][0] == steps[-1][1]
     assert trace(model, facts, 10, 0) == found
     assert trace(model, facts, 10, 1) != found
+
+
+def test_a_window_is_a_sixth_of_the_model_without_its_first_layer() -> None:
+    assert [list(window_at(layer, 30)) for layer in (0, 1, 3, 29)] == [
+        [0],
+        [1, 2, 3],
+        [1, 2, 3, 4, 5],
+        [27, 28, 29],
+    ]
+    assert list(window_at(2, 4)) == [2]

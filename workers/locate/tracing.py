@@ -4,7 +4,8 @@ ROME (arXiv 2202.05262, section 2.1): p is the probability of the right answer, 
 to the embeddings of the subject's tokens, σ being their standard deviation over the facts. With one state of
 the clean run put back at the subject's last token it is p' — either the output of one layer, or the MLP
 outputs of a window of layers. A layer's share is the mean of p' − p* over facts and noises, as a part of the
-mean of p − p*.
+mean of p − p*. The first layer's MLP reads little but the token itself, so its output tells the upper layers
+which token the noise hid: it stands alone, outside all windows, and recalls nothing.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -57,7 +58,7 @@ def trace(
     """
     sigma = noise * subject_deviation(model, facts)
     generator = torch.Generator().manual_seed(seed)
-    width, size = window_of(model.n_layers), max(1, _ROWS // noises)
+    size = max(1, _ROWS // noises)
     total = torch.zeros(2, model.n_layers, dtype=torch.float64)
     clean = corrupted = 0.0
     for start in range(0, len(facts), size):
@@ -66,9 +67,8 @@ def trace(
         clean += float(traced.clean.sum())
         corrupted += float(traced.corrupted.sum()) / noises
         for layer in range(model.n_layers):
-            window = range(max(0, layer - width // 2), min(model.n_layers, layer + width // 2 + 1))
             total[0, layer] += traced.with_hidden(layer).sum() / noises
-            total[1, layer] += traced.with_mlp(window).sum() / noises
+            total[1, layer] += traced.with_mlp(window_at(layer, model.n_layers)).sum() / noises
             if progress is not None:
                 done = start * model.n_layers + (layer + 1) * len(some)
                 progress(done, len(facts) * model.n_layers)
@@ -76,12 +76,19 @@ def trace(
         raise ModelError("noise on the subjects does not lower the answers' probability", hint="more facts")
     shares = (total - corrupted) / (clean - corrupted)
     count = len(facts)
+    width = _reach(model.n_layers) * 2 + 1
     return Trace(shares[0].tolist(), shares[1].tolist(), clean / count, corrupted / count, width)
 
 
-def window_of(n_layers: int) -> int:
-    """Layers of one window: about a sixth of the model, odd."""
-    return 2 * (n_layers // 12) + 1
+def window_at(layer: int, n_layers: int) -> range:
+    """The layers around one whose MLP outputs are put back with its own: about a sixth of the model."""
+    if layer == 0:
+        return range(1)
+    return range(max(1, layer - _reach(n_layers)), min(n_layers, layer + _reach(n_layers) + 1))
+
+
+def _reach(n_layers: int) -> int:
+    return n_layers // 12
 
 
 @torch.no_grad()

@@ -1,0 +1,92 @@
+"""The command that chooses layers: locate."""
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from workers.locate.sweep import Pair
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("locate")(locate)
+
+
+def locate(
+    context: typer.Context,
+    against: Annotated[
+        list[str] | None, typer.Option(help="pair of layers that competes too, as 3,8; may be repeated")
+    ] = None,
+    facts: Annotated[
+        Path | None,
+        typer.Option(
+            help="JSON lines: relation, subject, prompt, answer, paraphrase; none: the shipped ones"
+        ),
+    ] = None,
+    n: Annotated[int, typer.Option("--n", min=1, help="known facts that are traced, at most")] = 24,
+    noises: Annotated[int, typer.Option(min=1, help="draws of noise for each")] = 4,
+    edits: Annotated[int, typer.Option(min=1, help="facts edited at each pair, at most")] = 16,
+    batch: Annotated[int, typer.Option(min=1, help="facts in one batch")] = 8,
+    pairs: Annotated[int, typer.Option(min=1, max=5, help="pairs that the trace proposes, at most")] = 4,
+    recipe: Annotated[str | None, typer.Option(help="preset that is tried; none: edit.recipe")] = None,
+    seed: Annotated[int, typer.Option(help="draws facts, noise and edits")] = 0,
+    out: Annotated[
+        Path | None, typer.Option(help="folder of results; without it, locate in the data directory")
+    ] = None,
+    picture: Annotated[bool, typer.Option(help="draw locate.png (extra bench)")] = True,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="print one JSON document instead of tables")
+    ] = False,
+) -> None:
+    """Choose the layers to edit in a model that nobody knows yet, and write them down as a recipe file.
+
+    Facts that the model knows are traced: their subject becomes noise, and one layer's state at the subject's
+    last token is put back; what returns of the answer's probability shows where facts are recalled. The pairs
+    of boundary layers that follow are tried by real edits, the best ones again on other facts. The model's
+    files are not touched. Ends with an error where no pair takes half of the edits.
+
+    Examples: errata locate | errata locate --against 3,8 --seed 1 | errata locate --facts mine.jsonl --json
+    """
+    from workers.locate import report
+    from workers.locate.run import Plan, locate_layers
+    from workers.progress import progress_bars
+
+    config, start = context.obj["config"](), time.monotonic()
+    if picture:
+        report.require_pictures()
+    rivals = tuple(_pair(text) for text in against or ())
+    plan = Plan(recipe or config.edit.recipe, facts, n, noises, edits, batch, pairs, rivals, seed)
+    console, folder = Console(stderr=True), out or config.data_dir / "locate"
+    with progress_bars(console) as step:
+        found = locate_layers(config, plan, step)
+    model = config.model_path.name
+    document = report.document(plan, found, model, time.monotonic() - start)
+    report.write_text(folder / "locate.json", json.dumps(document, indent=1))
+    if picture:
+        report.draw(folder / "locate.png", found.trace, found.choice)
+    found.require_useful()
+    recipe_text = report.recipe_text(plan, config.edit.recipe_overrides, found.layers, model)
+    report.write_text(folder / "recipe.toml", recipe_text)
+    if as_json:
+        typer.echo(json.dumps(document))
+    else:
+        screen = Console()
+        screen.print(report.trace_table(found))
+        screen.print(report.choice_table(found.choice, edits))
+        for line in report.comparison(found.choice):
+            screen.print(line, highlight=False)
+        screen.print(recipe_text, highlight=False, markup=False)
+    console.print(f"results: {folder}")
+
+
+def _pair(text: str) -> "Pair":
+    """``3,8`` as two layers."""
+    parts = [part.strip() for part in text.split(",")]
+    if len(parts) != 2 or not all(part.isdecimal() for part in parts):
+        raise typer.BadParameter(f"{text!r} is not a pair of layers such as 3,8", param_hint="--against")
+    return int(parts[0]), int(parts[1])

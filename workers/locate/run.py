@@ -1,0 +1,81 @@
+"""The whole way from a model that nobody knows to the layers at which to edit it."""
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+from daemon.core.config import Config
+from daemon.core.errors import ConfigError, ModelError
+from workers.assemble import open_model
+from workers.editing.recipes import resolve
+from workers.locate.facts import answered, make_trial, read_known
+from workers.locate.sweep import Choice, Pair, Sweep, propose
+from workers.locate.tracing import Trace, trace
+from workers.progress import Step
+
+_USEFUL = 0.5  # greedy efficacy below which no pair may be recommended
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is traced and tried; ``facts`` names a file of known facts, none the shipped ones."""
+
+    recipe: str
+    facts: Path | None = None
+    traced: int = 24
+    noises: int = 4
+    edits: int = 16
+    batch: int = 8
+    pairs: int = 4
+    against: tuple[Pair, ...] = ()
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Located:
+    """``layers`` are all that the recipe edits; ``known`` of the facts the model answers, ``traced`` were."""
+
+    layers: tuple[int, ...]
+    trace: Trace
+    choice: Choice
+    known: int
+    traced: int
+
+    def require_useful(self) -> None:
+        """Refuse a choice that takes less than half of the edits.
+
+        Raises:
+            ModelError: no pair of layers edits this model.
+        """
+        best = next(row for row in self.choice.checked if row.layers == self.choice.layers)
+        if best.scores.greedy < _USEFUL:
+            raise ModelError(
+                f"no pair of layers edits this model: at the best, {best.layers}, "
+                f"{best.scores.greedy:.0%} of the edits are answered",
+                hint="other settings in edit.recipe_overrides, or another recipe",
+            )
+
+
+def locate_layers(config: Config, plan: Plan, step: Step) -> Located:
+    """Keep the facts that the model knows, trace some, propose pairs, try them by edits.
+
+    Raises:
+        ConfigError: the file, the recipe or a pair cannot be used, or the model knows too little.
+        ModelError: the model cannot be loaded or traced.
+    """
+    facts = read_known(plan.facts)
+    model = open_model(config)
+    for pair in plan.against:
+        if not 0 <= pair[0] < pair[1] < model.n_layers:
+            raise ConfigError(f"{pair} is no ascending pair of layers of a model of {model.n_layers}")
+    settings = dict(config.edit.recipe_overrides) | {"layers": (0, model.n_layers - 1)}
+    recipe = resolve(plan.recipe, settings, model.n_layers)
+    step("known facts", 0, len(facts))
+    known = answered(model, facts)
+    step("known facts", len(facts), len(facts))
+    trial = make_trial(known, plan.edits, plan.seed)
+    sample = random.Random(plan.seed).sample(known, min(plan.traced, len(known)))
+    found = trace(model, sample, plan.noises, plan.seed, lambda done, total: step("trace", done, total))
+    sweep = Sweep(model, recipe, plan.batch, config.data_dir / "statistics", config.model.corpus)
+    choice = sweep.choose(trial, propose(found, plan.pairs, plan.against), step)
+    return Located(sweep.edited(choice.layers), found, choice, len(known), len(sample))

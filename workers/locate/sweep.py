@@ -1,0 +1,160 @@
+"""From a trace to a choice: pairs of boundary layers are proposed, tried by real edits, and compared.
+
+Tracing says where a fact is recalled, which need not be where it is best written (arXiv 2301.04213). So it
+only proposes; what decides is how well the model does after the same facts were written at each pair.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, harmonic_mean
+
+from workers.bench.facts import BenchFact
+from workers.bench.lab import batches
+from workers.bench.runs import Sequencer
+from workers.bench.scores import Scorer, Scores
+from workers.editing.editor import Associations, Editor
+from workers.editing.model import EditableModel
+from workers.editing.recipes import Recipe
+from workers.editing.statistics import Statistics, load_or_compute
+from workers.locate.facts import Trial
+from workers.locate.tracing import Trace
+from workers.progress import Step
+
+Pair = tuple[int, int]
+_PARTS_OF_PEAK = (0.5, 0.75, 0.9)
+"""The critical layers are those around the peak of the MLP curve that reach this part of it."""
+_PUBLISHED = (4 / 32, 8 / 32)
+"""Where BLUE (arXiv 2502.03748) has the boundary layers of Llama-3-8B."""
+FINALISTS = 2
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A pair of boundary layers and who proposed it."""
+
+    layers: Pair
+    source: str
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What the model was like after real edits at a pair; ``norm``: ‖W − W0‖/‖W0‖ of what moved most."""
+
+    layers: Pair
+    source: str
+    scores: Scores
+    norm: float
+    refused: int
+
+    @property
+    def merit(self) -> float:
+        """Harmonic mean of greedy efficacy, PS and NS, divided by the perplexity ratio."""
+        return merit(self.scores)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """All pairs that were tried, best first; those that went on to the check; and the best of these."""
+
+    tried: list[Tried]
+    checked: list[Tried]
+    layers: Pair
+
+    def overall(self, layers: Pair) -> float:
+        """Mean merit of a checked pair over both sets of edits."""
+        return fmean(one.merit for one in (*self.tried, *self.checked) if one.layers == layers)
+
+
+def merit(scores: Scores) -> float:
+    """One number for a table's row, 1 at best: what was to change did, what was not to change did not."""
+    return harmonic_mean([scores.greedy, scores.ps, scores.ns]) / scores.perplexity
+
+
+def propose(trace: Trace, most: int, against: Sequence[Pair] = ()) -> list[Candidate]:
+    """At most ``most`` pairs of first and last critical layer, widest first, and those of ``against``."""
+    count = len(trace.mlp)
+    ranges = [(critical_layers(trace.mlp, part), f"{part:.0%} of the peak") for part in _PARTS_OF_PEAK]
+    first, last = (round(share * count) for share in _PUBLISHED)
+    ranges.append(((first, last), "as in Llama-3-8B"))
+    middle = ranges[-2][0]
+    ranges.append(((middle[0], middle[1] + max(2, count // 8)), "peak and above"))
+    found: dict[Pair, str] = {}
+    for pair, source in ranges:
+        found.setdefault(_apart(pair, count), source)
+    chosen = dict(list(found.items())[:most])
+    for pair in against:
+        chosen[pair] = f"{chosen[pair]}, --against" if pair in chosen else "--against"
+    return [Candidate(pair, source) for pair, source in chosen.items()]
+
+
+def critical_layers(curve: Sequence[float], part: float) -> Pair:
+    """First and last of the layers around the curve's peak that reach ``part`` of it without a gap.
+
+    The first layer of all is left out: what its MLP brings back is the token (workers/locate/tracing.py).
+    """
+    peak = max(range(1, len(curve)), key=lambda layer: curve[layer])
+    first = last = peak
+    while first > 1 and curve[first - 1] >= part * curve[peak]:
+        first -= 1
+    while last < len(curve) - 1 and curve[last + 1] >= part * curve[peak]:
+        last += 1
+    return first, last
+
+
+def _apart(pair: Pair, count: int) -> Pair:
+    """Two different layers of the model: one alone gets the next one as company."""
+    first, last = max(0, min(pair[0], count - 2)), min(pair[1], count - 1)
+    return first, max(last, first + 1)
+
+
+class Sweep:
+    """Tries pairs of layers on one model by one recipe, from the base weights each time."""
+
+    def __init__(
+        self, model: EditableModel, recipe: Recipe, batch: int, statistics: Path, corpus: Path | None
+    ) -> None:
+        self.model, self.recipe, self.batch = model, recipe, batch
+        self._folder, self._corpus = statistics, corpus
+
+    def choose(self, trial: Trial, candidates: Sequence[Candidate], step: Step) -> Choice:
+        """Try all, check the best and those of ``--against`` on facts of their own, take the best of both."""
+        layers = sorted({layer for one in candidates for layer in self.edited(one.layers)})
+        statistics = load_or_compute(
+            self.model,
+            layers,
+            self._folder,
+            self._corpus,
+            lambda done, total: step("statistics", done, total),
+        )
+        tried = []
+        for done, one in enumerate(candidates):
+            step("sweep", done, len(candidates))
+            tried.append(self.attempt(one, trial.sweep, statistics))
+        step("sweep", len(candidates), len(candidates))
+        tried.sort(key=lambda one: one.merit, reverse=True)
+        final = [one for place, one in enumerate(tried) if place < FINALISTS or "--against" in one.source]
+        checked = []
+        for done, row in enumerate(final):
+            step("check", done, len(final))
+            checked.append(self.attempt(Candidate(row.layers, row.source), trial.check, statistics))
+        step("check", len(final), len(final))
+        best = max((row.layers for row in checked), key=Choice(tried, checked, (0, 0)).overall)
+        return Choice(tried, checked, best)
+
+    def edited(self, pair: Pair) -> tuple[int, ...]:
+        """The layers that the recipe edits between a first and a last one."""
+        return pair if self.recipe.residual == "full" else tuple(range(pair[0], pair[1] + 1))
+
+    def attempt(self, one: Candidate, facts: Sequence[BenchFact], statistics: Statistics) -> Tried:
+        """Write the facts, measure, and take them out again."""
+        recipe = self.recipe.model_copy(update={"layers": self.edited(one.layers)})
+        editor = Editor(self.model, statistics, recipe)
+        scorer, sequencer = Scorer(editor), Sequencer(editor, review=0)
+        try:
+            for some in batches(facts, self.batch):
+                sequencer.write([fact.request for fact in some])
+            norm = max(total for _, total in editor.delta_norms().values())
+            return Tried(one.layers, one.source, scorer.score(facts), norm, sequencer.refused)
+        finally:
+            editor.restore(Associations([], {}, {}))
