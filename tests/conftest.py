@@ -23,7 +23,7 @@ def is_full() -> bool:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Side by side, a file stays on one process; so do all that start whole installations, and all of numerics.
+    """Side by side, a file stays on one process; so does all that starts installations, and all of numerics.
 
     Two installations at once would starve each other on a small machine, and numerics share a trained model.
     """
