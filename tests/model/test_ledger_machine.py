@@ -2,10 +2,11 @@
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
@@ -20,6 +21,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 from sqlalchemy import select
+from sqlalchemy.engine import make_url
 
 from daemon.admission import admit
 from daemon.core import batches
@@ -32,11 +34,15 @@ from daemon.core.proposals import Proposal
 from daemon.core.revision import content_hash
 from daemon.core.schema import corrections, quarantine, revisions, tenures
 from daemon.quarantine import release
+from tests import postgres
+from tests.conftest import is_full
 from tests.ledgers import BASE, START, FakeClock, digest, found, items, propose, statement, take_lease
 
 CARRYING = ("pending", "queued", "applied")
 WAITING = ("pending", "queued")
 COUNTRIES = ("France", "Peru")
+Copied = Callable[[], AbstractContextManager[str]]
+"""Gives the URL of a founded ledger of one's own."""
 
 
 @dataclass
@@ -130,15 +136,14 @@ class Flight:
 class LedgerMachine(RuleBasedStateMachine):
     """The rules are what feeds, workers and operators do; the invariants are what a reader relies on."""
 
-    template: Path
+    copied: ClassVar[Copied]
     statements = Bundle("statements")
 
     @initialize()
     def open(self) -> None:
-        self.folder = Path(tempfile.mkdtemp(dir=self.template.parent))
-        shutil.copyfile(self.template, self.folder / "ledger.sqlite")
+        self.stack = ExitStack()
         self.clock = FakeClock()
-        self.ledger = Ledger.open(f"sqlite:///{self.folder / 'ledger.sqlite'}", self.clock)
+        self.ledger = Ledger.open(self.stack.enter_context(self.copied()), self.clock)
         self.model = Model()
         self.flight: Flight | None = None
         self.token = 0  # of the newest lease
@@ -306,7 +311,7 @@ class LedgerMachine(RuleBasedStateMachine):
                 assert first_broken_row(connection) is None
         finally:
             self.ledger.close()
-            shutil.rmtree(self.folder)
+            self.stack.close()
 
     def newest_wins(self) -> None:
         for country in COUNTRIES:
@@ -317,29 +322,50 @@ class LedgerMachine(RuleBasedStateMachine):
 
 
 @pytest.fixture
-def template() -> Iterator[Path]:
-    """A founded ledger to copy, in memory where there is such a folder: durability is not the subject."""
+def copied() -> Iterator[Copied]:
+    """Copies of a founded ledger, in memory where there is such a folder: durability is not the subject."""
     shared = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=shared if shared.is_dir() else None) as folder:
-        path = Path(folder) / "ledger.sqlite"
-        ledger = Ledger.open(f"sqlite:///{path}", FakeClock())
+        template = Path(folder) / "template.sqlite"
+        ledger = Ledger.open(f"sqlite:///{template}", FakeClock())
         found(ledger)
         with ledger.engine.connect() as connection:
             connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
         ledger.close()
-        yield path
+
+        @contextmanager
+        def copy() -> Iterator[str]:
+            with tempfile.TemporaryDirectory(dir=folder) as mine:
+                shutil.copyfile(template, Path(mine) / "ledger.sqlite")
+                yield f"sqlite:///{Path(mine) / 'ledger.sqlite'}"
+
+        yield copy
 
 
-def test_any_history_ends_as_the_model_says(template: Path) -> None:
-    machine = type("Machine", (LedgerMachine,), {"template": template})
+def run_machine(copied: Copied, examples: int) -> None:
+    machine = type("Machine", (LedgerMachine,), {"copied": staticmethod(copied)})
     run_state_machine_as_test(
         machine,
         settings=settings(
             database=None,
             deadline=None,
-            max_examples=50,
+            max_examples=examples,
             stateful_step_count=40,
             suppress_health_check=list(HealthCheck),
             phases=[Phase.generate],  # shrinking takes minutes: add Phase.shrink when something is found
         ),
     )
+
+
+def test_any_history_ends_as_the_model_says(copied: Copied) -> None:
+    run_machine(copied, 300 if is_full() else 50)
+
+
+@pytest.mark.postgres
+def test_any_history_ends_as_the_model_says_on_postgresql(postgres_server: str) -> None:
+    with postgres.database(postgres_server) as template:
+        ledger = Ledger.open(template, FakeClock())
+        found(ledger)
+        ledger.close()
+        name = str(make_url(template).database)
+        run_machine(lambda: postgres.database(postgres_server, name), 60 if is_full() else 3)
