@@ -94,7 +94,8 @@ if [ -n "$guarantees" ]; then
     ERRATA_TEST_GUARANTEES=1
     OMP_NUM_THREADS=1
     export ERRATA_TEST_GUARANTEES OMP_NUM_THREADS
-    stage guarantees "$bin/python" -m pytest tests/crash tests/broker tests/model tests/feeds \
+    stage guarantees "$bin/python" -m pytest tests/crash tests/broker tests/model tests/feeds tests/security \
+        tests/unit/test_guarantees.py tests/unit/test_scheduler.py tests/unit/test_upgrade.py \
         tests/unit/test_serve.py "$@"
     printf '\n%s' "$summary"
     exit "$failed"

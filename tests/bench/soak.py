@@ -194,6 +194,7 @@ def main() -> None:
     binary = locate_redis()
     if binary is None:
         sys.exit("no Redis server on this machine")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended before its time"))
     with tempfile.TemporaryDirectory(prefix="errata-soak-") as folder:
         soak = Soak(Path(folder), binary)
         try:
