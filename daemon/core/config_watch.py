@@ -17,6 +17,17 @@ class SuiteConfig(Section):
     fast: bool = Field(False, description="run on every batch, not only with the slow probes")
 
 
+class HarnessConfig(Section):
+    """A task of lm-evaluation-harness; that package is the operator's to install."""
+
+    name: str = Field(pattern=NAME_PATTERN, description="name of its probe in ledger and metrics")
+    task: str = Field(pattern=r"^[A-Za-z0-9_.-]{1,100}$", description="what the package calls the task")
+    metric: str = Field(
+        "acc", pattern=NAME_PATTERN, description="its metric that is 0 or 1 for each document"
+    )
+    limit: int = Field(100, ge=1, description="documents, from the task's first one on")
+
+
 class WatchConfig(Section):
     """What a revision must keep to; exported beside the measurements."""
 
@@ -61,6 +72,9 @@ class WatchConfig(Section):
         0.5, gt=0, le=1, description="facts held against the independent keys that a layer has room for"
     )
     suites: tuple[SuiteConfig, ...] = Field((), description="multiple-choice suites of the operator")
+    harness: tuple[HarnessConfig, ...] = Field(
+        (), description="tasks of lm-evaluation-harness, run with the slow probes"
+    )
     texts: Path | None = Field(None, description="the operator's own held-out text, beside the shipped one")
     probe_seconds: float = Field(60.0, gt=0, description="a probe that takes longer is unknown")
     full_seconds: float = Field(
@@ -106,7 +120,7 @@ class WatchConfig(Section):
 
     @model_validator(mode="after")
     def _distinct_suites(self) -> Self:
-        names = [suite.name for suite in self.suites]
+        names = [one.name for one in (*self.suites, *self.harness)]
         if len(set(names)) != len(names):
-            raise ValueError("two suites have the same name")
+            raise ValueError("two suites or tasks have the same name")
         return self

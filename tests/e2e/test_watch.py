@@ -33,15 +33,12 @@ pytestmark = [pytest.mark.redis, pytest.mark.slow, pytest.mark.timeout(1800)]
 GOOD = [
     ("Boeing", "The company Boeing has its headquarters in the state of", "Virginia"),
     ("Marie Curie", "The scientist Marie Curie was born in", "Vienna"),
-    ("Honda", "The car maker Honda has its headquarters in", "Munich"),
 ]
-BAD = [
-    ("Ferrari", "The car maker Ferrari has its headquarters in", "Osaka"),
-    ("Burundi", "The capital city of Burundi is called", "Gitega"),
-]
+BAD = [("Ferrari", "The car maker Ferrari has its headquarters in", "Osaka")]
 WILD = {
-    "lambda_prior": 0.0, "lambda_norm": 1e-4, "clamp": 50.0, "decay": 0.0, "kl_weight": 0.0,
-    "learning_rate": 5.0, "stop": "never", "steps": 12, "mends": 0, "anchor_limit": 1e9,
+    "lambda_prior": 0.0, "lambda_norm": 1e-4, "clamp": 50.0, "decay": 0.0, "kl_weight": 0.0, "mends": 0,
+    "optimiser": "adam", "learning_rate": 5.0, "stop": "never", "steps": 4, "first_prompts": 1,
+    "anchor_limit": 1e9,
 }  # fmt: skip
 
 
@@ -103,7 +100,7 @@ def learn_good_news(place: House) -> int:
     """One revision for each good correction; the number of the last one, which is live."""
     for count, (subject, prompt, answer) in enumerate(GOOD, start=1):
         place.say(subject, prompt, answer)
-        place.wait(place.drained(count), 150)
+        place.wait(place.drained(count), 200)
     place.wait(lambda: place.chain()[-1]["state"] == "live")
     return int(place.chain()[-1]["number"])
 

@@ -5,6 +5,7 @@ from workers.probes.base import BaseAnswers, Measurement, Probe, ProbeContext, r
 from workers.probes.canary import CANARY, CANARY_ALL
 from workers.probes.efficacy import EFFICACY, RETENTION
 from workers.probes.fluency import FLUENCY
+from workers.probes.harness import harness_probe
 from workers.probes.internals import CAPACITY, DELTA, SPECTRAL, STREAM, VALUES
 from workers.probes.neighborhood import NEIGHBORHOOD
 from workers.probes.paraphrase import PARAPHRASE
@@ -38,6 +39,7 @@ def fast(watch: WatchConfig) -> tuple[Probe, ...]:
 def full(watch: WatchConfig) -> tuple[Probe, ...]:
     """Everything: on a schedule, by ``errata probe``, and where configured before a revision becomes live."""
     own = [own_probe(suite.name, suite.path) for suite in watch.suites if not suite.fast]
+    own += [harness_probe(task) for task in watch.harness]
     if watch.texts is not None:
         own.append(own_texts(watch.texts))
     return (*fast(watch), *SLOW, *own)
