@@ -120,7 +120,7 @@ class WatchConfig(Section):
 
     @model_validator(mode="after")
     def _distinct_suites(self) -> Self:
-        names = [one.name for one in (*self.suites, *self.harness)]
+        names = [*(suite.name for suite in self.suites), *(task.name for task in self.harness)]
         if len(set(names)) != len(names):
             raise ValueError("two suites or tasks have the same name")
         return self

@@ -8,6 +8,7 @@ import json
 import tomllib
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +68,9 @@ def damage(place: House) -> None:
     config = load_config(file)
     honest = SessionHolder(config).session()
     session = Saboteur(honest.ledger, honest.store, honest.editor, config)
-    turn = {"model": "default", "feed": None, "who": "saboteur", "reason": "no honest batch of it"}
-    switches.pause(place.ledger, **turn)
+    pause = partial(switches.pause, place.ledger, model="default", feed=None, who="saboteur", reason="alone")
+    resume = partial(switches.resume, place.ledger, model="default", feed=None, who="saboteur", reason="")
+    pause()  # no honest batch is made of what follows
     for subject, prompt, answer in BAD:
         submit(place.ledger, {"subject": subject, "prompt": prompt, "object": answer}, "saboteur")
     with place.ledger.write() as connection:
@@ -76,7 +78,7 @@ def damage(place: House) -> None:
         waiting = select(corrections.c.id).where(corrections.c.state == "pending")
         batch = batches.create(connection, now, "default", connection.execute(waiting).scalars().all())
         batches.mark_sent(connection, now, [batch])
-    switches.resume(place.ledger, **turn)
+    resume()
     assert session.run(batch) is Outcome.COMMITTED
 
 
