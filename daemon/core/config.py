@@ -53,7 +53,7 @@ class EditConfig(Section):
     edits_per_hour: int = Field(0, ge=0, description="corrections written an hour; 0: as many as come")
     batches_ahead: int = Field(64, ge=1, description="batches made ahead of the worker; the rest coalesces")
     queue_bound: int = Field(10_000, ge=1, description="corrections that may wait before feeds pause")
-    review: int = Field(32, ge=0, description="older facts asked after a batch; what slipped is mended")
+    review: int = Field(100, ge=0, description="older facts asked after a batch; what slipped is mended")
     max_attempts: int = Field(3, ge=1, description="starts of a batch before it is split or quarantined")
     task_seconds: int = Field(900, ge=10, description="hard time limit of one batch")
     visibility_seconds: int = Field(3600, ge=60, description="Redis visibility timeout")

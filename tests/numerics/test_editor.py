@@ -147,6 +147,28 @@ def test_a_checkpoint_takes_everything_back(editor: Editor, changes: list[EditRe
     assert near(editor.published(), before)
 
 
+def test_what_has_slipped_is_mended_by_the_last_layer_alone(
+    editor: Editor, changes: list[EditRequest]
+) -> None:
+    fact, kept = next(
+        ([one], written)
+        for one in changes
+        if (written := editor.write([one])) and (editor.verify([one])[0].ok or editor.forget(written))
+    )
+    first = editor.published()
+    harm = replace(kept, values={layer: -value for layer, value in kept.values.items()})
+    editor.forget(kept)
+    editor.remember(harm)
+    assert not editor.verify(fact)[0].ok
+    mended = editor.mend(fact, harm)
+    assert editor.verify(fact)[0].ok
+    assert torch.equal(mended.values[0], harm.values[0])
+    assert not torch.equal(mended.values[1], harm.values[1])
+    editor.forget(mended)
+    editor.remember(kept)
+    assert near(editor.published(), first, relative=1e-7)
+
+
 def test_the_base_is_shown_for_a_block_only(editor: Editor, changes: list[EditRequest]) -> None:
     clean = editor.published()
     editor.write(changes[:1])

@@ -163,14 +163,21 @@ def test_the_projector_is_alphaedit() -> None:
     assert torch.equal(memory.weight, base)
 
 
-def test_response_is_the_share_that_arrives() -> None:
-    base, A0, (keys, values) = randn(D_OUT, D_IN), prior(), pairs(5)
-    memory = Memory(base, A0)
-    memory.write(keys, values)
-    share, before = memory.response(keys[2:3]), memory.weight @ keys[2]
-    memory.forget(keys[2:3], values[2:3])
-    memory.write(keys[2:3], values[2:3] + 1.0)
-    torch.testing.assert_close(memory.weight @ keys[2] - before, share.expand(D_OUT))
+def test_values_are_found_that_bring_the_layer_to_its_goals() -> None:
+    base, A0, (keys, values) = randn(D_OUT, D_IN), prior(), pairs(7)
+    memory, goals = Memory(base, A0), randn(3, D_OUT)
+    memory.write(keys[:4], values[:4])
+    memory.write(keys[4:], memory.values_for(keys[4:], goals, least=1e-12))
+    assert_near(memory.weight @ keys[4:].T, goals.T, 1e-10)
+
+
+def test_what_the_prior_resists_is_not_forced() -> None:
+    """Prior 100·I, one unit key: kᵀA0⁻¹k = 0.01, so all the way there the value would be 101 times as far."""
+    memory, key = Memory(torch.zeros(1, 3), 100 * torch.eye(3)), torch.tensor([[1.0, 0, 0]])
+    goal = torch.tensor([[2.0]])
+    assert memory.strength(key).item() == pytest.approx(0.01)
+    assert memory.values_for(key, goal, least=1e-9).item() == pytest.approx(202)
+    assert memory.values_for(key, goal, least=0.5).item() == pytest.approx(6)
 
 
 @pytest.mark.parametrize("broken", [float("nan"), float("inf")])

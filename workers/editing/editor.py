@@ -20,6 +20,7 @@ from workers.editing.recipes import Recipe
 from workers.editing.statistics import Statistics
 from workers.editing.targets import Finder, Targets, find_keys, find_targets
 
+_LEAST = 1.0  # kᵀA0⁻¹k below which the prior takes more than half of what is written
 _ANSWER_MARGIN = 4  # tokens beyond the target that verification lets the model say
 
 
@@ -257,10 +258,11 @@ class Editor:
     # -- mending --------------------------------------------------------------------------------------
 
     def mend(self, requests: Sequence[EditRequest], written: Associations) -> Associations:
-        """Add to the last layer's value of each fact, new or old, that greedy decoding does not answer.
+        """Replace the last layer's pair of each fact, new or old, that greedy decoding does not answer.
 
-        The prior and the other facts keep W k short of v: writing moves W k by the share α = kᵀA⁻¹k only. A
-        target found on the written weights is missing by δ, so the pair (k, v + δ/α) reaches it.
+        The new key is that of the bare prompt on the weights as they are, for it alone is asked: where the
+        subject begins the prompt it lies far from the mean over the prefixed prompts. The prior and the other
+        facts keep W k short of v, so the value goes as far beyond the target as it takes to reach it.
 
         Raises:
             EditError: a value is refused; the model is as it was.
@@ -276,26 +278,29 @@ class Editor:
             raise
 
     def _mended(self, requests: Sequence[EditRequest], written: Associations) -> Associations:
-        layer, values = self.layers[-1], written.values[self.layers[-1]].clone()
-        keys, memory = written.keys[layer], self._memories[layer]
+        layer = self.layers[-1]
+        memory = self._memories[layer]
+        keys, values = written.keys[layer].clone(), written.values[layer].clone()
         for _ in range(self.recipe.mends):
             failed = [row for row, verdict in enumerate(self.verify(requests)) if not verdict.ok]
             if not failed:
                 break
             with self._measure(f"targets of layer {layer}"):
                 wanted = [requests[row] for row in failed]
-                found = self._find(self.model, wanted, layer, self.recipe, self.prefixes)
+                found = self._find(self.model, wanted, layer, self.recipe, ())
             limits = torch.tensor(self._limits(wanted, found.norms, layer))
-            anchored = found.norms.cpu() <= limits  # what lies beyond stays as it is
-            rows = [row for row, kept in zip(failed, anchored.tolist(), strict=True) if kept]
+            # what lies beyond stays as it is, and so does what is written where C saw no text
+            fit = (found.norms.cpu() <= limits) & (memory.strength(found.keys).cpu() >= _LEAST)
+            rows = [row for row, kept in zip(failed, fit.tolist(), strict=True) if kept]
             if not rows:
                 break
-            more = found.deltas.cpu()[anchored].double() / memory.response(keys[rows])[:, None].cpu()
+            fresh, goals = found.keys[fit].float().cpu(), found.values[fit]
             memory.forget(keys[rows], values[rows])
-            values[rows] += more.float()
-            memory.write(keys[rows], values[rows])
+            keys[rows] = fresh
+            values[rows] = memory.values_for(fresh, goals, _LEAST).float().cpu()
+            memory.write(fresh, values[rows])
             self._publish(layer)
-        return replace(written, values={**written.values, layer: values})
+        return replace(written, keys={**written.keys, layer: keys}, values={**written.values, layer: values})
 
     # -- inside ---------------------------------------------------------------------------------------
 

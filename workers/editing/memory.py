@@ -61,7 +61,7 @@ class Memory:
                 prior so far that the pair could not be forgotten exactly; nothing was changed.
         """
         K, V, F = self._columns(keys, values)
-        strength = float((F * (self._prior_inverse @ F)).sum(0).max())
+        strength = float(self.strength(keys).max())
         if self.history and not strength <= _STRENGTH:
             raise EditError(f"a key outweighs the prior {strength:.0e} times", reason="norm", hint="raise λn")
         gram, inverse = (self._gram, self._inverse) if self.equality else self._updated(F, sign=1)
@@ -107,10 +107,23 @@ class Memory:
         inverse = _invert(gram)
         self._set(self.base + (V - self.base @ K) @ (inverse @ F).T, gram, inverse, K.shape[1])
 
-    def response(self, keys: torch.Tensor) -> torch.Tensor:
-        """kᵀ A⁻¹ k [n] for keys [n, d_in] that are held: the share of v − W k that writing v moves W k by."""
-        K = keys.to(self.weight.device).double().T
-        return (K * (self._inverse @ self._projected(K))).sum(0)
+    def strength(self, keys: torch.Tensor) -> torch.Tensor:
+        """kᵀ A0⁻¹ k [n] of keys [n, d_in]: how little the prior resists; alone, v moves W k by s/(1 + s)."""
+        F = self._projected(keys.to(self.weight.device).double().T)
+        resisted: torch.Tensor = (F * (self._prior_inverse @ F)).sum(0)
+        return resisted
+
+    def values_for(self, keys: torch.Tensor, goals: torch.Tensor, least: float) -> torch.Tensor:
+        """Values [n, d_out] that bring W k to ``goals`` [n, d_out] once keys [n, d_in] are written.
+
+        With S = KᵀA⁻¹K writing V moves W K by the share S(I+S)⁻¹ of V − W K; so V = G + (G − W K)S⁻¹, S's
+        eigenvalues taken as at least ``least``: what the prior resists is not forced.
+        """
+        K, G, F = self._columns(keys, goals)
+        sizes, vectors = torch.linalg.eigh(F.T @ self._inverse @ F)
+        away = (G - self.weight @ K) @ vectors / sizes.clamp(min=least)
+        values: torch.Tensor = (G + away @ vectors.T).T
+        return values
 
     def delta_norm(self) -> float:
         """‖W − W0‖ / ‖W0‖ (Frobenius)."""
