@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -30,14 +31,17 @@ def locate(
     ] = None,
     n: Annotated[int, typer.Option("--n", min=1, help="known facts that are traced, at most")] = 24,
     noises: Annotated[int, typer.Option(min=1, help="draws of noise for each")] = 4,
-    edits: Annotated[int, typer.Option(min=1, help="facts edited at each pair, at most")] = 16,
+    edits: Annotated[int, typer.Option(min=1, help="facts edited at each pair, at most")] = 12,
     batch: Annotated[int, typer.Option(min=1, help="facts in one batch")] = 8,
-    pairs: Annotated[int, typer.Option(min=1, max=5, help="pairs that the trace proposes, at most")] = 4,
+    pairs: Annotated[int, typer.Option(min=1, max=5, help="pairs that the trace proposes, at most")] = 3,
     recipe: Annotated[str | None, typer.Option(help="preset that is tried; none: edit.recipe")] = None,
     seed: Annotated[int, typer.Option(help="draws facts, noise and edits")] = 0,
     out: Annotated[
         Path | None, typer.Option(help="folder of results; without it, locate in the data directory")
     ] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="begin anew, even where a run was interrupted")
+    ] = False,
     picture: Annotated[bool, typer.Option(help="draw locate.png (extra bench)")] = True,
     as_json: Annotated[
         bool, typer.Option("--json", help="print one JSON document instead of tables")
@@ -48,10 +52,13 @@ def locate(
     Facts that the model knows are traced: their subject becomes noise, and one layer's state at the subject's
     last token is put back; what returns of the answer's probability shows where facts are recalled. The pairs
     of boundary layers that follow are tried by real edits, the best ones again on other facts. The model's
-    files are not touched. Ends with an error where no pair takes half of the edits.
+    files are not touched. Ends with an error where no pair takes half of the edits. The same command goes on
+    with a run that was interrupted.
 
     Examples: errata locate | errata locate --against 3,8 --seed 1 | errata locate --facts mine.jsonl --json
     """
+    from workers.bench.lab import engine
+    from workers.bench.report import Report
     from workers.locate import report
     from workers.locate.run import Plan, locate_layers
     from workers.progress import progress_bars
@@ -62,8 +69,13 @@ def locate(
     rivals = tuple(_pair(text) for text in against or ())
     plan = Plan(recipe or config.edit.recipe, facts, n, noises, edits, batch, pairs, rivals, seed)
     console, folder = Console(stderr=True), out or config.data_dir / "locate"
+    same = {"plan": asdict(plan), "edit": config.edit.recipe_overrides, "model": config.model_path}
+    kept = Report(folder, {**same, "dtype": config.model.dtype, "engine": engine()}, fresh=fresh)
+    if kept.resumed:
+        console.print(f"going on behind {kept.resumed} results in {folder} (--fresh begins anew)")
     with progress_bars(console) as step:
-        found = locate_layers(config, plan, step)
+        found = locate_layers(config, plan, kept, step)
+    kept.finish()
     model = config.model_path.name
     document = report.document(plan, found, model, time.monotonic() - start)
     report.write_text(folder / "locate.json", json.dumps(document, indent=1))

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 if TYPE_CHECKING:
-    from workers.bench.runs import Step
+    from workers.progress import Step
 
 app = typer.Typer(
-    no_args_is_help=True, help="Measure editing on CounterFact and zsRE: tables, JSON lines and curves."
+    no_args_is_help=True,
+    help="Measure editing on CounterFact and zsRE: tables, JSON lines and curves (extra bench). A run that "
+    "was interrupted is gone on with by the same command; results of other runs move to the folder earlier.",
 )
 
 Count = Annotated[int, typer.Option("--n", min=1, help="facts")]
@@ -34,60 +35,84 @@ Presets = Annotated[
 Settings = Annotated[
     list[str] | None, typer.Option("--set", help="recipe setting as name=JSON, may be repeated")
 ]
+Fresh = Annotated[bool, typer.Option("--fresh", help="begin anew, even where a run was interrupted")]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON document instead of a table")]
 
 _METRICS = ("es", "ps", "ns", "s", "es_argmax", "ps_argmax", "ns_argmax", "greedy", "perplexity")
+_SEQUENCE_CURVES = ("greedy", "first_100", "ps", "ns", "perplexity")
+_REVISION_CURVES = ("greedy", "others", "ps", "ns", "perplexity")
 
 
 class Bench:
-    """One run of a bench: its facts, its lab, and what it leaves behind."""
+    """One run of a bench: its recipes, its lab, and what it leaves behind.
 
-    def __init__(self, context: typer.Context, name: str, out: Path | None, settings: dict[str, Any]) -> None:
+    It is the same run as an earlier one when its options, recipes, model and editing code are the same.
+    """
+
+    def __init__(
+        self,
+        context: typer.Context,
+        name: str,
+        options: dict[str, Any],
+        recipes: Sequence[str] | None,
+        settings: Sequence[str] | None,
+        out: Path | None,
+        *,
+        fresh: bool,
+    ) -> None:
         from workers.assemble import open_model
-        from workers.bench.lab import Lab
+        from workers.bench.lab import Lab, engine
         from workers.bench.report import Report
 
-        self.config = context.obj["config"]()
+        config = context.obj["config"]()
         self.console = Console(stderr=True)
-        self.report = Report(out or self.config.data_dir / "bench" / name, {"bench": name, **settings})
-        self.lab = Lab(open_model(self.config), self.config.data_dir / "statistics", self.config.model.corpus)
+        self.lab = Lab(open_model(config), config.data_dir / "statistics", config.model.corpus)
+        self.recipes = self._resolve(recipes or [config.edit.recipe], config.edit.recipe_overrides, settings)
+        same = {
+            "bench": name,
+            **options,
+            "recipes": [one.model_dump() for one in self.recipes],
+            "model": config.model_path,
+            "dtype": str(self.lab.model.dtype),
+            "engine": engine(),
+        }
+        self.report = Report(out or config.data_dir / "bench" / name, same, fresh=fresh)
         self._name = name
+        if self.report.resumed:
+            self.console.print(
+                f"going on behind {self.report.resumed} rows in {self.report.folder} (--fresh begins anew)"
+            )
 
-    def recipes(self, names: Sequence[str] | None, settings: Sequence[str] | None) -> list[Any]:
+    def _resolve(
+        self, names: Sequence[str], base: dict[str, Any], settings: Sequence[str] | None
+    ) -> list[Any]:
         """The presets with settings changed."""
         from workers.editing.recipes import PRESETS, resolve
 
-        chosen = list(PRESETS) if names and "all" in names else list(names or [self.config.edit.recipe])
-        overrides = dict(self.config.edit.recipe_overrides) | _settings(settings)
+        chosen = list(PRESETS) if "all" in names else list(dict.fromkeys(names))
+        overrides = dict(base) | _settings(settings)
         return [resolve(name, overrides, self.lab.model.n_layers) for name in chosen]
 
     def run(
-        self, work: "Callable[[Step], None]", columns: Sequence[str], x: str | None, as_json: bool
+        self,
+        work: "Callable[[Step], None]",
+        columns: Sequence[str],
+        curves: Sequence[str],
+        as_json: bool,
     ) -> None:
-        """Do the work under a progress bar, then show the table and draw the curves."""
-        with Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            console=self.console,
-        ) as bar:
-            shown: dict[str, TaskID] = {}
+        """Do the work under a progress bar, then show the table and draw the curves against the edits."""
+        from workers.progress import progress_bars
 
-            def step(what: str, done: int, total: int) -> None:
-                if what not in shown:
-                    shown[what] = bar.add_task(what, total=total)
-                bar.update(shown[what], completed=done, total=total)
-
+        with progress_bars(self.console) as step:
             self.lab.progress = lambda done, total: step("statistics", done, total)
             work(step)
         if as_json:
             typer.echo(json.dumps(self.report.rows))
         else:
             Console().print(self.report.table(f"errata bench {self._name}", columns))
-        if x is not None:
-            names = [name for name in columns if name not in (x, "recipe")]
-            self.report.curves(x, names, f"errata bench {self._name}")
+        if curves and self.report.curves("n", curves, f"errata bench {self._name}") is None:
+            self.console.print("no curves: matplotlib is not installed (pip install 'errata\\[bench]')")
+        self.report.finish()
         self.console.print(f"results: {self.report.folder}")
 
 
@@ -101,13 +126,14 @@ def counterfact(
     seed: Seed = None,
     data: Data = None,
     out: Out = None,
+    fresh: Fresh = False,
     as_json: Json = False,
 ) -> None:
     """One table of all metrics, a row a recipe, the base model first.
 
     Examples: errata bench counterfact --n 24 --batch 24 | errata bench counterfact --recipe all
     """
-    _table(context, "counterfact", n, batch, recipe, settings, seed, data, out, as_json)
+    _table(context, "counterfact", n, batch, recipe, settings, seed, data, out, fresh, as_json)
 
 
 @app.command()
@@ -120,13 +146,14 @@ def zsre(
     seed: Seed = None,
     data: Data = None,
     out: Out = None,
+    fresh: Fresh = False,
     as_json: Json = False,
 ) -> None:
     """The same on zsRE's questions; the neighborhood is an unrelated question.
 
     Example: errata bench zsre --n 24 --recipe encore-blue
     """
-    _table(context, "zsre", n, batch, recipe, settings, seed, data, out, as_json)
+    _table(context, "zsre", n, batch, recipe, settings, seed, data, out, fresh, as_json)
 
 
 def _table(
@@ -139,18 +166,19 @@ def _table(
     seed: int | None,
     data: Path | None,
     out: Path | None,
+    fresh: bool,
     as_json: bool,
 ) -> None:
     from workers.bench.facts import load_facts
     from workers.bench.runs import run_table
 
     facts = load_facts(name, n, seed, data)
-    bench = Bench(context, name, out, {"n": n, "batch": batch, "seed": seed, "set": settings})
-    recipes = bench.recipes(recipe, settings)
+    options = {"n": n, "batch": batch, "seed": seed, "data": data}
+    bench = Bench(context, name, options, recipe, settings, out, fresh=fresh)
     bench.run(
-        lambda step: run_table(bench.lab, facts, recipes, batch, bench.report, step),
+        lambda step: run_table(bench.lab, facts, bench.recipes, batch, bench.report, step),
         ("recipe", *_METRICS, "units_per_fact"),
-        None,
+        (),
         as_json,
     )
 
@@ -169,9 +197,12 @@ def sequence(
     seed: Seed = None,
     data: Data = None,
     out: Out = None,
+    fresh: Fresh = False,
     as_json: Json = False,
 ) -> None:
     """Lifelong editing: batch after batch, measured on all facts so far, with curves.
+
+    Stopped at any moment, the same command goes on from the last batch.
 
     Example: errata bench sequence --n 300 --batch 20 --recipe encore-blue --recipe memit
     """
@@ -179,14 +210,13 @@ def sequence(
     from workers.bench.runs import run_sequence
 
     facts = load_facts("counterfact", n, seed, data)
-    bench = Bench(
-        context, "sequence", out, {"n": n, "batch": batch, "seed": seed, "review": review, "set": settings}
-    )
-    recipes = bench.recipes(recipe, settings)
-    norms = tuple(f"norm_{layer}" for layer in (recipes[0].layers[0], recipes[0].layers[-1]))
+    options = {"n": n, "batch": batch, "seed": seed, "review": review, "every": every, "data": data}
+    bench = Bench(context, "sequence", options, recipe, settings, out, fresh=fresh)
+    layers = bench.recipes[0].layers
+    norms = (f"norm_{layers[0]}", f"norm_{layers[-1]}")
 
     def work(step: "Step") -> None:
-        for one in recipes:
+        for one in bench.recipes:
             run_sequence(bench.lab, facts, one, batch, review, every, bench.report, step)
 
     columns = (
@@ -204,7 +234,7 @@ def sequence(
         "refused",
         "units_per_fact",
     )
-    bench.run(work, columns, "n", as_json)
+    bench.run(work, columns, (*_SEQUENCE_CURVES, *norms, "capacity"), as_json)
 
 
 @app.command()
@@ -217,6 +247,7 @@ def revisions(
     seed: Seed = None,
     data: Data = None,
     out: Out = None,
+    fresh: Fresh = False,
     as_json: Json = False,
 ) -> None:
     """Revise the same facts again and again, forgetting the old value first and by history alone.
@@ -227,22 +258,15 @@ def revisions(
     from workers.bench.runs import run_revisions
 
     drawn = load_facts("counterfact", 2 * facts, seed, data)
-    bench = Bench(
-        context, "revisions", out, {"facts": facts, "rounds": rounds, "seed": seed, "set": settings}
-    )
-    one = bench.recipes(recipe, settings)[0]
-    columns = (
-        "recipe",
-        "round",
-        "greedy",
-        "others",
-        *(f"norm_{layer}" for layer in one.layers),
-        "perplexity",
-    )
+    options = {"facts": facts, "rounds": rounds, "seed": seed, "data": data}
+    bench = Bench(context, "revisions", options, recipe, settings, out, fresh=fresh)
+    one = bench.recipes[0]
+    norms = tuple(f"norm_{layer}" for layer in one.layers)
+    columns = ("recipe", "round", "n", "greedy", "others", "ps", "ns", *norms, "perplexity")
     bench.run(
         lambda step: run_revisions(bench.lab, drawn, one, rounds, bench.report, step),
         columns,
-        "round",
+        (*_REVISION_CURVES, *norms),
         as_json,
     )
 
@@ -258,6 +282,7 @@ def retract(
     seed: Seed = None,
     data: Data = None,
     out: Out = None,
+    fresh: Fresh = False,
     as_json: Json = False,
 ) -> None:
     """Take facts back one by one, in random order; then all of them.
@@ -268,10 +293,9 @@ def retract(
     from workers.bench.runs import run_retract
 
     drawn = load_facts("counterfact", n, seed, data)
-    bench = Bench(
-        context, "retract", out, {"n": n, "retract": retract, "batch": batch, "seed": seed, "set": settings}
-    )
-    one = bench.recipes(recipe, settings)[0]
+    options = {"n": n, "retract": retract, "batch": batch, "seed": seed, "data": data}
+    bench = Bench(context, "retract", options, recipe, settings, out, fresh=fresh)
+    one = bench.recipes[0]
     bench.run(
         lambda step: run_retract(bench.lab, drawn, one, batch, retract, seed, bench.report, step),
         (
@@ -285,7 +309,7 @@ def retract(
             *(f"norm_{layer}" for layer in one.layers),
             "bit_equal",
         ),
-        None,
+        (),
         as_json,
     )
 
@@ -302,6 +326,7 @@ def cost(
     seed: Seed = None,
     data: Data = None,
     out: Out = None,
+    fresh: Fresh = False,
     as_json: Json = False,
 ) -> None:
     """Where the time of one batch goes, in seconds and forward units; whether cost grows with history.
@@ -316,8 +341,9 @@ def cost(
     if shape is not None and shape not in SHAPES:
         raise typer.BadParameter(f"one of {', '.join(SHAPES)}", param_hint="--shape")
     drawn = load_facts("counterfact", batch, seed, data)
-    bench = Bench(context, "cost", out, {"batch": batch, "shape": shape, "seed": seed, "set": settings})
-    one = bench.recipes(recipe, settings)[0]
+    options = {"batch": batch, "shape": shape, "seed": seed, "data": data}
+    bench = Bench(context, "cost", options, recipe, settings, out, fresh=fresh)
+    one = bench.recipes[0]
 
     def work(step: "Step") -> None:
         if shape is None:
@@ -326,7 +352,7 @@ def cost(
             run_shape(shape, bench.lab.model.tokenizer, drawn, one, bench.report, step)
 
     columns = ("stage", "seconds", "units_per_fact", "facts_per_second", "growth", "tera_flops", "peak_gib")
-    bench.run(work, columns, None, as_json)
+    bench.run(work, columns, (), as_json)
 
 
 def _settings(pairs: Sequence[str] | None) -> dict[str, Any]:

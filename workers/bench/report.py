@@ -13,28 +13,86 @@ from typing import Any
 import torch
 from rich.table import Table
 
+from daemon.core.fsio import write_durably
+
 _SHORT = {"perplexity": "ppl ratio", "seconds_per_fact": "s/fact", "units_per_fact": "units/fact"}
+_LONG = {
+    "n": "edits",
+    "greedy": "greedy efficacy, all so far",
+    "first_100": "greedy efficacy, first 100",
+    "others": "greedy efficacy, untouched facts",
+    "es": "ES, all so far",
+    "ps": "PS, all so far",
+    "ns": "neighborhood (NS)",
+    "perplexity": "perplexity / base",
+    "capacity": "facts / d_in",
+}
+_ROWS, _SETTINGS, _CURVES, _EARLIER = "rows.jsonl", "settings.json", "curves.png", "earlier"
+_STATES = "state-*.safetensors"
+_OWN = (_ROWS, _SETTINGS, _CURVES, _STATES)
 
 
 class Report:
-    """Rows of one bench, appended to ``folder``/rows.jsonl as they come."""
+    """Rows of one bench, appended to ``folder``/rows.jsonl as they come.
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any], *, resume: bool = False) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+    A run of the same ``settings`` that was interrupted is gone on with; what else lies in the folder is put
+    aside into ``earlier``. ``resumed`` is the number of rows that were there.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any], *, fresh: bool = False) -> None:
         self.folder = folder
-        self._path = folder / "rows.jsonl"
         self.rows: list[dict[str, Any]] = []
-        if resume and self._path.exists():
-            self.rows = [json.loads(line) for line in self._path.read_text(encoding="utf-8").splitlines()]
-        else:
-            self._path.write_text("", encoding="utf-8")
-        where = {"torch": torch.__version__, "threads": torch.get_num_threads(), "cores": os.cpu_count()}
-        where |= {
+        self._path = folder / _ROWS
+        self._settings = json.loads(json.dumps(settings, default=str))
+        self._where = {
+            "torch": torch.__version__,
+            "threads": torch.get_num_threads(),
+            "cores": os.cpu_count(),
             "machine": platform.machine(),
             "gpu": _gpu(),
             "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
-        (folder / "settings.json").write_text(json.dumps({**settings, **where}, indent=1), encoding="utf-8")
+        if not fresh and self._is_unfinished():
+            self.rows = _whole_lines(self._path)
+        else:
+            self._put_aside()
+        write_durably(self._path, "".join(json.dumps(row) + "\n" for row in self.rows).encode())
+        self.resumed = len(self.rows)
+        self._note(finished=False)
+
+    def finish(self) -> None:
+        """All rows are there: the same command begins anew."""
+        self._note(finished=True)
+        for state in self.folder.glob(_STATES):
+            state.unlink()
+
+    def has(self, **values: Any) -> bool:
+        """Whether there is a row with these values."""
+        return any(all(row.get(name) == value for name, value in values.items()) for row in self.rows)
+
+    def _is_unfinished(self) -> bool:
+        """Whether the folder holds an interrupted run of these settings."""
+        try:
+            noted = json.loads((self.folder / _SETTINGS).read_text(encoding="utf-8"))
+            return not noted["finished"] and noted["settings"] == self._settings and self._path.exists()
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+
+    def _put_aside(self) -> None:
+        """Move what an earlier run left into a folder of its own."""
+        left = [path for pattern in _OWN for path in self.folder.glob(pattern)]
+        if not left:
+            return
+        number = 1
+        while (aside := self.folder / _EARLIER / str(number)).exists():
+            number += 1
+        aside.mkdir(parents=True)
+        for path in left:
+            path.rename(aside / path.name)
+
+    def _note(self, *, finished: bool) -> None:
+        noted = {"settings": self._settings, "finished": finished, **self._where}
+        write_durably(self.folder / _SETTINGS, json.dumps(noted, indent=1).encode())
 
     def add(self, *parts: Any, **values: Any) -> dict[str, Any]:
         """One row of dataclasses and values."""
@@ -56,31 +114,46 @@ class Report:
     def curves(self, x: str, names: Sequence[str], title: str) -> Path | None:
         """Draw ``names`` against ``x``; None where matplotlib is not installed (extra ``bench``)."""
         try:
-            figures, canvases = (
-                import_module("matplotlib.figure"),
-                import_module("matplotlib.backends.backend_agg"),
-            )
+            figures = import_module("matplotlib.figure")
+            canvases = import_module("matplotlib.backends.backend_agg")
         except ImportError:
             return None
         drawn = [name for name in names if any(row.get(name) is not None for row in self.rows)]
-        figure = figures.Figure(
-            figsize=(4.2 * min(3, len(drawn)), 3.0 * -(-len(drawn) // 3)), layout="constrained"
-        )
+        across = max(1, min(3, len(drawn)))
+        down = max(1, -(-len(drawn) // across))
+        figure = figures.Figure(figsize=(4.2 * across, 3.0 * down), layout="constrained")
         canvases.FigureCanvasAgg(figure)
         figure.suptitle(title)
+        groups = list(dict.fromkeys(str(row.get("recipe", "")) for row in self.rows))
         for place, name in enumerate(drawn, start=1):
-            axes = figure.add_subplot(-(-len(drawn) // 3), min(3, len(drawn)), place)
-            groups = sorted({str(row.get("recipe", "")) for row in self.rows})
+            axes = figure.add_subplot(down, across, place)
             for group in groups:
-                points = [row for row in self.rows if str(row.get("recipe", "")) == group and name in row]
-                axes.plot([row[x] for row in points], [row[name] for row in points], marker=".", label=group)
-            axes.set(xlabel=x, title=_SHORT.get(name, name))
+                of_group = [row for row in self.rows if str(row.get("recipe", "")) == group]
+                points = [(row[x], row[name]) for row in of_group if row.get(name) is not None]
+                axes.plot([a for a, _ in points], [b for _, b in points], marker=".", label=group)
+            axes.set(xlabel=_LONG.get(x, x), title=_title(name))
             axes.grid(visible=True, alpha=0.3)
             if len(groups) > 1:
                 axes.legend(fontsize="x-small")
-        path = self.folder / "curves.png"
+        path = self.folder / _CURVES
         figure.savefig(path, dpi=110)
         return path
+
+
+def _whole_lines(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file, without a last one that was cut off."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
+
+
+def _title(name: str) -> str:
+    layer = name.removeprefix("norm_")
+    return f"‖ΔW‖/‖W0‖ at layer {layer}" if layer != name else _LONG.get(name, name)
 
 
 def _shown(value: object) -> str:

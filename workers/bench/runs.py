@@ -1,7 +1,10 @@
-"""The benches: each takes an editor, writes facts, measures, and adds rows to a report."""
+"""The benches: each takes an editor, writes facts, measures, and adds rows to a report.
+
+Rows that a report has are not measured again, and what was written before an interruption is put back.
+"""
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -12,13 +15,14 @@ from daemon.core.errors import EditError
 from workers.bench.facts import BenchFact
 from workers.bench.lab import Lab, batches, forward_unit, timed
 from workers.bench.report import Report
+from workers.bench.resume import Keeper
 from workers.bench.scores import Scorer, base_scores
 from workers.editing.editor import Associations, Editor
 from workers.editing.prompts import EditRequest
 from workers.editing.recipes import Recipe
+from workers.progress import Step
 
-Step = Callable[[str, int, int], None]
-"""Called with what is going on, how much is done and how much there is."""
+_BASE, _RETRACTED_BASE = "(base)", "retracted facts, base model"
 
 
 def run_table(
@@ -26,11 +30,14 @@ def run_table(
 ) -> None:
     """One row a recipe: all metrics after the last batch, against the base model's."""
     unit = forward_unit(lab.model)
-    for number, recipe in enumerate(recipes):
+    for recipe in recipes:
+        if report.has(recipe=recipe.name):
+            step(recipe.name, len(facts), len(facts))
+            continue
         editor = lab.editor(recipe)
         scorer = Scorer(editor)
-        if number == 0:
-            report.add(base_scores(editor, scorer, facts), recipe="(base)")
+        if not report.has(recipe=_BASE):
+            report.add(base_scores(editor, scorer, facts), recipe=_BASE)
         seconds = 0.0
         for done, batch in enumerate(batches(facts, size)):
             step(recipe.name, done * size, len(facts))
@@ -61,12 +68,42 @@ class Sequencer:
         self.pairs: list[Associations] = []
         self.mended = 0
         self.refused = 0
+        self.done = 0  # facts that were given
         self._asked: list[int] = []
+        self._sizes: list[int] = []  # facts of each single write
+
+    def keep(self, keeper: Keeper, seconds: float) -> None:
+        """Keep all that ``resume`` needs."""
+        starts = [sum(self._sizes[:place]) for place in range(len(self._sizes))]
+        parts = [
+            Associations.concat(self.pairs[start : start + size])
+            for start, size in zip(starts, self._sizes, strict=True)
+        ]
+        noted = {"done": self.done, "mended": self.mended, "refused": self.refused, "asked": self._asked}
+        keeper.save(self.editor.recipe.name, self.editor, parts, seconds=seconds, **noted)
+
+    def resume(self, keeper: Keeper, requests: Sequence[EditRequest]) -> float:
+        """Go on where a run over the same ``requests`` was interrupted; the seconds that it had taken.
+
+        Raises:
+            ConfigError: what was kept is damaged.
+        """
+        saved = keeper.restore(self.editor.recipe.name, self.editor)
+        if saved is None:
+            return 0.0
+        by_id = {request.id: request for request in requests}
+        self._sizes = [len(part.ids) for part in saved.parts]
+        self.pairs = [part.select([row]) for part in saved.parts for row in range(len(part.ids))]
+        self.requests = [by_id[one] for part in saved.parts for one in part.ids]
+        self.done, self.mended = saved.about["done"], saved.about["mended"]
+        self.refused, self._asked = saved.about["refused"], list(saved.about["asked"])
+        return float(saved.about["seconds"])
 
     def write(self, batch: Sequence[EditRequest]) -> None:
         """Write one batch, then look after the old."""
         known = len(self.requests)
         self._write_in_halves(batch)
+        self.done += len(batch)
         if self.review and self.editor.recipe.exact:
             self._look_after(known)
 
@@ -82,6 +119,7 @@ class Sequencer:
             self._write_in_halves(batch[len(batch) // 2 :])
             return
         self._asked += [len(self.requests)] * len(batch)
+        self._sizes.append(len(batch))
         self.requests += batch
         self.pairs += [written.select([row]) for row in range(len(batch))]
 
@@ -117,16 +155,21 @@ def run_sequence(
     step: Step,
 ) -> None:
     """Facts in batches, measured at every ``every`` facts on all so far, and on the first 100."""
-    unit = forward_unit(lab.model)
+    if report.has(recipe=recipe.name, n=len(facts)):
+        step(recipe.name, len(facts), len(facts))
+        return
+    unit, keeper = forward_unit(lab.model), Keeper(report.folder)
     editor = lab.editor(recipe)
     scorer, sequencer = Scorer(editor), Sequencer(editor, review)
-    seconds, done = 0.0, 0
+    seconds, done = sequencer.resume(keeper, [fact.request for fact in facts]), 0
     for batch in batches(facts, size):
-        before = done
-        seconds += timed(partial(sequencer.write, [fact.request for fact in batch]))
-        done += len(batch)
+        before, done = done, done + len(batch)
+        if done > sequencer.done:
+            seconds += timed(partial(sequencer.write, [fact.request for fact in batch]))
+            sequencer.keep(keeper, seconds)
         step(recipe.name, done, len(facts))
-        if done // every > before // every or done == len(facts):
+        due = done // every > before // every or done == len(facts)
+        if due and done == sequencer.done and not report.has(recipe=recipe.name, n=done):
             first = scorer.greedy(facts[: min(100, done)])
             report.add(
                 scorer.score(facts[:done]),
@@ -147,33 +190,55 @@ def run_revisions(
     lab: Lab, facts: Sequence[BenchFact], recipe: Recipe, rounds: int, report: Report, step: Step
 ) -> None:
     """The same facts revised again and again: forgetting the old value first, and by history alone."""
-    chance = random.Random(len(facts))
-    half = len(facts) // 2
+    half, keeper = len(facts) // 2, Keeper(report.folder)
     revised, others = facts[:half], facts[half:]
-    objects = [fact.request.target for fact in facts]
+    told = _told(facts, half, rounds)
     for forgets in (True, False):
+        name = recipe.name if forgets else f"{recipe.name}, history only"
+        bar = "forget first" if forgets else "history only"
+        step(bar, 0, rounds)
+        if report.has(recipe=name, round=rounds):
+            step(bar, rounds, rounds)
+            continue
         editor = lab.editor(recipe)
         scorer = Scorer(editor)
-        editor.write([fact.request for fact in others])
-        held: Associations | None = None
-        for number in range(1, rounds + 1):
-            step("forget first" if forgets else "history only", number, rounds)
+        saved = keeper.restore(name, editor)
+        parts = saved.parts if saved else [editor.write([fact.request for fact in others])]
+        for number in range(saved.about["round"] + 1 if saved else 1, rounds + 1):
+            objects = told[forgets][number - 1]
             now = [
-                replace(fact, request=replace(fact.request, target=chance.choice(objects)))
-                for fact in revised
+                replace(fact, request=replace(fact.request, target=target))
+                for fact, target in zip(revised, objects, strict=True)
             ]
-            if held is not None and forgets:
-                editor.forget(held)
-            held = editor.write([fact.request for fact in now])
-            report.add(
-                _norms(editor),
-                recipe=recipe.name if forgets else f"{recipe.name}, history only",
-                round=number,
-                greedy=_share(scorer.greedy(now)),
-                others=_share(scorer.greedy(others)),
-                perplexity=scorer.perplexity(),
-            )
+            if len(parts) > 1 and forgets:
+                editor.forget(parts.pop())
+            parts.append(editor.write([fact.request for fact in now]))
+            if not report.has(recipe=name, round=number):
+                scores = scorer.score(now)
+                report.add(
+                    _norms(editor),
+                    recipe=name,
+                    round=number,
+                    n=len(others) + number * half,
+                    greedy=scores.greedy,
+                    ps=scores.ps,
+                    ns=scores.ns,
+                    others=_share(scorer.greedy(others)),
+                    perplexity=scores.perplexity,
+                )
+            keeper.save(name, editor, parts, round=number)
+            step(bar, number, rounds)
         lab.release(editor)
+
+
+def _told(facts: Sequence[BenchFact], half: int, rounds: int) -> dict[bool, list[list[str]]]:
+    """What each round says of the first half, with and without forgetting: objects of any of the facts."""
+    chance = random.Random(len(facts))
+    objects = [fact.request.target for fact in facts]
+    return {
+        forgets: [[chance.choice(objects) for _ in range(half)] for _ in range(rounds)]
+        for forgets in (True, False)
+    }
 
 
 def run_retract(
@@ -194,19 +259,29 @@ def run_retract(
     random.Random(seed or 0).shuffle(order)
     gone, kept = order[:count], order[count:]
     retracted, others = [facts[i] for i in gone], [facts[i] for i in kept]
-    base = base_scores(editor, scorer, retracted)
-    parts = []
+    base, keeper = base_scores(editor, scorer, retracted), Keeper(report.folder)
+    saved = keeper.restore(recipe.name, editor)
+    parts = saved.parts if saved else []
     for done, batch in enumerate(batches(facts, size)):
         step("write", done * size, len(facts))
-        parts.append(editor.write([fact.request for fact in batch]))
+        if done >= len(parts):
+            parts.append(editor.write([fact.request for fact in batch]))
+            keeper.save(recipe.name, editor, parts)
+    step("write", len(facts), len(facts))
     pairs = Associations.concat(parts)
-    report.add(scorer.score(facts), _norms(editor), what="all written", n=len(facts))
+
+    def row(what: str, about: Sequence[BenchFact]) -> None:
+        if not report.has(what=what):
+            report.add(scorer.score(about), _norms(editor), what=what, n=len(about))
+
+    row("all written", facts)
     for done, i in enumerate(gone):
         step("retract", done, len(facts))
         editor.forget(pairs.select([i]))
-    report.add(base, what="retracted facts, base model", n=len(gone))
-    report.add(scorer.score(retracted), what="retracted facts, after", n=len(gone))
-    report.add(scorer.score(others), _norms(editor), what="the others", n=len(kept))
+    if not report.has(what=_RETRACTED_BASE):
+        report.add(base, what=_RETRACTED_BASE, n=len(gone))
+    row("retracted facts, after", retracted)
+    row("the others", others)
     for i in kept:
         editor.forget(pairs.select([i]))
     equal = all(torch.equal(tensor, clean[name]) for name, tensor in editor.published().items())

@@ -7,12 +7,14 @@ from pathlib import Path
 from daemon.core.config import Config
 from daemon.core.errors import ConfigError, ModelError
 from workers.assemble import open_model
+from workers.bench.report import Report
 from workers.editing.recipes import resolve
 from workers.locate.facts import answered, make_trial, read_known
 from workers.locate.sweep import Choice, Pair, Sweep, propose
 from workers.locate.tracing import Trace, trace
 from workers.progress import Step
 
+_TRACE = "trace"
 _USEFUL = 0.5  # greedy efficacy below which no pair may be recommended
 
 
@@ -24,9 +26,9 @@ class Plan:
     facts: Path | None = None
     traced: int = 24
     noises: int = 4
-    edits: int = 16
+    edits: int = 12
     batch: int = 8
-    pairs: int = 4
+    pairs: int = 3
     against: tuple[Pair, ...] = ()
     seed: int = 0
 
@@ -56,8 +58,10 @@ class Located:
             )
 
 
-def locate_layers(config: Config, plan: Plan, step: Step) -> Located:
+def locate_layers(config: Config, plan: Plan, kept: Report, step: Step) -> Located:
     """Keep the facts that the model knows, trace some, propose pairs, try them by edits.
+
+    What ``kept`` has of an interrupted run, the trace and the pairs that were tried, is not done again.
 
     Raises:
         ConfigError: the file, the recipe or a pair cannot be used, or the model knows too little.
@@ -75,7 +79,15 @@ def locate_layers(config: Config, plan: Plan, step: Step) -> Located:
     step("known facts", len(facts), len(facts))
     trial = make_trial(known, plan.edits, plan.seed)
     sample = random.Random(plan.seed).sample(known, min(plan.traced, len(known)))
-    found = trace(model, sample, plan.noises, plan.seed, lambda done, total: step("trace", done, total))
-    sweep = Sweep(model, recipe, plan.batch, config.data_dir / "statistics", config.model.corpus)
+    found = _kept_trace(kept)
+    if found is None:
+        found = trace(model, sample, plan.noises, plan.seed, lambda done, total: step("trace", done, total))
+        kept.add(found, what=_TRACE)
+    sweep = Sweep(model, recipe, plan.batch, config.data_dir / "statistics", config.model.corpus, kept)
     choice = sweep.choose(trial, propose(found, plan.pairs, plan.against), step)
     return Located(sweep.edited(choice.layers), found, choice, len(known), len(sample))
+
+
+def _kept_trace(kept: Report) -> Trace | None:
+    row = next((row for row in kept.rows if row["what"] == _TRACE), None)
+    return None if row is None else Trace(**{name: row[name] for name in Trace.__dataclass_fields__})

@@ -11,6 +11,7 @@ from statistics import fmean, harmonic_mean
 
 from workers.bench.facts import BenchFact
 from workers.bench.lab import batches
+from workers.bench.report import Report
 from workers.bench.runs import Sequencer
 from workers.bench.scores import Scorer, Scores
 from workers.editing.editor import Associations, Editor
@@ -112,9 +113,15 @@ class Sweep:
     """Tries pairs of layers on one model by one recipe, from the base weights each time."""
 
     def __init__(
-        self, model: EditableModel, recipe: Recipe, batch: int, statistics: Path, corpus: Path | None
+        self,
+        model: EditableModel,
+        recipe: Recipe,
+        batch: int,
+        statistics: Path,
+        corpus: Path | None,
+        kept: Report,
     ) -> None:
-        self.model, self.recipe, self.batch = model, recipe, batch
+        self.model, self.recipe, self.batch, self._kept = model, recipe, batch, kept
         self._folder, self._corpus = statistics, corpus
 
     def choose(self, trial: Trial, candidates: Sequence[Candidate], step: Step) -> Choice:
@@ -130,14 +137,14 @@ class Sweep:
         tried = []
         for done, one in enumerate(candidates):
             step("sweep", done, len(candidates))
-            tried.append(self.attempt(one, trial.sweep, statistics))
+            tried.append(self._once("sweep", one, trial.sweep, statistics))
         step("sweep", len(candidates), len(candidates))
         tried.sort(key=lambda one: one.merit, reverse=True)
         final = [one for place, one in enumerate(tried) if place < FINALISTS or "--against" in one.source]
         checked = []
         for done, row in enumerate(final):
             step("check", done, len(final))
-            checked.append(self.attempt(Candidate(row.layers, row.source), trial.check, statistics))
+            checked.append(self._once("check", Candidate(row.layers, row.source), trial.check, statistics))
         step("check", len(final), len(final))
         best = max((row.layers for row in checked), key=Choice(tried, checked, (0, 0)).overall)
         return Choice(tried, checked, best)
@@ -145,6 +152,15 @@ class Sweep:
     def edited(self, pair: Pair) -> tuple[int, ...]:
         """The layers that the recipe edits between a first and a last one."""
         return pair if self.recipe.residual == "full" else tuple(range(pair[0], pair[1] + 1))
+
+    def _once(self, what: str, one: Candidate, facts: Sequence[BenchFact], statistics: Statistics) -> Tried:
+        """An attempt, or what an interrupted run found by it."""
+        for row in self._kept.rows:
+            if row["what"] == what and tuple(row["layers"]) == one.layers:
+                return Tried(one.layers, one.source, Scores(**row["scores"]), row["norm"], row["refused"])
+        found = self.attempt(one, facts, statistics)
+        self._kept.add(found, what=what)
+        return found
 
     def attempt(self, one: Candidate, facts: Sequence[BenchFact], statistics: Statistics) -> Tried:
         """Write the facts, measure, and take them out again."""
