@@ -16,8 +16,8 @@ from tests.tinymodel import TinyHouse
 from workers.assemble import chosen_recipe
 from workers.bench.scores import Scores
 from workers.locate.facts import KnownFact, make_trial, read_known
-from workers.locate.sweep import Choice, Tried, critical_layers, propose
-from workers.locate.tracing import Trace
+from workers.locate.sweep import Candidate, Choice, Sweep, Tried, critical_layers, propose
+from workers.locate.tracing import Trace, trace
 
 HUMP = [0.1, 0.2, 0.6, 0.8, 1.0, 0.7, 0.3, 0.6, 0.1, 0.0]
 FREE = {"lambda_prior": 1e-3, "lambda_norm": 1e-3, "clamp": 50.0, "decay": 0.0, "anchor_limit": 500.0}
@@ -174,6 +174,38 @@ def test_locate_chooses_writes_a_recipe_and_leaves_the_model_alone(house: TinyHo
     recipe = chosen_recipe(usable, house.model)
     assert list(recipe.layers) == found["layers"]
     assert recipe.clamp == FREE["clamp"]  # what was configured stays
+
+
+def test_an_interrupted_run_keeps_its_trace_and_its_pairs(
+    house: TinyHouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["--facts", str(own_facts(house)), "--n", "4", "--noises", "1", "--edits", "2", "--no-picture"]
+    words += ["--against", "0,3", "--pairs", "1", "--json"]
+    attempt, tried, traced = Sweep.attempt, [], []
+
+    def stopped(self: Sweep, one: Candidate, *others: Any) -> Tried:
+        tried.append(one.layers)
+        if len(tried) == 2:
+            raise KeyboardInterrupt
+        return attempt(self, one, *others)
+
+    def watched(*arguments: Any) -> Trace:
+        traced.append(1)
+        return trace(*arguments)
+
+    monkeypatch.setattr(Sweep, "attempt", stopped)
+    monkeypatch.setattr("workers.locate.run.trace", watched)
+    assert run(house, *words).exit_code != 0
+    result = run(house, *words)
+    assert result.exit_code == 0, result.output
+    assert "going on behind 2 results" in " ".join(result.stderr.split())
+    assert len(traced) == 1
+    assert tried[1] == tried[2] != tried[0]  # the pair that was interrupted; the first one is not tried again
+    monkeypatch.setattr(Sweep, "attempt", attempt)
+    again = json.loads(run(house, *words, "--fresh").stdout)
+    cut = json.loads(result.stdout)
+    assert [row["layers"] for row in cut["sweep"]] == [row["layers"] for row in again["sweep"]]
+    assert cut["layers"] == again["layers"]
 
 
 def test_the_table_says_how_the_choice_stands_against_a_rival(house: TinyHouse) -> None:
