@@ -74,7 +74,8 @@ class Report:
         """Whether the folder holds an interrupted run of these settings."""
         try:
             noted = json.loads((self.folder / _SETTINGS).read_text(encoding="utf-8"))
-            return not noted["finished"] and noted["settings"] == self._settings and self._path.exists()
+            same = bool(noted["settings"] == self._settings)
+            return same and not noted["finished"] and self._path.exists()
         except (OSError, ValueError, KeyError, TypeError):
             return False
 
