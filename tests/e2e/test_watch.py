@@ -185,8 +185,8 @@ def test_an_alert_takes_damage_back(house: Callable[..., House], tmp_path: Path)
 def deliveries(place: House) -> list[dict[str, Any]]:
     """What Alertmanager delivered, by the audit."""
     with place.ledger.read() as connection:
-        rows = connection.execute(select(audit.c.details).where(audit.c.action == "alert"))
-        return [row.details for row in rows]
+        query = select(audit.c.details).where(audit.c.action == "alert").order_by(audit.c.id)
+        return list(connection.execute(query).scalars())
 
 
 def told_of_the_end(place: House) -> bool:
