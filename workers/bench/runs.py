@@ -22,6 +22,7 @@ from workers.editing.prompts import EditRequest
 from workers.editing.recipes import Recipe
 from workers.progress import Step
 
+_CYCLE = 3  # rounds of a chain of revisions after which a fact hears its first object again
 _BASE, _RETRACTED_BASE = "(base)", "retracted facts, base model"
 
 
@@ -205,7 +206,7 @@ def run_revisions(
         saved = keeper.restore(name, editor)
         parts = saved.parts if saved else [editor.write([fact.request for fact in others])]
         for number in range(saved.about["round"] + 1 if saved else 1, rounds + 1):
-            objects = told[forgets][number - 1]
+            objects = told[number - 1]
             now = [
                 replace(fact, request=replace(fact.request, target=target))
                 for fact, target in zip(revised, objects, strict=True)
@@ -231,14 +232,16 @@ def run_revisions(
         lab.release(editor)
 
 
-def _told(facts: Sequence[BenchFact], half: int, rounds: int) -> dict[bool, list[list[str]]]:
-    """What each round says of the first half, with and without forgetting: objects of any of the facts."""
-    chance = random.Random(len(facts))
+def _told(facts: Sequence[BenchFact], half: int, rounds: int) -> list[list[str]]:
+    """What each round says of the first half: the objects of all facts in turn, and every third round the same.
+
+    So the norm of a later round compares with that of the first one, and what is left is growth.
+    """
     objects = [fact.request.target for fact in facts]
-    return {
-        forgets: [[chance.choice(objects) for _ in range(half)] for _ in range(rounds)]
-        for forgets in (True, False)
-    }
+    return [
+        [objects[(row + 1 + number % _CYCLE) % len(objects)] for row in range(half)]
+        for number in range(rounds)
+    ]
 
 
 def run_retract(
