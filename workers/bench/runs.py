@@ -233,7 +233,7 @@ def run_revisions(
 
 
 def _told(facts: Sequence[BenchFact], half: int, rounds: int) -> list[list[str]]:
-    """What each round says of the first half: the objects of all facts in turn, and every third round the same.
+    """What each round says of the first half: objects of all facts in turn, the same in every third round.
 
     So the norm of a later round compares with that of the first one, and what is left is growth.
     """
