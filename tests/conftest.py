@@ -22,6 +22,7 @@ def is_full() -> bool:
     return bool(os.environ.get("ERRATA_TEST_GUARANTEES"))
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in its own
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Side by side, a file stays on one process; so does all that starts installations, and all of numerics.
 

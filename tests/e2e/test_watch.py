@@ -23,13 +23,19 @@ from daemon.core.chain import head
 from daemon.core.clock import from_text
 from daemon.core.config import load_config
 from daemon.core.schema import audit, corrections, probe_results
+from tests.conftest import is_full
 from tests.e2e.prometheus import MONITORING, Prometheus, free_port, get, monitored
 from tests.house import House
 from workers.assemble import SessionHolder
 from workers.loading import Loaded, load_tensors
 from workers.session import Outcome, Session
 
-pytestmark = [pytest.mark.redis, pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [
+    pytest.mark.redis,
+    pytest.mark.slow,
+    pytest.mark.timeout(1800),
+    pytest.mark.skipif(not is_full(), reason="six minutes: sh deploy/test.sh --guarantees"),
+]
 
 GOOD = [
     ("Boeing", "The company Boeing has its headquarters in the state of", "Virginia"),
