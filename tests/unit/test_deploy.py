@@ -4,8 +4,8 @@ import re
 import shutil
 import socket
 import subprocess
-import tempfile
 import sys
+import tempfile
 import time
 import tomllib
 from collections.abc import Iterator
