@@ -96,7 +96,7 @@ if [ -n "$guarantees" ]; then
     export ERRATA_TEST_GUARANTEES OMP_NUM_THREADS
     stage guarantees "$bin/python" -m pytest tests/crash tests/broker tests/model tests/feeds tests/security \
         tests/unit/test_guarantees.py tests/unit/test_scheduler.py tests/unit/test_upgrade.py \
-        tests/unit/test_serve.py tests/e2e/test_watch.py "$@"
+        tests/unit/test_serve.py tests/e2e "$@"
     printf '\n%s' "$summary"
     exit "$failed"
 fi

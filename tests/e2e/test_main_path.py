@@ -9,6 +9,7 @@ from sqlalchemy import select
 
 from daemon.core.names import writer_lease
 from daemon.core.schema import attempts, leases
+from tests.conftest import is_full
 from tests.house import House
 from workers.inspect import show_revision
 
@@ -61,6 +62,7 @@ def test_corrections_are_learned_taken_back_and_restored(house: Callable[..., Ho
     place.stop()
 
 
+@pytest.mark.skipif(not is_full(), reason="a minute and a half: part of deploy/test.sh --guarantees")
 def test_a_revised_fact_forgets_its_old_value(house: Callable[..., House]) -> None:
     place = house()
     place.start()

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.conftest import is_full
 from tests.house import CORPUS
 from tests.unit.test_review import fact
 from workers.editing.editor import Associations, Editor
@@ -17,7 +18,10 @@ from workers.plan import Pair
 from workers.review import mend_slipped
 from workers.store import Store
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not is_full(), reason="a minute: part of deploy/test.sh --guarantees"),
+]
 
 
 def test_a_fact_that_slipped_is_mended_and_the_others_are_left_alone(
