@@ -61,7 +61,7 @@ class Memory:
                 prior so far that the pair could not be forgotten exactly; nothing was changed.
         """
         K, V, F = self._columns(keys, values)
-        strength = float(self.strength(keys).max())
+        strength = float(self._strength(F).max())
         if self.history and not strength <= _STRENGTH:
             raise EditError(f"a key outweighs the prior {strength:.0e} times", reason="norm", hint="raise λn")
         gram, inverse = (self._gram, self._inverse) if self.equality else self._updated(F, sign=1)
@@ -109,9 +109,7 @@ class Memory:
 
     def strength(self, keys: torch.Tensor) -> torch.Tensor:
         """kᵀ A0⁻¹ k [n] of keys [n, d_in]: how little the prior resists; alone, v moves W k by s/(1 + s)."""
-        F = self._projected(keys.to(self.weight.device).double().T)
-        resisted: torch.Tensor = (F * (self._prior_inverse @ F)).sum(0)
-        return resisted
+        return self._strength(self._projected(keys.to(self.weight.device).double().T))
 
     def values_for(self, keys: torch.Tensor, goals: torch.Tensor, least: float) -> torch.Tensor:
         """Values [n, d_out] that bring W k to ``goals`` [n, d_out] once keys [n, d_in] are written.
@@ -138,6 +136,10 @@ class Memory:
         if not (K.isfinite().all() and V.isfinite().all()):
             raise EditError("a key or value is not finite", reason="not_finite")
         return K, V, self._projected(K)
+
+    def _strength(self, F: torch.Tensor) -> torch.Tensor:
+        resisted: torch.Tensor = (F * (self._prior_inverse @ F)).sum(0)
+        return resisted
 
     def _projected(self, K: torch.Tensor) -> torch.Tensor:
         return K if self.projector is None else self.projector @ K
