@@ -325,6 +325,7 @@ class Session:
         number = self._load()
         with self.ledger.read() as connection:
             older = active_facts(connection, active_pairs(connection, self.model, number))
+            older += known_facts(connection, self.model, number)
         context = ProbeContext(self.editor, [], older, self.config.watch, self._base, seed=number)
         survey(self.ledger, self.model, number, full(self.config.watch), context)
         return number

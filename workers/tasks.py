@@ -30,11 +30,8 @@ def register(app: Celery, config: Config, holder: SessionHolder | None = None) -
 
     @app.task(name=SURVEY_TASK)  # type: ignore[untyped-decorator]
     def survey() -> None:
-        """Run all probes on head; what fails is tried again when the next run is due."""
-        try:
-            log.info("surveyed", revision=mine.session().survey())
-        except ErrataError as error:
-            log.warning("survey later", code=error.code, error=str(error))
+        """Run all probes on head."""
+        survey_head(mine)
 
 
 def deliver(holder: SessionHolder, batch_id: str) -> None:
@@ -51,6 +48,17 @@ def deliver(holder: SessionHolder, batch_id: str) -> None:
     except Exception:  # the process's edge: any bug in an edit is an attempt that failed, not a dead worker
         log.exception("batch failed", batch=batch_id)
         holder.forget()
+
+
+def survey_head(holder: SessionHolder) -> None:
+    """Run all probes on head; what fails is tried again when the next run is due."""
+    try:
+        log.info("surveyed", revision=holder.session().survey())
+    except CorruptBlobError as error:
+        log.warning("corrupt blob", error=str(error))
+        _recover(holder, error.message)
+    except ErrataError as error:
+        log.warning("survey later", code=error.code, error=str(error))
 
 
 def _recover(holder: SessionHolder, why: str) -> None:

@@ -17,6 +17,7 @@ from tests.crash.life import Life
 from tests.toy import ToyEditor
 from tests.unit.test_store import DAMAGES, flip_a_bit
 from workers.recovery import rebuild
+from workers.tasks import survey_head
 
 
 @pytest.fixture
@@ -119,6 +120,15 @@ def test_head_is_what_its_facts_amount_to(life: Life) -> None:
     assert found.agrees
     assert found.number == 2
     assert max(found.drift.values()) < 1e-6
+
+
+def test_a_survey_that_meets_damage_sees_to_it(life: Life) -> None:
+    for path in tensors_of(life, 2):
+        flip_a_bit(path)
+    survey_head(life)  # type: ignore[arg-type]
+    assert kinds(life)[-1] == "rebuild"
+    assert len(store_incidents(life)) == 1
+    life.check_head()
 
 
 def test_a_rebuild_needs_the_pairs(life: Life) -> None:
