@@ -104,11 +104,9 @@ def run(
 
     Examples: errata run | errata run --once | errata run --no-worker
     """
-    from daemon.core.log import configure_logging
     from daemon.run import run_command
 
     config = cli_common.load(context)
-    configure_logging(config.log.level, json_lines=config.log.json_lines)
     run_command(config, cli_common.config_file(context), once=once, with_model=not no_worker)
 
 

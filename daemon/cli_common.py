@@ -3,7 +3,6 @@
 import getpass
 import json
 import os
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,18 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from daemon.core.terminal import make_console
 from daemon.core.text import printable
 
 if TYPE_CHECKING:  # imported where they are used, so that a command starts fast
-    from rich.console import Console
-
     from daemon.core.config import Config
     from daemon.core.ledger import Ledger
 
 Json = Annotated[bool, typer.Option("--json", help="print one JSON document instead of a table")]
 Limit = Annotated[int, typer.Option(min=1, max=1_000_000, help="at most this many rows")]
 Reason = Annotated[str, typer.Option(help="why; it stands in the audit")]
-_PLAIN_WIDTH = 100_000  # columns of a pipe: nothing is cut or wrapped there
 _CELL = 2_000
 _WHOLE = frozenset(
     {"fact", "id", "fact_id", "correction", "correction_id", "content", "state", "probe", "result"}
@@ -34,7 +31,7 @@ _WHO = 100
 
 def setup(context: typer.Context, config_file: Path | None) -> None:
     """Put the means of finding and reading the configuration into the context; nothing is read yet."""
-    context.obj = {"config": lambda: _read_config(config_file), "config_file": config_file}
+    context.obj = {"config": lambda: _read_config(config_file), "config_file": config_file, "who": who}
 
 
 def load(context: typer.Context) -> "Config":
@@ -95,7 +92,7 @@ def print_json(document: Any) -> None:
 
 def say(text: str) -> None:
     """A line for people on stdout; foreign text in it cannot steer the terminal."""
-    console().print(printable(text, _CELL), markup=False, highlight=False, soft_wrap=True)
+    make_console().print(printable(text, _CELL), markup=False, highlight=False, soft_wrap=True)
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
@@ -104,7 +101,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Mapping[str, 
     from rich.table import Table
     from rich.text import Text
 
-    out = console()
+    out = make_console()
     if not rows:
         say(f"no {title}")
         return
@@ -128,15 +125,6 @@ def cell(value: object) -> str:
     return printable(str(value), _CELL)
 
 
-def console() -> "Console":
-    """Stdout, with colours and its own width only where it is a terminal."""
-    from rich.console import Console
-
-    return (
-        Console() if sys.stdout.isatty() else Console(width=_PLAIN_WIDTH, no_color=True, force_terminal=False)
-    )
-
-
 def moment(text: str | None) -> str | None:
     """A moment of the ledger for people: to the second."""
     return None if text is None else f"{text[:10]} {text[11:19]}Z"
@@ -158,5 +146,8 @@ def age(seconds: float | None) -> str:
 
 def _read_config(file: Path | None) -> "Config":
     from daemon.core.config import load_config
+    from daemon.core.log import configure_logging
 
-    return load_config(file)
+    config = load_config(file)
+    configure_logging(config.log.level, json_lines=config.log.json_lines)  # stdout is for answers
+    return config

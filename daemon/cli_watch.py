@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from daemon.cli_common import Json, age, load, moment, open_ledger, print_json, print_table, say
+from daemon.core.terminal import make_console
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -62,10 +63,8 @@ def top(
 
     from rich.live import Live
 
-    from daemon.cli_common import console
-
     config = load(context)
-    out = console()
+    out = make_console()
     with open_ledger(config):  # says at once when there is none
         pass
     live = Live(console=out, screen=True, auto_refresh=False) if out.is_terminal and not as_json else None

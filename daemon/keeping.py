@@ -9,12 +9,12 @@ from sqlalchemy import Connection, insert, select
 from daemon.core.blobs import Swept, collect, require_sound
 from daemon.core.clock import from_text, to_text
 from daemon.core.config import Config
+from daemon.core.damage import note_damage
 from daemon.core.errors import DiskFullError, NotFoundError, StoreError
 from daemon.core.holdings import forget_tensors, kept_blobs
 from daemon.core.ledger import Ledger
 from daemon.core.log import get_logger
-from daemon.core.names import STORE_PROBE, IncidentState, ProbeResult
-from daemon.core.schema import incidents, scrubs
+from daemon.core.schema import scrubs
 
 log = get_logger("errata.keeping")
 Progress = Callable[[int, int], None]
@@ -94,7 +94,7 @@ def scrub(ledger: Ledger, config: Config, progress: Progress = lambda _done, _of
         values = {"blobs": len(needed), "bytes": size, "unsound": unsound, "at": now}
         connection.execute(insert(scrubs).values(**values, seconds=time.monotonic() - start))
         for blob, why in unsound.items():
-            open_store_incident(connection, now, *needed[blob], why)
+            note_damage(connection, now, *needed[blob], why)
             log.error("unsound blob", blob=blob, why=why)
     return unsound
 
@@ -102,15 +102,3 @@ def scrub(ledger: Ledger, config: Config, progress: Progress = lambda _done, _of
 def _is_needed(ledger: Ledger, blob: str) -> bool:
     with ledger.read() as connection:
         return blob in kept_blobs(connection)
-
-
-def open_store_incident(connection: Connection, at: str, model: str, revision: int, why: str) -> None:
-    """Bring damage of the store to an operator's eyes; once a revision."""
-    mine = (incidents.c.model == model, incidents.c.revision == revision, incidents.c.probe == STORE_PROBE)
-    if connection.execute(select(incidents.c.id).where(*mine)).first() is None:
-        values = {"model": model, "revision": revision, "probe": STORE_PROBE, "message": why}
-        connection.execute(
-            insert(incidents).values(
-                **values, state=IncidentState.OPEN, opened_at=at, result=ProbeResult.UNKNOWN
-            )
-        )

@@ -8,6 +8,7 @@ import pytest
 
 from daemon.redis_server import PrivateRedis, locate_redis
 from tests import postgres
+from tests.installation import Installation
 
 
 def absent(what: str) -> None:
@@ -33,6 +34,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         file = item.path.relative_to(folder)
         group = file.parts[0] if file.parts[0] in ("e2e", "numerics") else str(file)
         item.add_marker(pytest.mark.xdist_group(group))
+
+
+@pytest.fixture
+def installation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Installation:
+    """An empty installation, which the caller's own environment does not configure."""
+    for name in ("REDIS_URL", "ERRATA_CONFIG"):
+        monkeypatch.delenv(name, raising=False)
+    return Installation(tmp_path)
 
 
 @pytest.fixture(scope="session")

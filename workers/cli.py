@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from daemon.core.terminal import make_console
 from workers import cli_keep, cli_locate, cli_publish, cli_serve, cli_watch
 from workers.bench.cli import app as bench_commands
 
@@ -114,7 +115,7 @@ def probe(
             str(r.items),
             f"{r.seconds:.1f}",
         )
-    Console().print(table)
+    make_console().print(table)
 
 
 def recipes(as_json: Json = False) -> None:
@@ -130,7 +131,7 @@ def recipes(as_json: Json = False) -> None:
     table = Table("recipe", "layers", "what it is")
     for name, recipe in PRESETS.items():
         table.add_row(name, str(recipe.layers), recipe.summary)
-    Console().print(table)
+    make_console().print(table)
 
 
 def tour(

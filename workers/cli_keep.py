@@ -31,9 +31,8 @@ def rebuild(
 
     config: Config = context.obj["config"]()
     ledger = Ledger.open_existing(config.ledger_url)
-    found = act(
-        ledger, Store(config.store_path), make_editor(config), config.model.name, "operator", mend=mend
-    )
+    who: str = context.obj["who"]()
+    found = act(ledger, Store(config.store_path), make_editor(config), config.model.name, who, mend=mend)
     if as_json:
         answer = {"revision": found.revision, "agrees": found.agrees, "drift": found.drift}
         typer.echo(json.dumps({**answer, "head": found.number}))

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from daemon.core.terminal import make_console
+
 if TYPE_CHECKING:
     from workers.locate.sweep import Pair
 
@@ -87,7 +89,7 @@ def locate(
     if as_json:
         typer.echo(json.dumps(document))
     else:
-        screen = Console()
+        screen = make_console()
         screen.print(report.trace_table(found))
         screen.print(report.choice_table(found.choice, edits))
         for line in report.comparison(found.choice):

@@ -61,13 +61,11 @@ def publish(
     Examples: errata publish | errata publish --follow
     """
     from daemon.core.errors import NotFoundError
-    from daemon.core.log import configure_logging
     from daemon.core.tracing import configure_tracing
     from workers.consumers import make_consumers
     from workers.publish import Publisher
 
     config: Config = context.obj["config"]()
-    configure_logging(config.log.level, json_lines=config.log.json_lines)
     configure_tracing("errata-publish")
     publisher = Publisher(_ledger(config), config, make_consumers(config.consumers))
     if follow:

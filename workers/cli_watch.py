@@ -29,14 +29,12 @@ def bisect(
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from daemon.core.log import configure_logging
     from daemon.core.revision import parse_revision
     from workers.assemble import SessionHolder
     from workers.bisect import bisect as act
     from workers.rehearsal import Rehearsal
 
     config: Config = context.obj["config"]()
-    configure_logging(config.log.level, json_lines=config.log.json_lines)
     number = None if revision is None else parse_revision(revision)
     session = SessionHolder(config).session()
     columns = (TextColumn("corrections judged"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -44,7 +42,10 @@ def bisect(
         task = bar.add_task("", total=None)
         rehearsal = Rehearsal(session.ledger, session.store, session.editor, config)
         found = act(
-            rehearsal, number, "operator", lambda done, total: bar.update(task, completed=done, total=total)
+            rehearsal,
+            number,
+            context.obj["who"](),
+            lambda done, total: bar.update(task, completed=done, total=total),
         )
     if as_json:
         typer.echo(json.dumps(found.__dict__))

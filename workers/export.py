@@ -16,8 +16,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from daemon.core.errors import CorruptBlobError, StoreError
-from daemon.core.fsio import TEMPORARY, disk_errors, fsync_folder, sha256_of, write_durably
+from daemon.core.blobs import require_sound
+from daemon.core.errors import StoreError
+from daemon.core.fsio import TEMPORARY, disk_errors, fsync_folder, write_durably
 from workers.card import model_card
 from workers.revision_facts import RevisionFacts
 from workers.shards import INDEX, file_name_of, files_of, read_entries, write_renamed, write_without
@@ -117,11 +118,8 @@ class Exporter:
     def _edited(self, revision: RevisionFacts, names: Mapping[str, str], put: Place) -> Iterator[Piece]:
         """The blobs of the revision, each checked against its sha256 before anybody is shown it."""
         for name, blob in sorted(revision.tensors.items()):
+            require_sound(self._store.root, blob)
             path = self._store.path(blob)
-            if sha256_of(path) != blob:
-                raise CorruptBlobError(
-                    f"blob {path} is corrupt", hint="restore the file from the backup; errata doctor"
-                )
             if put is link and names[name] == name:
                 yield Piece(path, [name], put)
             else:

@@ -40,15 +40,20 @@ def load_head(store: Store, editor: Editor, revision: RowMapping, pairs: Sequenc
             raise StoreError(
                 f"revision {revision['number']} has no {name}", hint="the recipe edits other layers"
             )
-        scale = published[name].double().norm()
-        drift = float((tensor.cpu().double() - published[name].double()).norm() / scale)
-        if not drift <= DRIFT:
+        apart = drift(published[name], tensor)
+        if not apart <= DRIFT:
             raise CorruptBlobError(
-                f"revision {revision['number']}: {name} differs by {drift:.2e} from what its facts amount to",
+                f"revision {revision['number']}: {name} differs by {apart:.2e} from what its facts amount to",
                 hint="errata rebuild compares and mends",
             )
     editor.show(published)
     return Loaded(int(revision["number"]), dict(revision["tensors"]))
+
+
+def drift(stored: torch.Tensor, solved: torch.Tensor) -> float:
+    """Relative Frobenius distance of a stored tensor from the solved one; both of one shape, any dtype."""
+    stored = stored.double()
+    return float((solved.cpu().double() - stored).norm() / stored.norm())
 
 
 def load_tensors(store: Store, names: Mapping[str, str]) -> dict[str, torch.Tensor]:

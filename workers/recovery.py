@@ -7,19 +7,19 @@ the newest revision that is sound, and the corrections that this takes back wait
 from dataclasses import dataclass
 
 import torch
-from sqlalchemy import Connection, RowMapping, insert, select, update
+from sqlalchemy import Connection, RowMapping, select
 
 from daemon.core.blobs import require_sound
 from daemon.core.chain import head
 from daemon.core.clock import to_text
+from daemon.core.damage import note_recovery
 from daemon.core.errors import CorruptBlobError, NotFoundError, StoreError
 from daemon.core.ledger import Ledger
 from daemon.core.log import get_logger
-from daemon.core.names import STORE_PROBE, IncidentState, ProbeResult
-from daemon.core.schema import incidents, revisions
+from daemon.core.schema import revisions
 from daemon.core.settlement import reverted_by, wait_again
 from workers.editing.editor import Editor
-from workers.loading import DRIFT, load_tensors
+from workers.loading import DRIFT, drift, load_tensors
 from workers.pairs import load_pairs
 from workers.plan import active_pairs
 from workers.store import Store
@@ -39,7 +39,7 @@ class Rebuilt:
     @property
     def agrees(self) -> bool:
         """Whether every stored tensor is what its facts amount to, up to rounding."""
-        return all(drift is not None and drift <= DRIFT for drift in self.drift.values())
+        return all(part is not None and part <= DRIFT for part in self.drift.values())
 
 
 def rebuild(ledger: Ledger, store: Store, editor: Editor, model: str, who: str, *, mend: bool) -> Rebuilt:
@@ -76,7 +76,9 @@ def recover(ledger: Ledger, store: Store, editor: Editor, model: str, why: str) 
         damaged = head(connection, model)["number"]
     try:
         number = rebuild(ledger, store, editor, model, WHO, mend=True).number
-        _note(ledger, model, damaged, f"{why}; solved anew from its facts in revision {number}")
+        done = f"{why}; solved anew from its facts in revision {number}"
+        with ledger.write() as connection:
+            note_recovery(connection, to_text(ledger.clock.now()), model, damaged, done)
     except CorruptBlobError as error:
         number = _fall_back(ledger, store, model, f"{why}; {error.message}")
     log.error("recovered", model=model, damaged=damaged, head=number, why=why)
@@ -92,7 +94,8 @@ def _fall_back(ledger: Ledger, store: Store, model: str, why: str) -> int:
     def settle(connection: Connection, number: int) -> None:
         # the disk failed, not the facts
         wait_again(connection, reverted_by(connection, model, number), "its weights were damaged on disk")
-        _open(connection, ledger, model, current, f"{why}; fell back to revision {target}", number)
+        done = f"{why}; fell back to revision {target}"
+        note_recovery(connection, to_text(ledger.clock.now()), model, current, done, back=number)
 
     return ledger.rollback(model, target, WHO, why, current, settle)
 
@@ -110,27 +113,10 @@ def _newest_sound(connection: Connection, store: Store, model: str) -> int:
     raise NotFoundError(f"no revision of {model!r} is sound", hint="errata restore brings a backup")
 
 
-def _note(ledger: Ledger, model: str, revision: int, why: str) -> None:
-    with ledger.write() as connection:
-        _open(connection, ledger, model, revision, why, None)
-
-
-def _open(
-    connection: Connection, ledger: Ledger, model: str, revision: int, why: str, back: int | None
-) -> None:
-    mine = (incidents.c.model == model, incidents.c.revision == revision, incidents.c.probe == STORE_PROBE)
-    values = {"message": why, "rollback_revision": back, "state": IncidentState.OPEN, "closed_at": None}
-    if connection.execute(update(incidents).where(*mine).values(**values)).rowcount == 0:
-        key = {"model": model, "revision": revision, "probe": STORE_PROBE}
-        at = to_text(ledger.clock.now())
-        row = {**key, **values, "opened_at": at, "result": ProbeResult.UNKNOWN}
-        connection.execute(insert(incidents).values(**row))
-
-
 def _drift(store: Store, row: RowMapping, name: str, solved: torch.Tensor) -> float | None:
     """Relative Frobenius distance of the stored tensor from the solved one."""
     try:
-        stored = load_tensors(store, {name: row["tensors"][name]})[name].double()
+        stored = load_tensors(store, {name: row["tensors"][name]})[name]
     except (KeyError, CorruptBlobError):
         return None
-    return float((solved.cpu().double() - stored).norm() / stored.norm())
+    return drift(stored, solved)

@@ -1,4 +1,4 @@
-"""Looking after facts that were written before: later edits disturb them, and a small addition mends them."""
+"""Looking after older facts: later edits disturb them; a pair of the last layer, written anew, mends them."""
 
 from collections.abc import Sequence
 

@@ -1,7 +1,6 @@
 """Roles of the API: what each token opens, what a wrong one costs, what the audit says of who was refused."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -23,12 +22,6 @@ TOKENS = {"read": "r" * 32, "submit": "s" * 32, "operate": "o" * 32}
 FILES = {"read": "read_token_file", "submit": "submit_token_file", "operate": "token_file"}
 BACK = {"to": 0, "reason": "demo"}
 LOOKS = ("/", "/metrics", "/v1/status", "/v1/facts", "/v1/revisions")
-
-
-@pytest.fixture
-def installation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Installation:
-    monkeypatch.delenv("REDIS_URL", raising=False)
-    return Installation(tmp_path)
 
 
 @pytest.fixture

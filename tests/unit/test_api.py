@@ -3,7 +3,6 @@
 import asyncio
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,12 +20,6 @@ from tests.ledgers import held, statement, states
 
 TOKEN = "t0ken-of-the-test"
 HERE = "http://127.0.0.1:8765"
-
-
-@pytest.fixture
-def installation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Installation:
-    monkeypatch.delenv("REDIS_URL", raising=False)
-    return Installation(tmp_path)
 
 
 @pytest.fixture

@@ -18,11 +18,6 @@ from tests.installation import Installation
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture
-def installation(tmp_path: Path) -> Installation:
-    return Installation(tmp_path)
-
-
 def commands(group: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
     """Every command that can be typed, with the words that lead to it."""
     for name, command in group.commands.items():

@@ -2,7 +2,6 @@
 
 import json
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,13 +17,6 @@ from tests.installation import Installation
 from tests.ledgers import found, statement
 
 SECRET = "hunter2-canary"
-
-
-@pytest.fixture
-def installation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Installation:
-    for name in ("REDIS_URL", "ERRATA_CONFIG"):
-        monkeypatch.delenv(name, raising=False)
-    return Installation(tmp_path)
 
 
 @pytest.fixture(autouse=True)

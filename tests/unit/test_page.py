@@ -22,11 +22,6 @@ from tests.watching import commit_and_judge, right, suite_row
 
 
 @pytest.fixture
-def installation(tmp_path: Path) -> Installation:
-    return Installation(tmp_path)
-
-
-@pytest.fixture
 def story(installation: Installation) -> Iterator[Ledger]:
     ledger = installation.tell_story()
     yield ledger

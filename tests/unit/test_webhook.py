@@ -4,7 +4,6 @@ import hashlib
 import hmac
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -20,12 +19,6 @@ from tests.installation import Installation
 from tests.ledgers import statement, states
 
 KEY = "a key between two machines"
-
-
-@pytest.fixture
-def installation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Installation:
-    monkeypatch.delenv("REDIS_URL", raising=False)
-    return Installation(tmp_path)
 
 
 @pytest.fixture

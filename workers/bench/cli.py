@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from daemon.core.terminal import make_console
+
 if TYPE_CHECKING:
     from workers.progress import Step
 
@@ -109,7 +111,7 @@ class Bench:
         if as_json:
             typer.echo(json.dumps(self.report.rows))
         else:
-            Console().print(self.report.table(f"errata bench {self._name}", columns))
+            make_console().print(self.report.table(f"errata bench {self._name}", columns))
         if curves and self.report.curves("n", curves, f"errata bench {self._name}") is None:
             self.console.print("no curves: matplotlib is not installed (pip install 'errata\\[bench]')")
         self.report.finish()

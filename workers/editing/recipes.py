@@ -49,7 +49,9 @@ class Recipe(BaseModel):
     kl_weight: float = Field(0.0625, ge=0, description="weight of the KL term on «{subject} is a»")
     decay: float = Field(0.5, ge=0, description="weight of ‖δ‖/‖h‖²")
     chat: bool = Field(False, description="the model's chat form among the prefixed prompts")
-    mends: int = Field(2, ge=0, description="rounds that add to the value of facts that are not yet answered")
+    mends: int = Field(
+        2, ge=0, description="rounds that write what is not yet answered anew, at the last layer"
+    )
     anchor_limit: float = Field(
         2.0, gt=0, description="refuse values beyond this multiple of the norm anchor"
     )
