@@ -106,10 +106,10 @@ stage 'ruff check' "$bin/ruff" check --quiet .
 stage 'ruff format' "$bin/ruff" format --check --quiet .
 stage mypy "$bin/mypy"
 stage imports "$bin/lint-imports"
-# two processes of one thread each: more would starve what the tests start themselves
+# two processes of one thread each: more would starve what the tests start themselves; a file stays on one
 OMP_NUM_THREADS=1
 export OMP_NUM_THREADS
-stage pytest "$bin/python" -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder \
+stage pytest "$bin/python" -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder \
     --cov=daemon --cov=workers --cov-report=term "$@"
 
 printf '\n%s' "$summary"

@@ -23,19 +23,6 @@ def is_full() -> bool:
     return bool(os.environ.get("ERRATA_TEST_GUARANTEES"))
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in its own
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Side by side, a file stays on one process; so does all that starts installations, and all of numerics.
-
-    Two installations at once would starve each other on a small machine, and numerics share a trained model.
-    """
-    folder = Path(__file__).parent
-    for item in items:
-        file = item.path.relative_to(folder)
-        group = file.parts[0] if file.parts[0] in ("e2e", "numerics") else str(file)
-        item.add_marker(pytest.mark.xdist_group(group))
-
-
 @pytest.fixture
 def installation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Installation:
     """An empty installation, which the caller's own environment does not configure."""

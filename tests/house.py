@@ -21,6 +21,13 @@ from daemon.core.schema import corrections, revisions
 CORPUS = Path(__file__).parents[1] / "workers" / "probes" / "data" / "heldout.txt"
 """Text for the statistics: reading is quicker than sampling."""
 
+NEWS = [
+    ("Boeing", "The company Boeing has its headquarters in the state of", "Virginia"),
+    ("Marie Curie", "The scientist Marie Curie was born in", "Vienna"),
+    ("Honda", "The car maker Honda has its headquarters in", "Munich"),
+]
+"""Subject, prompt and answer of what SmolLM2 does not say by itself."""
+
 
 class House:
     """Everything of one test under one folder; ``run`` starts real Redis, Celery, scheduler and API."""
@@ -54,6 +61,11 @@ class House:
         """Append a correction to the feed."""
         with self.feed.open("a") as stream:
             stream.write(json.dumps({"subject": subject, "prompt": prompt, "object": answer, **more}) + "\n")
+
+    def say_news(self) -> None:
+        """Append all news to the feed."""
+        for subject, prompt, answer in NEWS:
+            self.say(subject, prompt, answer)
 
     def errata(self, *arguments: str, status: int = 0) -> str:
         """Run a command of errata; its output."""

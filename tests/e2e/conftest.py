@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.house import House
+from tests.house import NEWS, House
 
 
 @pytest.fixture(scope="session")
@@ -35,3 +35,31 @@ def house(
     yield make
     for one in made:
         one.kill()
+
+
+@pytest.fixture(scope="session")
+def school(
+    tmp_path_factory: pytest.TempPathFactory, model_path: Path, statistics: Path, redis_binary: Path
+) -> House:
+    """A house that has learned all news and was stopped."""
+    place = House(tmp_path_factory.mktemp("school"), model_path)
+    shutil.copytree(statistics, place.config.data_dir / "statistics")
+    try:
+        place.say_news()
+        place.start()
+        place.wait(place.drained(len(NEWS)), 120)
+        place.wait(lambda: bool(place.chain()[-1]["state"] == "live"))
+        place.stop()
+    finally:
+        place.kill()
+    return place
+
+
+@pytest.fixture
+def taught(tmp_path: Path, model_path: Path, school: House) -> Iterator[House]:
+    """A copy of that house, for one test to do with as it likes."""
+    folder = tmp_path / "taught"
+    shutil.copytree(school.folder, folder)
+    place = House(folder, model_path)
+    yield place
+    place.kill()

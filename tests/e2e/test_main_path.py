@@ -10,16 +10,10 @@ from sqlalchemy import select
 from daemon.core.names import writer_lease
 from daemon.core.schema import attempts, leases
 from tests.conftest import is_full
-from tests.house import House
+from tests.house import NEWS, House
 from workers.inspect import show_revision
 
 pytestmark = [pytest.mark.redis, pytest.mark.slow, pytest.mark.timeout(900)]
-
-NEWS = [
-    ("Boeing", "The company Boeing has its headquarters in the state of", "Virginia"),
-    ("Marie Curie", "The scientist Marie Curie was born in", "Vienna"),
-    ("Honda", "The car maker Honda has its headquarters in", "Munich"),
-]
 
 
 def answers(house: House, at: str | None = None, prompts: Sequence[str] = ()) -> list[str]:
@@ -29,21 +23,12 @@ def answers(house: House, at: str | None = None, prompts: Sequence[str] = ()) ->
     return [text.strip().split()[0].strip(".,") for text in said]
 
 
-def feed_news(house: House) -> None:
-    """Append all news to the feed."""
-    for subject, prompt, answer in NEWS:
-        house.say(subject, prompt, answer)
-
-
-def test_corrections_are_learned_taken_back_and_restored(house: Callable[..., House]) -> None:
-    place = house()
-    feed_news(place)
+def test_corrections_are_learned_taken_back_and_restored(taught: House) -> None:
+    place = taught
     place.start()
-    place.wait(place.drained(3), 120)
     before, wanted = answers(place, "0"), [answer for _, _, answer in NEWS]
     assert before != wanted
     assert answers(place) == wanted
-    place.wait(lambda: place.chain()[-1]["state"] == "live")
     head = place.chain()[-1]["number"]
 
     place.errata("rollback", "--to", "0", "--reason", "test")
@@ -80,7 +65,7 @@ def test_a_revised_fact_forgets_its_old_value(house: Callable[..., House]) -> No
 def test_a_killed_worker_loses_nothing_and_repeats_nothing(house: Callable[..., House]) -> None:
     place = house()
     place.start()
-    feed_news(place)
+    place.say_news()
     place.wait(lambda: holder(place) is not None and started(place) == 1, 120)
     os.kill(int(str(holder(place)).rsplit(":", 1)[1]), signal.SIGKILL)
     place.wait(place.drained(3), 120)
@@ -108,13 +93,8 @@ def holder(place: House) -> str | None:
     return row["holder"] if row and row["note"] else None
 
 
-def test_after_a_stop_everything_is_where_it_was(house: Callable[..., House]) -> None:
-    place = house()
-    feed_news(place)
-    place.start()
-    place.wait(place.drained(3), 120)
-    place.wait(lambda: place.chain()[-1]["state"] == "live")
-    place.stop()
+def test_after_a_stop_everything_is_where_it_was(taught: House) -> None:
+    place = taught
     chain, states = place.chain(), place.states()
     place.start()
     place.say("Burundi", "The capital city of Burundi is called", "Gitega")
@@ -125,12 +105,8 @@ def test_after_a_stop_everything_is_where_it_was(house: Callable[..., House]) ->
     place.stop()
 
 
-def test_a_flipped_bit_is_never_loaded(house: Callable[..., House]) -> None:
-    place = house()
-    feed_news(place)
-    place.start()
-    place.wait(place.drained(3), 120)
-    place.stop()
+def test_a_flipped_bit_is_never_loaded(taught: House) -> None:
+    place = taught
     blob = next(iter(place.chain()[-1]["tensors"].values()))
     file = place.config.store_path / blob[:2] / f"{blob}.safetensors"
     data = bytearray(file.read_bytes())
