@@ -98,8 +98,9 @@ install_errata() {
         grep -v '^torch==' deploy/constraints.txt >"$constraints"
     fi
     say "installing into .venv; the first time this takes a minute or two"
+    # not compiled: of the dependencies' modules only a small part is ever imported
     with_progress .venv/install.log .venv/bin/python -m pip install --no-input --disable-pip-version-check \
-        --progress-bar off --constraint "$constraints" ${ERRATA_TORCH:+"$ERRATA_TORCH"} \
+        --no-compile --progress-bar off --constraint "$constraints" ${ERRATA_TORCH:+"$ERRATA_TORCH"} \
         --editable ".[$extras]" || die "the installation failed"
     printf '%s %s\n' "$wanted" "$extras" >.venv/errata-installed
 }

@@ -101,11 +101,13 @@ if [ -n "$guarantees" ]; then
     exit "$failed"
 fi
 
-stage model "$bin/python" -m workers.fetch "$ERRATA_MODEL_PATH"
+"$bin/python" -m workers.fetch "$ERRATA_MODEL_PATH" &
+fetching=$!
 stage 'ruff check' "$bin/ruff" check --quiet .
 stage 'ruff format' "$bin/ruff" format --check --quiet .
 stage mypy "$bin/mypy"
 stage imports "$bin/lint-imports"
+stage model wait "$fetching"
 # two processes of one thread each: more would starve what the tests start themselves; a file stays on one
 OMP_NUM_THREADS=1
 export OMP_NUM_THREADS

@@ -1,13 +1,16 @@
 """What a batch asks of the weights: which stored pairs to forget, which facts to write."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from sqlalchemy import Connection, RowMapping, select
 
 from daemon.core.chain import active_tenures
+from daemon.core.names import CorrectionState
 from daemon.core.schema import corrections
 from workers.editing.prompts import EditRequest
+
+_CHUNK = 500  # values in one IN list
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,11 @@ class Fact:
     neighborhood: tuple[str, ...] = ()
     replaces: Pair | None = None
 
+    @property
+    def is_again(self) -> bool:
+        """Whether it is in the weights already, and only its pair is sought anew."""
+        return self.replaces is not None and self.replaces.correction_id == self.correction_id
+
     def request(self) -> EditRequest:
         """The fact as the editor takes it."""
         return EditRequest(self.correction_id, self.subject, self.prompt, self.object or "")
@@ -39,10 +47,15 @@ class Fact:
 
 @dataclass(frozen=True)
 class Plan:
-    """A batch against one head: the facts to write, those to take out, and those that a newer one beat."""
+    """A batch against one head: the facts to write, those to take out, and older ones of their subjects.
+
+    Facts with one key share one value, so the value of an older one is sought again with that of the new one,
+    and without that of one that goes.
+    """
 
     writes: list[Fact] = field(default_factory=list)
     removals: list[Fact] = field(default_factory=list)
+    joint: list[Fact] = field(default_factory=list)
 
     @property
     def empty(self) -> bool:
@@ -56,10 +69,13 @@ def active_pairs(connection: Connection, model: str, at: int) -> list[Pair]:
     return [Pair(row["correction_id"], row["blob"], row["row"]) for row in rows if row["blob"] is not None]
 
 
-def make_plan(connection: Connection, model: str, head: int, waiting: Sequence[RowMapping]) -> Plan:
+def make_plan(
+    connection: Connection, model: str, head: int, waiting: Sequence[RowMapping], joint: int
+) -> Plan:
     """Decide for each waiting correction of a batch what the weights at ``head`` need.
 
-    The newest correction of a fact wins within the batch too; its old pair is to be forgotten first.
+    The newest correction of a fact wins within the batch too; its old pair is to be forgotten first. At most
+    ``joint`` older facts of the same subjects are sought again with them, the newest first.
     """
     held = {
         row["fact_id"]: Pair(row["correction_id"], row["blob"], row["row"])
@@ -71,15 +87,36 @@ def make_plan(connection: Connection, model: str, head: int, waiting: Sequence[R
         if row["fact_id"] not in newest or row["order_key"] > newest[row["fact_id"]]["order_key"]:
             newest[row["fact_id"]] = row
     facts = [to_fact(row, held.get(row["fact_id"])) for row in newest.values()]
-    return Plan([f for f in facts if f.object is not None], [f for f in facts if f.object is None])
+    subjects = {fact.subject for fact in facts if fact.object is not None or fact.replaces is not None}
+    others = {pair.correction_id: pair for fact_id, pair in held.items() if fact_id not in newest}
+    return Plan(
+        [f for f in facts if f.object is not None],
+        [f for f in facts if f.object is None],
+        _about(connection, sorted(subjects), others, joint),
+    )
+
+
+def _about(
+    connection: Connection, subjects: Sequence[str], held: Mapping[str, Pair], limit: int
+) -> list[Fact]:
+    """The facts about ``subjects`` among those that are ``held``, the newest first."""
+    found: list[RowMapping] = []
+    for start in range(0, len(subjects) if limit else 0, _CHUNK):
+        query = select(corrections).where(
+            corrections.c.state == CorrectionState.APPLIED,
+            corrections.c.subject.in_(subjects[start : start + _CHUNK]),
+        )
+        found += [row for row in connection.execute(query).mappings() if row["id"] in held]
+    found.sort(key=lambda row: -row["seq"])
+    return [to_fact(row, held[row["id"]]) for row in found[:limit]]
 
 
 def active_facts(connection: Connection, pairs: Sequence[Pair]) -> list[Fact]:
     """The corrections behind stored pairs, for probes."""
     by_id: dict[str, RowMapping] = {}
     ids = [pair.correction_id for pair in pairs]
-    for start in range(0, len(ids), 500):
-        query = select(corrections).where(corrections.c.id.in_(ids[start : start + 500]))
+    for start in range(0, len(ids), _CHUNK):
+        query = select(corrections).where(corrections.c.id.in_(ids[start : start + _CHUNK]))
         by_id |= {row["id"]: row for row in connection.execute(query).mappings()}
     return [to_fact(by_id[pair.correction_id], pair) for pair in pairs]
 

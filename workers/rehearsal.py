@@ -47,7 +47,7 @@ class Rehearsal(Session):
         with self.ledger.read() as connection:
             query = select(corrections).where(corrections.c.id.in_(ids)).order_by(corrections.c.seq)
             rows = connection.execute(query).mappings().all()
-            return make_plan(connection, self.model, self._parent, rows)
+            return make_plan(connection, self.model, self._parent, rows, joint=0)  # head stays as it is
 
     def _measure(self, probes: Sequence[Probe], plan: Plan, edit: Edit) -> list[ProbeRow]:
         return run_probes(probes, self._context(plan, edit, self._parent), self.ledger.clock)

@@ -58,7 +58,7 @@ class Edit:
     """What one attempt did to the weights in memory."""
 
     written: list[tuple[Fact, Associations]] = field(default_factory=list)
-    mended: list[tuple[Fact, Associations]] = field(default_factory=list)
+    mended: list[tuple[Fact, Associations]] = field(default_factory=list)  # older facts with a new pair
     known: list[Fact] = field(default_factory=list)  # answered right without being written
     refused: list[Refusal] = field(default_factory=list)
     probes: list[ProbeRow] = field(default_factory=list)
@@ -137,6 +137,7 @@ class Session:
             edit = self._write(plan, stages)
             self._checkpoint("session.written")
             if not edit.written and not edit.known and not plan.removals:
+                self.editor.rollback_to(before)
                 return self._refuse_all(batch_id, edit)
             with stages.measure("review"):
                 self._review(plan, edit, parent)
@@ -223,7 +224,7 @@ class Session:
     def _plan(self, batch_id: str, parent: int) -> Plan:
         with self.ledger.read() as connection:
             waiting = batches.waiting(connection, batch_id)
-            return make_plan(connection, self.model, parent, waiting)
+            return make_plan(connection, self.model, parent, waiting, self.config.edit.joint)
 
     # -- the edit -------------------------------------------------------------------------------------
 
@@ -235,11 +236,14 @@ class Session:
         with stages.measure("verify"):
             edit.known, unknown = split_known(self.editor, plan.writes)
         with stages.measure("write"):
-            self._write_guarded(unknown, edit)
+            subjects = {fact.subject for fact in (*unknown, *plan.removals)}
+            self._write_guarded([*unknown, *(fact for fact in plan.joint if fact.subject in subjects)], edit)
             edit.known, slipped = split_known(self.editor, edit.known)  # by what was just written
             self._write_guarded(slipped, edit)
         with stages.measure("verify"):
             self._drop_unlearned(edit)
+        edit.mended = [(fact, pair) for fact, pair in edit.written if fact.is_again]
+        edit.written = [(fact, pair) for fact, pair in edit.written if not fact.is_again]
         return edit
 
     def _write_guarded(self, facts: Sequence[Fact], edit: Edit) -> None:
@@ -253,6 +257,8 @@ class Session:
             self.editor.guard(self.config.watch.batch_delta_ceiling, self.config.watch.delta_ceiling)
         except EditError as error:
             self.editor.rollback_to(before)
+            if len(facts) == 1 and facts[0].is_again:
+                return  # it keeps the pair that it had
             if len(facts) == 1:
                 edit.refused.append(Refusal(facts[0].correction_id, error.reason, error.message))
                 return
@@ -278,13 +284,16 @@ class Session:
             self.editor.forget(association)
             if fact.replaces is not None:
                 self.editor.remember(load_pairs(self.store, [fact.replaces], self.editor.layers))
-            message = f"after the edit the model answers {verdict.answer[:60]!r}"
-            edit.refused.append(Refusal(fact.correction_id, QuarantineReason.NOT_LEARNED, message))
+            if not fact.is_again:
+                message = f"after the edit the model answers {verdict.answer[:60]!r}"
+                edit.refused.append(Refusal(fact.correction_id, QuarantineReason.NOT_LEARNED, message))
         edit.written = kept
 
     def _review(self, plan: Plan, edit: Edit, parent: int) -> None:
         """Mend older facts that have slipped; where a guard refuses that, they stay as they were."""
-        asked = choose(self._older(plan, edit, parent), self.config.edit.review, turn=parent)
+        fresh = {fact.correction_id for fact, _ in edit.mended}
+        older = [fact for fact in self._older(plan, edit, parent) if fact.correction_id not in fresh]
+        asked = choose(older, self.config.edit.review, turn=parent)
         if not asked:
             return
         before = self.editor.snapshot()
@@ -295,7 +304,7 @@ class Session:
             self.editor.rollback_to(before)
             log.warning("not mended", why=str(error))
             return
-        edit.mended = mended
+        edit.mended += mended
 
     # -- after the edit -------------------------------------------------------------------------------
 

@@ -54,6 +54,9 @@ class EditConfig(Section):
     batches_ahead: int = Field(64, ge=1, description="batches made ahead of the worker; the rest coalesces")
     queue_bound: int = Field(10_000, ge=1, description="corrections that may wait before feeds pause")
     review: int = Field(100, ge=0, description="older facts asked after a batch; what slipped is mended")
+    joint: int = Field(
+        16, ge=0, description="older facts about a batch's subjects that are sought again together with it"
+    )
     max_attempts: int = Field(3, ge=1, description="starts of a batch before it is split or quarantined")
     task_seconds: int = Field(900, ge=10, description="hard time limit of one batch")
     visibility_seconds: int = Field(3600, ge=60, description="Redis visibility timeout")

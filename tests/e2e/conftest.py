@@ -8,15 +8,20 @@ from typing import Any
 import pytest
 
 from tests.house import NEWS, House
+from tests.once import made_once
 
 
 @pytest.fixture(scope="session")
 def statistics(tmp_path_factory: pytest.TempPathFactory, model_path: Path) -> Path:
     """The folder of statistics that ``errata prepare`` makes."""
-    place = House(tmp_path_factory.mktemp("prepared"), model_path)
-    place.errata("prepare")
-    place.kill()
-    return place.config.data_dir / "statistics"
+
+    def prepare(folder: Path) -> None:
+        place = House(tmp_path_factory.mktemp("prepared"), model_path)
+        place.errata("prepare")
+        place.kill()
+        shutil.copytree(place.config.data_dir / "statistics", folder, dirs_exist_ok=True)
+
+    return made_once(tmp_path_factory, "smollm2-statistics", prepare)
 
 
 @pytest.fixture
