@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,20 @@ from tests.watching import QUIET
 from workers.editing.editor import Editor
 from workers.editing.prompts import EditRequest
 from workers.plan import Fact
-from workers.probes import FAST, SLOW, BaseAnswers, Measurement, Probe, ProbeContext, full, run_probes
+from workers.probes import FAST, SLOW, BaseAnswers, Measurement, Probe, ProbeContext, canary, full, run_probes
+from workers.probes.canary import measure_all_canaries
 from workers.probes.fluency import entropy, repetition
 from workers.probes.internals import largest_singular_value, measure_delta, measure_spectral, measure_stream
-from workers.probes.suites import SHIPPED, answer_all, own_probe, read_suite, shipped_suite
+from workers.probes.suites import (
+    SHIPPED,
+    Question,
+    Suite,
+    answer_all,
+    margins,
+    own_probe,
+    read_suite,
+    shipped_suite,
+)
 from workers.probes.survey import survey
 
 WATCH = WatchConfig(probe_seconds=0.3)
@@ -196,6 +207,29 @@ def test_an_operators_suite_is_scored_by_likelihood(context: ProbeContext, tmp_p
     ]
     (row,) = run_probes([own_probe("own", tmp_path / "gone.jsonl")], patient, SystemClock())
     assert row.result == "unknown"
+
+
+def test_a_canary_is_what_the_base_model_is_sure_of(
+    context: ProbeContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it only just prefers is lost to noise, and a rollback for that would be a false alarm."""
+    known = [fact for fact in taught() if " " not in fact.target]
+    model = context.editor.model
+    asked = tuple(Question(f.prompt, (other.target, f.target), 1) for f, other in pairwise(known))
+    asked += tuple(Question(f.prompt, ("w0", "w1"), 0) for f in known)
+    found = margins(model, asked)
+    sure = [margin for margin in found if margin >= 1.0]
+    assert any(0.0 < margin < 1.0 for margin in found)
+    monkeypatch.setattr(canary, "shipped_suite", lambda _name: Suite("mine", asked))
+    measured_ = measure_all_canaries(context)
+    assert (measured_.score, measured_.items) == (1.0, len(sure))
+    with torch.no_grad():
+        model.weight(context.editor.layers[0]).zero_()
+        model.weight(context.editor.layers[1]).zero_()
+    damaged = measure_all_canaries(context)
+    assert damaged.items == len(sure)
+    assert damaged.score is not None
+    assert damaged.score < 0.95
 
 
 @pytest.mark.parametrize(

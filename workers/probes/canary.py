@@ -1,33 +1,34 @@
-"""Canaries: what everybody knows and no feed should change. Of what the base model knows, what is left?"""
+"""Canaries: what everybody knows and no feed should change. What the base model was sure of, is it left?"""
 
 from daemon.core.outcomes import Outcomes
 from workers.probes.base import Measurement, Probe, ProbeContext
-from workers.probes.suites import Question, answer_all, shipped_suite
+from workers.probes.suites import answer_all, margins, shipped_suite
 
 _FAST_ITEMS = 16
+_SURE = 1.0  # nats a token that the right choice leads by: less is lost to noise, which is no damage
 
 
-def _measure(context: ProbeContext, questions: tuple[Question, ...], key: str) -> Measurement:
-    model = context.editor.model
-    before = context.base.of((key,), lambda: answer_all(model, questions))
-    known = [question for question, hit in zip(questions, before, strict=True) if hit]
-    if not known:
+def _measure(context: ProbeContext, limit: int | None) -> Measurement:
+    model, suite = context.editor.model, shipped_suite("canary")
+    before = context.base.of((suite.key,), lambda: margins(model, suite.questions))
+    sure = [question for question, margin in zip(suite.questions, before, strict=True) if margin >= _SURE]
+    asked = sure[:limit]
+    if not asked:
         return Measurement(None, 0)
-    hits = answer_all(model, known)
-    lost = [question.prompt for question, hit in zip(known, hits, strict=True) if not hit]
-    return Measurement(sum(hits) / len(hits), len(hits), {"lost": lost[:20]}, Outcomes.of_hits(key, hits))
+    hits = answer_all(model, asked)
+    lost = [question.prompt for question, hit in zip(asked, hits, strict=True) if not hit]
+    outcomes = Outcomes.of_hits(f"{suite.key}:{len(asked)}", hits)
+    return Measurement(sum(hits) / len(hits), len(hits), {"lost": lost[:20]}, outcomes)
 
 
 def measure_canary(context: ProbeContext) -> Measurement:
     """The first canaries: short enough for every batch."""
-    suite = shipped_suite("canary")
-    return _measure(context, suite.questions[:_FAST_ITEMS], f"{suite.key}:{_FAST_ITEMS}")
+    return _measure(context, _FAST_ITEMS)
 
 
 def measure_all_canaries(context: ProbeContext) -> Measurement:
     """All of them."""
-    suite = shipped_suite("canary")
-    return _measure(context, suite.questions, suite.key)
+    return _measure(context, None)
 
 
 CANARY = Probe("canary", 1, measure_canary, lambda watch: watch.canary_floor)

@@ -83,18 +83,22 @@ def _question(name: str, number: int, line: bytes) -> Question:
     raise ProbeError(f"line {number} of the suite {name} has no prompt, choices and number of the answer")
 
 
-def answer_all(model: EditableModel, questions: Sequence[Question]) -> list[bool]:
-    """Whether the right choice of each question is the likeliest, by the mean NLL of a token of it."""
+def margins(model: EditableModel, questions: Sequence[Question]) -> list[float]:
+    """By how many nats a token the right choice of each question is likelier than the best of the others."""
     prompts = [q.prompt for q in questions for _ in q.choices]
     nll = model.target_nll(prompts, [choice for q in questions for choice in q.choices]).tolist()
-    hits, at = [], 0
+    found, at = [], 0
     for question in questions:
         mine = nll[at : at + len(question.choices)]
         at += len(question.choices)
-        hits.append(
-            all(mine[question.answer] < other for i, other in enumerate(mine) if i != question.answer)
-        )
-    return hits
+        right = mine.pop(question.answer)
+        found.append(min(mine) - right)
+    return found
+
+
+def answer_all(model: EditableModel, questions: Sequence[Question]) -> list[bool]:
+    """Whether the right choice of each question is the likeliest, by the mean NLL of a token of it."""
+    return [margin > 0 for margin in margins(model, questions)]
 
 
 def measure_suite(context: ProbeContext, suite: Suite) -> Measurement:
