@@ -30,13 +30,10 @@ def create_all(
         return []
     about = {"model": model, "state": BatchState.OPEN, "created_at": to_text(now)}
     connection.execute(insert(batches), [{"id": batch_id, **about} for batch_id in made])
-    change = (
-        update(corrections)
-        .where(corrections.c.id == bindparam("member"))
-        .values(state=CorrectionState.QUEUED, batch_id=bindparam("its_batch"))
-    )
-    members = [{"member": one, "its_batch": batch_id} for batch_id, group in made.items() for one in group]
-    connection.execute(change, members)
+    members = update(corrections).where(corrections.c.id.in_(bindparam("members", expanding=True)))
+    change = members.values(state=CorrectionState.QUEUED, batch_id=bindparam("its_batch"))
+    for batch_id, group in made.items():
+        connection.execute(change, {"members": list(group), "its_batch": batch_id})
     return list(made)
 
 

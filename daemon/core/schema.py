@@ -47,7 +47,6 @@ corrections = Table(
     Column("state", String(16), nullable=False),
     Column("reason", Text, nullable=False, default=""),
     Column("batch_id", String(32)),
-    Index("ix_corrections_fact_order", "fact_id", "order_key"),
     Index("ix_corrections_fact_state", "fact_id", "state"),
     Index("ix_corrections_model_state", "model", "state", "seq"),
     Index("ix_corrections_batch", "batch_id"),

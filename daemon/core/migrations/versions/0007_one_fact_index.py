@@ -1,0 +1,13 @@
+"""0007: one index by fact is enough; the second one slowed admission down as the ledger grew."""
+
+from alembic import op
+
+revision = "0007"
+down_revision = "0006"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    """Apply."""
+    op.drop_index("ix_corrections_fact_order", "corrections")
