@@ -35,7 +35,9 @@ def open_engine(url: str) -> Engine:
     """
     parsed = make_url(url)
     if parsed.get_backend_name() != "sqlite":
-        engine = create_engine(parsed, pool_pre_ping=True, json_serializer=_json)
+        # the plan of a prepared statement looks a long list of ids up one by one
+        unprepared = {"prepare_threshold": None}
+        engine = create_engine(parsed, pool_pre_ping=True, json_serializer=_json, connect_args=unprepared)
         event.listen(engine, "begin", _begin_postgresql)
         return engine
     if parsed.database:

@@ -127,6 +127,12 @@ WEIGHTS = (
         _DAMAGE + "test_tensors_of_head_are_solved_anew_from_its_facts",
     ),
     Guard(
+        "what a retracted fact shared with others of its subject goes too", "workers/session.py",
+        "            subjects = {fact.subject for fact in (*unknown, *plan.removals)}\n",
+        "            subjects = {fact.subject for fact in unknown}\n",
+        "tests/crash/test_joint.py::test_it_is_sought_again_without_what_is_retracted",
+    ),
+    Guard(
         "content is synced before its name", "daemon/core/fsio.py",
         "                os.fsync(descriptor)\n            finally:",
         "                pass\n            finally:",
