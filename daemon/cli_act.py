@@ -43,7 +43,7 @@ def submit(
 ) -> None:
     """Hand in corrections: one by options, or any number as JSON. All are checked before one is admitted.
 
-    Examples: errata submit --subject "Mount Kenya" --prompt "Mount Kenya is in" --object Kenya |
+    Examples: errata submit --subject Bulgaria --prompt "The currency of Bulgaria is the" --object euro |
     errata submit corrections.jsonl | cat one.json | errata submit -
     """
     given = {
@@ -79,7 +79,7 @@ def retract(
 ) -> None:
     """Take one fact out of the weights, effective now; all others stay.
 
-    Example: errata retract "Mount Kenya" --reason "the source withdrew it"
+    Example: errata retract Bulgaria --reason "the source withdrew it"
     """
     from daemon.retraction import retract as act
 

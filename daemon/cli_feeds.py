@@ -163,7 +163,7 @@ def why(
 ) -> None:
     """Tell the whole story of a fact: feed item, admission, batch, revision, probes, rollback.
 
-    Example: errata why "Mount Kenya"
+    Example: errata why Bulgaria
     """
     from daemon.views.facts import find_fact
     from daemon.views.why import fact_timeline

@@ -58,7 +58,7 @@ def facts(
 ) -> None:
     """List the facts, what is wanted of each and what the weights hold; or tell the story of one.
 
-    Examples: errata facts | errata facts --state reverted --json | errata facts "Mount Kenya"
+    Examples: errata facts | errata facts --state reverted --json | errata facts Bulgaria
     """
     from daemon.views.facts import fact_list, fact_story, find_fact
 

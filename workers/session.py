@@ -286,6 +286,8 @@ class Session:
                 self.editor.remember(load_pairs(self.store, [fact.replaces], self.editor.layers))
             if not fact.is_again:
                 message = f"after the edit the model answers {verdict.answer[:60]!r}"
+                if fact.prompt.startswith(fact.subject):
+                    message += "; subjects are learned better with some words before them"
                 edit.refused.append(Refusal(fact.correction_id, QuarantineReason.NOT_LEARNED, message))
         edit.written = kept
 
