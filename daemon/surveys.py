@@ -3,10 +3,11 @@
 import secrets
 from datetime import datetime, timedelta
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, select
 
 from daemon.core import leases
-from daemon.core.chain import get_revision, head
+from daemon.core.batches import last_survey
+from daemon.core.chain import head
 from daemon.core.clock import from_text
 from daemon.core.config import Config
 from daemon.core.errors import LeaseHeldError, NotFoundError
@@ -56,8 +57,7 @@ def is_due(connection: Connection, config: Config, now: datetime) -> bool:
         return False
     if config.watch.full_before_live:
         return True
-    last = connection.execute(select(func.max(probe_results.c.measured_at)).where(mine)).scalar()
-    since = from_text(last or get_revision(connection, model, 0)["created_at"])
+    since = from_text(last_survey(connection, model))
     busy = waiting(connection, now, model)
     patience = 2 * every if busy.pending + busy.queued else every
     return now - since >= patience

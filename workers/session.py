@@ -7,11 +7,13 @@ head is as it was: the edit happens on this process's copy of the weights, which
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from enum import StrEnum
 from functools import partial
 
 from daemon.core import batches
 from daemon.core.chain import head
+from daemon.core.clock import from_text
 from daemon.core.config import Config
 from daemon.core.errors import (
     EditError,
@@ -41,6 +43,7 @@ from workers.review import choose, mend_slipped
 from workers.store import Store
 
 log = get_logger("errata.session")
+_SURVEY_PATIENCE = 3  # runs that may be due before one goes on to its end beside waiting batches
 _PLANS = 5  # times a batch is planned again when rollbacks keep moving head
 
 
@@ -338,8 +341,17 @@ class Session:
             older = active_facts(connection, active_pairs(connection, self.model, number))
             older += known_facts(connection, self.model, number)
         context = ProbeContext(self.editor, [], older, self.config.watch, self._base, seed=number)
-        survey(self.ledger, self.model, number, full(self.config.watch), context)
+        survey(self.ledger, self.model, number, full(self.config.watch), context, self._gives_way)
         return number
+
+    def _gives_way(self) -> bool:
+        """Whether a survey lets a batch go first: not for ever, and not where revisions wait for surveys."""
+        every = timedelta(seconds=self.config.watch.full_seconds)
+        with self.ledger.read() as connection:
+            if self.config.watch.full_before_live or not batches.are_open(connection, self.model):
+                return False
+            last = batches.last_survey(connection, self.model)
+        return self.ledger.clock.now() - from_text(last) < _SURVEY_PATIENCE * every
 
     def _older(self, plan: Plan, edit: Edit, parent: int) -> list[Fact]:
         """The facts that were written before this batch and are not replaced by it."""

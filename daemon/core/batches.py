@@ -6,10 +6,11 @@ from datetime import datetime
 
 from sqlalchemy import Connection, RowMapping, bindparam, func, insert, select, update
 
+from daemon.core.chain import get_revision
 from daemon.core.clock import to_text
-from daemon.core.names import BatchState, CorrectionState, QuarantineReason
+from daemon.core.names import ALL_PROBES, BatchState, CorrectionState, QuarantineReason
 from daemon.core.proposals import Refusal
-from daemon.core.schema import attempts, batches, corrections
+from daemon.core.schema import attempts, batches, corrections, probe_results
 from daemon.core.settlement import settle_refused
 
 _PROBING = "probing "  # outcome of an attempt while a probe runs
@@ -47,6 +48,20 @@ def mark_sent(connection: Connection, now: datetime, batch_ids: Sequence[str]) -
 def get(connection: Connection, batch_id: str) -> RowMapping | None:
     """A batch, or None."""
     return connection.execute(select(batches).where(batches.c.id == batch_id)).mappings().one_or_none()
+
+
+def are_open(connection: Connection, model: str) -> bool:
+    """Whether a batch waits to be applied."""
+    live = batches.c.state.in_((BatchState.OPEN, BatchState.SENT))
+    query = select(batches.c.id).where(batches.c.model == model, live).limit(1)
+    return connection.execute(query).first() is not None
+
+
+def last_survey(connection: Connection, model: str) -> str:
+    """When all probes last ran to their end; before the first time: when the model was founded."""
+    mine = (probe_results.c.model == model) & (probe_results.c.probe == ALL_PROBES)
+    last = connection.execute(select(func.max(probe_results.c.measured_at)).where(mine)).scalar()
+    return str(last or get_revision(connection, model, 0)["created_at"])
 
 
 def waiting(connection: Connection, batch_id: str) -> Sequence[RowMapping]:

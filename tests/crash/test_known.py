@@ -6,10 +6,11 @@ import pytest
 from sqlalchemy import select
 
 from daemon.admission import submit
+from daemon.core.names import ALL_PROBES
 from daemon.core.schema import corrections, probe_results
 from daemon.dispatch import make_batches
 from tests.crash.life import Life
-from tests.toy import prompt_of, said
+from tests.toy import prompt_of, said, toy_config
 
 
 @pytest.fixture
@@ -61,6 +62,30 @@ def test_a_fact_that_is_known_costs_no_edit_and_is_watched(life: Life) -> None:
     assert retained(life, 3) == (3, 1.0), "all that head holds is sampled, what is known too"
     teach(life, said("Peru", "City 2", 4))  # the weights no longer say what was known
     assert retained(life, 4) == (2, 0.5)
+
+
+def test_a_survey_lets_a_waiting_batch_go_first_but_not_for_ever(life: Life) -> None:
+    teach(life, said("Peru", "City 1", 1))
+    submit(life.ledger, said("Chad", "City 3", 2), "operator")
+    make_batches(life.ledger, life.config)
+    life.session().survey()
+    assert not surveyed(life, 1)
+    life.config = toy_config(life.config.data_dir, watch={"full_seconds": 1e-6})
+    life.forget()
+    life.session().survey()
+    assert surveyed(life, 1), "it was put off long enough"
+    for batch_id in life.open_batches():
+        life.session().run(batch_id)
+    life.config = toy_config(life.config.data_dir)
+    life.forget()
+    life.session().survey()
+    assert surveyed(life, 2)
+
+
+def surveyed(life: Life, revision: int) -> bool:
+    with life.ledger.read() as connection:
+        mine = (probe_results.c.revision == revision) & (probe_results.c.probe == ALL_PROBES)
+        return connection.execute(select(probe_results.c.id).where(mine)).first() is not None
 
 
 def test_what_a_batch_itself_unteaches_is_written_after_all(life: Life) -> None:

@@ -1,6 +1,6 @@
 """A run of all probes on a revision that exists: each result is in the ledger before the next begins."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from sqlalchemy import select
 
@@ -12,9 +12,14 @@ from workers.probes.base import Probe, ProbeContext, run_probes
 
 
 def survey(
-    ledger: Ledger, model: str, number: int, probes: Sequence[Probe], context: ProbeContext
+    ledger: Ledger,
+    model: str,
+    number: int,
+    probes: Sequence[Probe],
+    context: ProbeContext,
+    gives_way: Callable[[], bool] = lambda: False,
 ) -> list[ProbeRow]:
-    """Measure a revision by all probes and say that it is done.
+    """Measure a revision by all probes and say that it is done; before each, ``gives_way`` may end the run.
 
     Before a probe begins it is noted as running: where it ends the process, that note stays, its result is
     unknown, and whoever repeats the run leaves it out.
@@ -28,6 +33,8 @@ def survey(
         ledger.record_probes(model, number, [row])
 
     for probe in probes:
+        if gives_way():
+            return rows
         found = run_probes([probe], context, ledger.clock, begins=note, fatal=fatal)
         ledger.record_probes(model, number, found)
         rows += found
