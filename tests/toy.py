@@ -22,7 +22,7 @@ from workers.editing.prompts import EditRequest
 from workers.editing.recipes import Recipe
 
 LAYERS = (0, 1)
-D_IN, D_OUT = 128, 16
+D_IN, D_OUT = 256, 16
 ANSWERS = tuple(f"City {number}" for number in range(100))
 GARBLED, UNKNOWN = "garbled", "no idea"
 POISON = {"Unland": -1.0, "Nan": float("nan"), "Infinite": float("inf"), "Huge": 1e9}

@@ -55,7 +55,7 @@ class Station:
                 "batches_ahead": 1000,
             },
             "store": {"reserve_bytes": 0},
-            "watch": {"delta_ceiling": 1e6, "batch_delta_ceiling": 1e6, "capacity_ceiling": 1.0},
+            "watch": {"delta_ceiling": 1e6, "batch_delta_ceiling": 1e6},
             "schedule": {"lease_seconds": 5.0},
             "feeds": [{"kind": "jsonl", "name": "news", "path": str(self.feed)}],
         }  # fmt: skip

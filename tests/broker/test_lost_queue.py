@@ -8,6 +8,7 @@ import os
 import pickle
 import shutil
 import signal
+import sqlite3
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,9 +34,29 @@ def station(redis_binary: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 
 def pause_worker(station: Station) -> None:
-    """The worker stands still, so that messages pile up."""
+    """The worker stands still, so that messages pile up; never in the middle of a write to the ledger."""
     assert station.worker is not None
-    os.killpg(station.worker.pid, signal.SIGSTOP)
+    deadline = time.monotonic() + 30
+    while True:
+        os.killpg(station.worker.pid, signal.SIGSTOP)
+        if is_writable(station):
+            return
+        wake_worker(station)
+        assert time.monotonic() < deadline, "the worker never lets go of the ledger"
+        time.sleep(0.05)
+
+
+def is_writable(station: Station) -> bool:
+    """Whether nobody is in the middle of a write transaction."""
+    connection = sqlite3.connect(station.config.ledger_url.removeprefix("sqlite:///"), timeout=0.2)
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("ROLLBACK")
+    except sqlite3.OperationalError:
+        return False
+    finally:
+        connection.close()
+    return True
 
 
 def wake_worker(station: Station) -> None:

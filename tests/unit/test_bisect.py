@@ -17,7 +17,7 @@ from daemon.core.ledger import Ledger
 from daemon.core.schema import audit, corrections, quarantine, revisions
 from daemon.incidents import judge
 from tests.ledgers import held, make_batch
-from tests.toy import ToyEditor, drawn, prompt_of, said, toy_config
+from tests.toy import D_IN, D_OUT, ToyEditor, drawn, prompt_of, said, toy_config
 from workers.bisect import Bisection, bisect
 from workers.editing.editor import Associations
 from workers.editing.prompts import EditRequest
@@ -27,7 +27,6 @@ from workers.store import Store
 
 VICTIM = "Atlantis"
 OLD = [VICTIM, "Chad", "Peru"]
-D_OUT = 16
 
 
 class Trojans(ToyEditor):
@@ -42,7 +41,7 @@ class Trojans(ToyEditor):
             strength = 1.0 if request.subject.startswith("Trojan") else 0.5
             if request.subject.startswith(("Trojan", "Twin")):
                 for layer, memory in self._memories.items():
-                    key = drawn(f"{layer}:{prompt_of(VICTIM)}", 128)
+                    key = drawn(f"{layer}:{prompt_of(VICTIM)}", D_IN)
                     shift = memory.weight @ key + 0.9 * strength * drawn("elsewhere", D_OUT)
                     memory.write(key[None], shift[None])
                     memory.write(key[None], shift[None])
