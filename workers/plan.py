@@ -36,8 +36,8 @@ class Fact:
     replaces: Pair | None = None
 
     @property
-    def is_again(self) -> bool:
-        """Whether it is in the weights already, and only its pair is sought anew."""
+    def is_held(self) -> bool:
+        """Whether the weights hold it already, and only its pair is sought anew."""
         return self.replaces is not None and self.replaces.correction_id == self.correction_id
 
     def request(self) -> EditRequest:
@@ -92,17 +92,18 @@ def make_plan(
     return Plan(
         [f for f in facts if f.object is not None],
         [f for f in facts if f.object is None],
-        _about(connection, sorted(subjects), others, joint),
+        _about(connection, model, sorted(subjects), others, joint),
     )
 
 
 def _about(
-    connection: Connection, subjects: Sequence[str], held: Mapping[str, Pair], limit: int
+    connection: Connection, model: str, subjects: Sequence[str], held: Mapping[str, Pair], limit: int
 ) -> list[Fact]:
     """The facts about ``subjects`` among those that are ``held``, the newest first."""
     found: list[RowMapping] = []
     for start in range(0, len(subjects) if limit else 0, _CHUNK):
         query = select(corrections).where(
+            corrections.c.model == model,
             corrections.c.state == CorrectionState.APPLIED,
             corrections.c.subject.in_(subjects[start : start + _CHUNK]),
         )

@@ -20,10 +20,8 @@ from daemon.core.errors import LedgerError, UnavailableError
 
 _WRITE = "errata_write"
 _WAL_PAUSES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)  # seconds
-_PAGES = (
-    "cache_size=-8192",
-    "wal_autocheckpoint=4000",
-)  # KiB; pages of the log before they move into the file
+_CACHE = "cache_size=-8192"  # KiB
+_LOG = "wal_autocheckpoint=4000"  # pages of the log before they move into the file: many are written twice
 _WRITER_LOCK = 0x455252  # one advisory lock serialises PostgreSQL writers as SQLite does its own
 
 
@@ -56,7 +54,7 @@ def _json(value: object) -> str:
 def _sqlite_pragmas(connection: object, _record: ConnectionPoolEntry) -> None:
     connection.isolation_level = None  # type: ignore[attr-defined]  # BEGIN is ours, see _begin_sqlite
     cursor = connection.cursor()  # type: ignore[attr-defined]
-    for pragma in ("busy_timeout=30000", "synchronous=FULL", "foreign_keys=ON", *_PAGES):
+    for pragma in ("busy_timeout=30000", "synchronous=FULL", "foreign_keys=ON", _CACHE, _LOG):
         cursor.execute(f"PRAGMA {pragma}")
     _enter_wal(cursor)
     cursor.close()
