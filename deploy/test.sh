@@ -90,7 +90,11 @@ HF_HUB_OFFLINE=1
 export ERRATA_MODEL_PATH HF_HUB_OFFLINE
 bin=$PWD/.venv/bin
 
+"$bin/python" -m workers.fetch "$ERRATA_MODEL_PATH" &
+fetching=$!
+
 if [ -n "$guarantees" ]; then
+    stage model wait "$fetching"
     ERRATA_TEST_GUARANTEES=1
     OMP_NUM_THREADS=1
     export ERRATA_TEST_GUARANTEES OMP_NUM_THREADS
@@ -101,8 +105,6 @@ if [ -n "$guarantees" ]; then
     exit "$failed"
 fi
 
-"$bin/python" -m workers.fetch "$ERRATA_MODEL_PATH" &
-fetching=$!
 stage 'ruff check' "$bin/ruff" check --quiet .
 stage 'ruff format' "$bin/ruff" format --check --quiet .
 stage mypy "$bin/mypy"
