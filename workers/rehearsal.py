@@ -8,7 +8,9 @@ from daemon.core.proposals import ProbeRow
 from daemon.core.schema import corrections
 from workers.plan import Plan, make_plan
 from workers.probes import Probe, run_probes
-from workers.session import Edit, Session, Stages
+from workers.session import Session
+from workers.stages import Stages
+from workers.writing import Edit
 
 Accept = Callable[[Sequence[ProbeRow]], bool]
 """Told what was measured; whether the attempt stays in the copy."""
@@ -31,7 +33,7 @@ class Rehearsal(Session):
         plan = self._plan_of(ids)
         before = self.editor.checkpoint()
         try:
-            edit = self._write(plan, Stages(self.ledger))
+            edit = self._writer.write(plan, Stages(self.ledger))
             whole = (_joined(self._plan_so_far, plan), _together(self._edit_so_far, edit))
             accepted = accept(self._measure(probes, *whole))
         except BaseException:

@@ -4,9 +4,8 @@
 head is as it was: the edit happens on this process's copy of the weights, which is put back.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import StrEnum
 from functools import partial
@@ -26,21 +25,22 @@ from daemon.core.errors import (
 from daemon.core.fsio import Checkpoint, no_checkpoint
 from daemon.core.ledger import Ledger
 from daemon.core.log import get_logger
-from daemon.core.names import BatchState, QuarantineReason
-from daemon.core.proposals import ProbeRow, Proposal, Refusal, Written
+from daemon.core.names import BatchState
+from daemon.core.proposals import ProbeRow, Proposal, Written
 from daemon.core.settlement import close_batch, settle_refused
-from daemon.core.tracing import span
 from workers.editing.editor import Associations, Editor
 from workers.keeper import LeaseKeeper, worker_name
-from workers.known import NOTE, known_facts, split_known
+from workers.known import NOTE, known_facts
 from workers.loading import Loaded, load_head
-from workers.pairs import load_pairs, save_pairs
+from workers.pairs import save_pairs
 from workers.plan import Fact, Plan, active_facts, active_pairs, make_plan
 from workers.probes import BaseAnswers, ProbeContext, fast, full, run_probes
 from workers.probes.survey import survey
 from workers.recovery import recover
 from workers.review import choose, mend_slipped
+from workers.stages import Stages
 from workers.store import Store
+from workers.writing import Edit, Writer
 
 log = get_logger("errata.session")
 _SURVEY_PATIENCE = 3  # runs that may be due before one goes on to its end beside waiting batches
@@ -54,17 +54,6 @@ class Outcome(StrEnum):
     NOTHING_TO_DO = "nothing to do"
     ALREADY_DONE = "already done"
     SPLIT = "split"
-
-
-@dataclass
-class Edit:
-    """What one attempt did to the weights in memory."""
-
-    written: list[tuple[Fact, Associations]] = field(default_factory=list)
-    mended: list[tuple[Fact, Associations]] = field(default_factory=list)  # older facts with a new pair
-    known: list[Fact] = field(default_factory=list)  # answered right without being written
-    refused: list[Refusal] = field(default_factory=list)
-    probes: list[ProbeRow] = field(default_factory=list)
 
 
 class Session:
@@ -84,6 +73,7 @@ class Session:
         self._checkpoint = checkpoint
         self._loaded: Loaded | None = None
         self._base = BaseAnswers(editor)
+        self._writer = Writer(store, editor, config.watch)
         self._attempt_number = 0
 
     def run(self, batch_id: str) -> Outcome:
@@ -137,7 +127,7 @@ class Session:
             return Outcome.NOTHING_TO_DO
         before = self.editor.checkpoint()
         try:
-            edit = self._write(plan, stages)
+            edit = self._writer.write(plan, stages)
             self._checkpoint("session.written")
             if not edit.written and not edit.known and not plan.removals:
                 self.editor.rollback_to(before)
@@ -231,69 +221,6 @@ class Session:
 
     # -- the edit -------------------------------------------------------------------------------------
 
-    def _write(self, plan: Plan, stages: "Stages") -> Edit:
-        """Take out what is to go, write the rest, and leave out what a guard or the verification refuses."""
-        edit = Edit()
-        with stages.measure("forget"):
-            self._forget_replaced(plan.removals)
-        with stages.measure("verify"):
-            edit.known, unknown = split_known(self.editor, plan.writes)
-        with stages.measure("write"):
-            subjects = {fact.subject for fact in (*unknown, *plan.removals)}
-            self._write_guarded([*unknown, *(fact for fact in plan.joint if fact.subject in subjects)], edit)
-            edit.known, slipped = split_known(self.editor, edit.known)  # by what was just written
-            self._write_guarded(slipped, edit)
-        with stages.measure("verify"):
-            self._drop_unlearned(edit)
-        edit.mended = [(fact, pair) for fact, pair in edit.written if fact.is_again]
-        edit.written = [(fact, pair) for fact, pair in edit.written if not fact.is_again]
-        return edit
-
-    def _write_guarded(self, facts: Sequence[Fact], edit: Edit) -> None:
-        """Write facts; where a guard refuses the whole, halve it until the guilty fact stands alone."""
-        if not facts:
-            return
-        before = self.editor.checkpoint()
-        try:
-            self._forget_replaced(facts)
-            associations = self.editor.write([fact.request() for fact in facts])
-            self.editor.guard(self.config.watch.batch_delta_ceiling, self.config.watch.delta_ceiling)
-        except EditError as error:
-            self.editor.rollback_to(before)
-            if len(facts) == 1 and facts[0].is_again:
-                return  # it keeps the pair that it had
-            if len(facts) == 1:
-                edit.refused.append(Refusal(facts[0].correction_id, error.reason, error.message))
-                return
-            middle = len(facts) // 2
-            self._write_guarded(facts[:middle], edit)
-            self._write_guarded(facts[middle:], edit)
-            return
-        edit.written += [(fact, associations.select([i])) for i, fact in enumerate(facts)]
-
-    def _forget_replaced(self, facts: Sequence[Fact]) -> None:
-        pairs = [fact.replaces for fact in facts if fact.replaces is not None]
-        if pairs:
-            self.editor.forget(load_pairs(self.store, pairs, self.editor.layers))
-
-    def _drop_unlearned(self, edit: Edit) -> None:
-        """Take out facts that greedy decoding does not answer; their old value, if any, comes back."""
-        verdicts = self.editor.verify([fact.request() for fact, _ in edit.written])
-        kept = []
-        for (fact, association), verdict in zip(edit.written, verdicts, strict=True):
-            if verdict.ok:
-                kept.append((fact, association))
-                continue
-            self.editor.forget(association)
-            if fact.replaces is not None:
-                self.editor.remember(load_pairs(self.store, [fact.replaces], self.editor.layers))
-            if not fact.is_again:
-                message = f"after the edit the model answers {verdict.answer[:60]!r}"
-                if fact.prompt.startswith(fact.subject):
-                    message += "; subjects are learned better with some words before them"
-                edit.refused.append(Refusal(fact.correction_id, QuarantineReason.NOT_LEARNED, message))
-        edit.written = kept
-
     def _review(self, plan: Plan, edit: Edit, parent: int) -> None:
         """Mend older facts that have slipped; where a guard refuses that, they stay as they were."""
         fresh = {fact.correction_id for fact, _ in edit.mended}
@@ -361,7 +288,7 @@ class Session:
             pairs = [p for p in active_pairs(connection, self.model, parent) if p.correction_id not in gone]
             return active_facts(connection, pairs)
 
-    def _proposal(self, batch_id: str, parent: int, plan: Plan, edit: Edit, stages: "Stages") -> Proposal:
+    def _proposal(self, batch_id: str, parent: int, plan: Plan, edit: Edit, stages: Stages) -> Proposal:
         """Write the blobs, then describe the revision that they make."""
         tensors = {name: self.store.put({name: tensor}) for name, tensor in self.editor.published().items()}
         held = [*edit.written, *edit.mended]
@@ -383,21 +310,3 @@ class Session:
             stages=stages.seconds,
             norms=norms,
         )
-
-
-class Stages:
-    """Seconds that each stage of an attempt took."""
-
-    def __init__(self, ledger: Ledger) -> None:
-        self._clock = ledger.clock
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def measure(self, stage: str) -> Iterator[None]:
-        """Add the time of the block to ``stage``."""
-        start = self._clock.monotonic()
-        try:
-            with span(stage):
-                yield
-        finally:
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + self._clock.monotonic() - start

@@ -18,6 +18,7 @@ _LEDGER, _SESSION, _LEASES = "daemon/core/ledger.py", "workers/session.py", "dae
 _FENCING, _LEDGER_TEST = "tests/crash/test_fencing.py::", "tests/unit/test_ledger.py::"
 _API, _ROLES = "tests/unit/test_api.py::", "tests/security/test_roles.py::"
 _ADMISSION, _SCHEDULER = "tests/unit/test_admission.py::", "tests/unit/test_scheduler.py::"
+_WRITING = "workers/writing.py"
 _DAMAGE, _STORE = "tests/crash/test_damage.py::", "tests/unit/test_store.py::"
 
 WRITERS = (
@@ -103,7 +104,7 @@ WEIGHTS = (
         "tests/numerics/test_editor.py::test_the_guard_refuses_weights_that_moved_too_far",
     ),
     Guard(
-        "what was written is asked for before it is kept", _SESSION,
+        "what was written is asked for before it is kept", _WRITING,
         "            if verdict.ok:\n",
         "            if True:\n",
         _FENCING + "test_a_poisonous_fact_is_quarantined_and_the_others_are_applied[Unland-not_learned]",
@@ -127,10 +128,16 @@ WEIGHTS = (
         _DAMAGE + "test_tensors_of_head_are_solved_anew_from_its_facts",
     ),
     Guard(
-        "what a retracted fact shared with others of its subject goes too", "workers/session.py",
+        "what a retracted fact shared with others of its subject goes too", _WRITING,
         "            subjects = {fact.subject for fact in (*unknown, *plan.removals)}\n",
         "            subjects = {fact.subject for fact in unknown}\n",
         "tests/crash/test_joint.py::test_it_is_sought_again_without_what_is_retracted",
+    ),
+    Guard(
+        "what a refused fact shared with others of its subject goes too", _WRITING,
+        "entry[0].subject in subjects]\n",
+        "False]\n",
+        "tests/crash/test_joint.py::test_what_a_refused_fact_shared_goes_with_it",
     ),
     Guard(
         "content is synced before its name", "daemon/core/fsio.py",

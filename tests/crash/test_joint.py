@@ -1,14 +1,19 @@
 """Facts about one subject share a key: a write or a retraction seeks the older ones anew, nothing else."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from sqlalchemy import select
 
 from daemon.core.schema import tenures
 from tests.crash.life import Life
 from tests.crash.test_known import teach
-from tests.toy import UNKNOWN, ToyEditor, prompt_of, said, toy_config
+from tests.toy import D_IN, UNKNOWN, ToyEditor, drawn, prompt_of, said, toy_config
+from workers.editing.editor import Associations, Verdict
+from workers.editing.prompts import EditRequest
 
 
 @pytest.fixture
@@ -62,22 +67,50 @@ def test_none_is_where_that_is_turned_off(life: Life) -> None:
     assert pairs_of(life, "capital") == [(1, None)]
 
 
-def test_a_new_fact_that_is_refused_leaves_the_older_one_as_it_was(
-    life: Life, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    teach(life, said("Peru", "City 1", 1))
-    right = ToyEditor.verify
+@pytest.fixture
+def writes(monkeypatch: pytest.MonkeyPatch) -> list[set[str]]:
+    """A seat is never learned; the prompts of every write, those of one write together."""
+    verify, write = ToyEditor.verify, ToyEditor._write_full
+    seen: list[set[str]] = []
 
-    def unlearned(editor: ToyEditor, requests: list[object]) -> list[object]:
-        verdicts = right(editor, requests)  # type: ignore[arg-type]
+    def unlearned(editor: ToyEditor, requests: Sequence[EditRequest]) -> list[Verdict]:
+        verdicts = verify(editor, requests)
         return [
-            type(v)(v.ok and "seat" not in r.prompt, v.answer)  # type: ignore[attr-defined]
-            for r, v in zip(requests, verdicts, strict=True)
+            replace(v, ok=v.ok and "seat" not in r.prompt) for r, v in zip(requests, verdicts, strict=True)
         ]
 
+    def noted(editor: ToyEditor, requests: Sequence[EditRequest]) -> Associations:
+        seen.append({request.prompt for request in requests})
+        return write(editor, requests)
+
     monkeypatch.setattr(ToyEditor, "verify", unlearned)
-    before = {layer: weight.clone() for layer, weight in life.session().editor.model._weights.items()}
-    teach(life, seat(2))
+    monkeypatch.setattr(ToyEditor, "_write_full", noted)
+    return seen
+
+
+@pytest.mark.parametrize("others", [[], [said("Chad", "City 2", 2)]], ids=["alone", "beside another"])
+def test_a_new_fact_that_is_refused_leaves_the_older_one_as_it_was(
+    life: Life, writes: list[set[str]], others: list[dict[str, object]]
+) -> None:
+    teach(life, said("Peru", "City 1", 1))
+    prompt = prompt_of("Peru")
+    before = life.session().editor.model._weights[0] @ drawn(f"0:{prompt}", D_IN).float()
+    teach(life, seat(2), *others)
     assert pairs_of(life, "capital") == [(1, None)]
-    after = life.session().editor.model._weights
-    assert all((before[layer] == after[layer]).all() for layer in before)
+    after = life.session().editor.model._weights[0] @ drawn(f"0:{prompt}", D_IN).float()
+    torch.testing.assert_close(after, before, atol=1e-3 if others else 0.0, rtol=0.0)
+    assert len(writes) == 2, "nothing is sought again for an old pair"
+
+
+def test_what_a_refused_fact_shared_goes_with_it(life: Life, writes: list[set[str]]) -> None:
+    teach(life, said("Peru", "City 1", 1))
+    river = said("Peru", "City 3", 2, prompt="The river of Peru is", relation="river")
+    teach(life, seat(2), river, said("Chad", "City 2", 2))
+    capital = prompt_of("Peru")
+    together, again = writes[1:]
+    assert together == {capital, "The seat of Peru is", river["prompt"], prompt_of("Chad")}
+    assert again == {capital, river["prompt"]}, "another subject's fact shares nothing"
+    answers = life.session().editor.model.greedy([capital, river["prompt"], "The seat of Peru is"], 8)
+    assert answers == ["City 1", "City 3", UNKNOWN]
+    assert pairs_of(life, "capital") == [(1, 2), (2, None)]
+    life.check_head()

@@ -29,6 +29,7 @@ from tests.house import House
 from workers.assemble import SessionHolder
 from workers.loading import Loaded, load_tensors
 from workers.session import Outcome, Session
+from workers.writing import Edit, Writer
 
 pytestmark = [
     pytest.mark.redis,
@@ -60,8 +61,16 @@ class Saboteur(Session):
         self._loaded = Loaded(int(current["number"]), dict(current["tensors"]))
         return int(current["number"])
 
-    def _drop_unlearned(self, edit: Any) -> None:
-        """No verification either: a broken model answers nothing."""
+    @property
+    def _writer(self) -> Writer:
+        return Trusting(self.store, self.editor, self.config.watch)
+
+
+class Trusting(Writer):
+    """Keeps what it wrote: a broken model answers nothing."""
+
+    def _drop_unlearned(self, edit: Edit) -> None:
+        pass
 
 
 def damage(place: House) -> None:
