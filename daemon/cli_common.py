@@ -31,17 +31,21 @@ _WHO = 100
 
 def setup(context: typer.Context, config_file: Path | None) -> None:
     """Put the means of finding and reading the configuration into the context; nothing is read yet."""
-    context.obj = {"config": lambda: _read_config(config_file), "config_file": config_file, "who": who}
+
+    def config(command: typer.Context) -> "Config":
+        return _read_config(config_file, command)
+
+    context.obj = {"config": config, "config_file": config_file, "who": who}
 
 
 def load(context: typer.Context) -> "Config":
-    """The configuration.
+    """The configuration, for who may run the command.
 
     Raises:
-        ConfigError: it cannot be used as it is.
+        ConfigError: it cannot be used as it is. ForbiddenError: the role does not suffice.
     """
-    read: Callable[[], Config] = context.obj["config"]
-    return read()
+    read: Callable[[typer.Context], Config] = context.obj["config"]
+    return read(context)
 
 
 def config_file(context: typer.Context) -> Path | None:
@@ -144,10 +148,13 @@ def age(seconds: float | None) -> str:
     return f"{whole // 86_400}d{whole % 86_400 // 3600:02d}h"
 
 
-def _read_config(file: Path | None) -> "Config":
+def _read_config(file: Path | None, context: typer.Context) -> "Config":
+    from daemon.cli_roles import needed_role, require_role
     from daemon.core.config import load_config
     from daemon.core.log import configure_logging
 
     config = load_config(file)
     configure_logging(config.log.level, json_lines=config.log.json_lines)  # stdout is for answers
+    command = context.command_path.partition(" ")[2]
+    require_role(config, needed_role(command), f"errata {command}")
     return config

@@ -151,12 +151,15 @@ def incidents(
 
     Examples: errata incidents --open | errata incidents --close 3 --reason "floor was too high"
     """
+    from daemon.cli_roles import require_role
+    from daemon.core.names import Role
     from daemon.switches import close_incident
     from daemon.views.lists import incident_list
 
     config = load(context)
     with open_ledger(config) as ledger:
         if close is not None:
+            require_role(config, Role.OPERATE, "errata incidents --close")
             need_reason(reason)
             close_incident(ledger, close, who(), reason)
         with ledger.read() as connection:

@@ -25,7 +25,7 @@ Made of the code by `python -m daemon.reference`; a test keeps it true. Commands
 def reference() -> str:
     """The whole page in Markdown."""
     group = typer.main.get_command(make_cli())
-    parts = [_INTRO, "## Commands\n", *_commands(group, ("errata",))]
+    parts = [_INTRO, "## Commands\n", *_commands(group)]
     parts += ["## Configuration\n", _EXPLAINED, *_sections(), "## Metrics\n", *_metrics()]
     return "\n".join(parts).rstrip() + "\n"
 
@@ -36,15 +36,21 @@ Tables that may stand several times (`[[feeds]]`, `[[consumers]]`) are JSON in t
 """
 
 
-def _commands(group: Any, path: tuple[str, ...]) -> Iterator[str]:
+def commands(group: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """All commands of a group and of those in it, each with the words that call it."""
     for name, command in sorted(group.commands.items()):
         if command.hidden:
             continue
         if hasattr(command, "commands"):
-            yield from _commands(command, (*path, name))
-            continue
+            yield from commands(command, (*path, name))
+        else:
+            yield (*path, name), command
+
+
+def _commands(group: Any) -> Iterator[str]:
+    for path, command in commands(group, ("errata",)):
         arguments = [_shown(one) for one in command.params if one.param_type_name == "argument"]
-        yield f"### `{' '.join([*path, name, *arguments])}`\n"
+        yield f"### `{' '.join([*path, *arguments])}`\n"
         yield inspect.cleandoc(command.help or "") + "\n"
         rows = [one for one in command.params if one.name != "help"]
         if rows:

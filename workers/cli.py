@@ -148,5 +148,5 @@ def tour(
 
 
 def _config(context: typer.Context) -> "Config":
-    config: Config = context.obj["config"]()
+    config: Config = context.obj["config"](context)
     return config

@@ -29,7 +29,7 @@ def rebuild(
     from workers.recovery import rebuild as act
     from workers.store import Store
 
-    config: Config = context.obj["config"]()
+    config: Config = context.obj["config"](context)
     ledger = Ledger.open_existing(config.ledger_url)
     who: str = context.obj["who"]()
     found = act(ledger, Store(config.store_path), make_editor(config), config.model.name, who, mend=mend)

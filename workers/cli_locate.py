@@ -65,7 +65,7 @@ def locate(
     from workers.locate.run import Plan, locate_layers
     from workers.progress import progress_bars
 
-    config, start = context.obj["config"](), time.monotonic()
+    config, start = context.obj["config"](context), time.monotonic()
     if picture:
         report.require_pictures()
     rivals = tuple(_pair(text) for text in against or ())

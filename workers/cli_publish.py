@@ -42,7 +42,7 @@ def export(
     from workers.export import Exporter
     from workers.store import Store
 
-    config: Config = context.obj["config"]()
+    config: Config = context.obj["config"](context)
     found = _read(config, revision)
     if lora:
         _export_adapter(config, found, folder, energy, as_json=as_json)
@@ -65,7 +65,7 @@ def publish(
     from workers.consumers import make_consumers
     from workers.publish import Publisher
 
-    config: Config = context.obj["config"]()
+    config: Config = context.obj["config"](context)
     configure_tracing("errata-publish")
     publisher = Publisher(_ledger(config), config, make_consumers(config.consumers))
     if follow:

@@ -43,7 +43,7 @@ def ask(
 
     if base and (at is not None or compare):
         raise ConfigError("--base excludes --at and --compare", hint="--base is --at 0")
-    speaker = Speaker(context.obj["config"](), ["0"] if base else ["0", at] if compare else [at])
+    speaker = Speaker(context.obj["config"](context), ["0"] if base else ["0", at] if compare else [at])
     model = speaker.model
     ids = encode_chat(model, [{"role": "user", "content": prompt}]) if chat else encode(model, prompt)
     sampling = Sampling(tokens, temperature=0, stop=() if chat else ("\n",), skip="\n")
@@ -76,7 +76,7 @@ def serve(context: typer.Context) -> None:
     from workers.serve import make_app
     from workers.store import Store
 
-    config: Config = context.obj["config"]()
+    config: Config = context.obj["config"](context)
     configure_logging(config.log.level, json_lines=config.log.json_lines)
     ledger = Ledger.open_existing(config.ledger_url)
     replica = Replica(ledger, Store(config.store_path), open_model(config), config)

@@ -34,7 +34,7 @@ def bisect(
     from workers.bisect import bisect as act
     from workers.rehearsal import Rehearsal
 
-    config: Config = context.obj["config"]()
+    config: Config = context.obj["config"](context)
     number = None if revision is None else parse_revision(revision)
     session = SessionHolder(config).session()
     columns = (TextColumn("corrections judged"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())

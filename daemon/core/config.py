@@ -24,6 +24,7 @@ from daemon.core.names import DEFAULT_MODEL, LIVE_LINK, NAME_PATTERN, Role
 
 CONFIG_FILE = "errata.toml"
 CONFIG_VARIABLE = "ERRATA_CONFIG"
+TOKEN_VARIABLE = "ERRATA_TOKEN_FILE"  # noqa: S105  # the name of a variable
 
 
 class ModelConfig(Section):
@@ -122,6 +123,14 @@ class ApiConfig(Section):
         return {role: file for role, file in files.items() if file is not None}
 
 
+class CliConfig(Section):
+    """Who may do what at the keyboard."""
+
+    role: Role = Field(
+        Role.OPERATE, description="of who types without a token: read, submit or operate (ERRATA_TOKEN_FILE)"
+    )
+
+
 class ScheduleConfig(Section):
     """Seconds between the scheduler's ticks."""
 
@@ -166,6 +175,7 @@ class Config(BaseSettings):
     watch: WatchConfig = WatchConfig()
     store: StoreConfig = StoreConfig()
     api: ApiConfig = ApiConfig()
+    cli: CliConfig = CliConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     publish: PublishConfig = PublishConfig()
     serve: ServeConfig = ServeConfig()
@@ -335,7 +345,14 @@ def _refuse_unknown_variables() -> None:
     """A mistyped environment variable is as silent as a mistyped key; refuse it too."""
     allowed = {"ERRATA_" + key.upper().replace(".", "__") for key in known_keys()}
     sections = {"ERRATA_" + name.upper() for name in Config.model_fields}
-    tools = {CONFIG_VARIABLE, "ERRATA_TORCH", "ERRATA_PYTHON", "ERRATA_MODEL_PATH", "ERRATA_WHO"}
+    tools = {
+        CONFIG_VARIABLE,
+        TOKEN_VARIABLE,
+        "ERRATA_TORCH",
+        "ERRATA_PYTHON",
+        "ERRATA_MODEL_PATH",
+        "ERRATA_WHO",
+    }
     for name in os.environ:
         known = name in allowed | sections | tools or name.startswith(
             ("ERRATA_TEST_", "ERRATA_EDIT__RECIPE_OVERRIDES")

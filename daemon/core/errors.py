@@ -39,6 +39,12 @@ class UnavailableError(ErrataError):
     exit_code = 3
 
 
+class ForbiddenError(ErrataError):
+    """Whoever asks has a lesser role than what is asked for needs."""
+
+    code = "forbidden"
+
+
 class InvalidCorrectionError(ErrataError):
     """A feed item is no correction; ``reason`` is a closed word for metrics."""
 

@@ -258,6 +258,12 @@ STRANGERS = (
         _ROLES + "test_each_role_may_do_its_part_and_what_is_below_it",
     ),
     Guard(
+        "a command needs its role", "daemon/cli_roles.py",
+        "    if not role.includes(needed):\n",
+        "    if False:\n",
+        "tests/security/test_cli_roles.py::test_who_may_only_look_changes_nothing",
+    ),
+    Guard(
         "tokens are compared in constant time", "daemon/api_roles.py",
         "if role in self._files and hmac.compare_digest(offered, read_token(self._files[role]).encode()):",
         "if role in self._files and offered == read_token(self._files[role]).encode():",

@@ -66,7 +66,7 @@ class Bench:
         from workers.bench.lab import Lab, engine
         from workers.bench.report import Report
 
-        config = context.obj["config"]()
+        config = context.obj["config"](context)
         self.console = Console(stderr=True)
         self.lab = Lab(open_model(config), config.data_dir / "statistics", config.model.corpus)
         self.recipes = self._resolve(recipes or [config.edit.recipe], config.edit.recipe_overrides, settings)
