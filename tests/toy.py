@@ -9,7 +9,7 @@ import hashlib
 import os
 import signal
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from workers.editing.prompts import EditRequest
 from workers.editing.recipes import Recipe
 
 LAYERS = (0, 1)
-D_IN, D_OUT = 256, 16
+D_IN, D_OUT = 128, 16
 ANSWERS = tuple(f"City {number}" for number in range(100))
 GARBLED, UNKNOWN = "garbled", "no idea"
 POISON = {"Unland": -1.0, "Nan": float("nan"), "Infinite": float("inf"), "Huge": 1e9}
@@ -45,10 +45,12 @@ def codebook() -> torch.Tensor:
 
 @dataclass(frozen=True)
 class ToyStatistics:
-    moments: dict[int, torch.Tensor] = field(
-        default_factory=lambda: {layer: torch.eye(D_IN, dtype=torch.float64) for layer in LAYERS}
-    )
+    width: int = D_IN
     prefixes: tuple[str, ...] = ()
+
+    @property
+    def moments(self) -> dict[int, torch.Tensor]:
+        return {layer: torch.eye(self.width, dtype=torch.float64) for layer in LAYERS}
 
 
 class ToyModel:
@@ -61,8 +63,9 @@ class ToyModel:
     def tokenizer(text: str, **_options: bool) -> dict[str, list[tuple[int, int]]]:
         return {"offset_mapping": [(at, at + 1) for at in range(len(text))]}
 
-    def __init__(self) -> None:
-        self._weights = {layer: torch.zeros(D_OUT, D_IN) for layer in LAYERS}
+    def __init__(self, width: int = D_IN) -> None:
+        self.keys = width
+        self._weights = {layer: torch.zeros(D_OUT, width) for layer in LAYERS}
         for layer, weight in self._weights.items():
             weight[:] = 1e-3 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(layer))
 
@@ -83,7 +86,7 @@ class ToyModel:
     def answer(self, prompt: str) -> str:
         said = set()
         for layer in LAYERS:
-            value = self._weights[layer].double() @ drawn(f"{layer}:{prompt}", D_IN)
+            value = self._weights[layer].double() @ drawn(f"{layer}:{prompt}", self.keys)
             if not torch.isfinite(value).all():
                 return GARBLED
             distance, nearest = (codebook() - value).norm(dim=1).min(dim=0)
@@ -104,15 +107,16 @@ class ToyModel:
 
 
 class ToyEditor(Editor):
-    """The real editor with targets that are looked up instead of searched for."""
+    """The real editor with targets that are looked up instead of searched for; keys of ``width`` numbers."""
 
-    def __init__(self) -> None:
-        super().__init__(ToyModel(), ToyStatistics(), RECIPE)  # type: ignore[arg-type]
+    def __init__(self, width: int = D_IN) -> None:
+        super().__init__(ToyModel(width), ToyStatistics(width), RECIPE)  # type: ignore[arg-type]
 
     def _write_full(self, requests: Sequence[EditRequest]) -> Associations:
         written = Associations([request.id for request in requests], {}, {})
         for layer in self.layers:
-            keys = torch.stack([drawn(f"{layer}:{r.prompt}", D_IN) for r in requests])
+            width = self.model.weight(layer).shape[1]
+            keys = torch.stack([drawn(f"{layer}:{r.prompt}", width) for r in requests])
             values = torch.stack([self._target(r) for r in requests])
             self._write_layer(written, layer, keys, values)
         return written

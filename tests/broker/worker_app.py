@@ -11,6 +11,8 @@ from workers.session import Session
 from workers.store import Store
 from workers.tasks import register
 
+KEYS = 512  # room for every fact of these tests below watch.capacity_ceiling
+
 
 class ToyHolder(SessionHolder):
     """The session of this process, on a toy."""
@@ -23,7 +25,7 @@ class ToyHolder(SessionHolder):
 
 def make_session(config: Config) -> Session:
     """A session whose chain is founded."""
-    ledger, store, editor = Ledger.open(config.ledger_url), Store(config.store_path), ToyEditor()
+    ledger, store, editor = Ledger.open(config.ledger_url), Store(config.store_path), ToyEditor(KEYS)
     found(ledger, store, editor, config)
     return Session(ledger, store, editor, config)
 
