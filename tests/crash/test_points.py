@@ -54,7 +54,7 @@ def test_every_declared_point_is_passed(reference: Reference) -> None:
 @pytest.mark.timeout(900)
 def test_killed_at_every_point(template: Path, reference: Reference, tally: Counter[str]) -> None:
     names, end = reference
-    for at in chosen(list(range(1, len(names) + 1)), 8):
+    for at in chosen(list(range(1, len(names) + 1)), 12):
         folder = copy_of(template)
         assert killed(folder, at), (at, names[at - 1])
         lives_on(folder, end)
@@ -106,7 +106,7 @@ def test_failing_at_every_point(
     """The same process goes on, warm, with the next delivery."""
     names, end = reference
     points = [place for place, name in enumerate(names, start=1) if name.startswith(where)]
-    for at in chosen(points, 16):
+    for at in chosen(points, 24):
         folder = copy_of(template)
         point = Failpoint(at, how)
         life = Life(folder, point)

@@ -25,11 +25,17 @@ def answers(house: House, at: str | None = None, prompts: Sequence[str] = ()) ->
 
 def test_corrections_are_learned_taken_back_and_restored(taught: House) -> None:
     place = taught
-    place.start()
+    chain, states = place.chain(), place.states()
+    place.start()  # again: its school stopped it
+    place.say("Burundi", "The capital city of Burundi is called", "Gitega")
+    place.wait(place.drained(len(NEWS) + 1), 120)
+    assert place.chain()[: len(chain)] == chain, "after a stop everything is where it was"
+    assert {key: state for key, state in place.states().items() if key in states} == states
     before, wanted = answers(place, "0"), [answer for _, _, answer in NEWS]
     assert before != wanted
     assert answers(place) == wanted
     head = place.chain()[-1]["number"]
+    assert head == len(chain)
 
     place.errata("rollback", "--to", "0", "--reason", "test")
     assert place.chain()[-1]["tensors"] == place.chain()[0]["tensors"]
@@ -92,18 +98,6 @@ def holder(place: House) -> str | None:
             .first()
         )
     return row["holder"] if row and row["note"] else None
-
-
-def test_after_a_stop_everything_is_where_it_was(taught: House) -> None:
-    place = taught
-    chain, states = place.chain(), place.states()
-    place.start()
-    place.say("Burundi", "The capital city of Burundi is called", "Gitega")
-    place.wait(place.drained(4), 120)
-    assert place.chain()[: len(chain)] == chain
-    assert len(place.chain()) == len(chain) + 1
-    assert {key: state for key, state in place.states().items() if key in states} == states
-    place.stop()
 
 
 @pytest.mark.skipif(not is_full(), reason="a minute: part of deploy/test.sh --guarantees")

@@ -15,6 +15,7 @@ from daemon.core.ledger import Ledger
 from daemon.core.schema import corrections, quarantine
 from daemon.feeds.base import RawItem
 from daemon.trust import Policy
+from tests.conftest import is_full
 from tests.ledgers import statement
 
 POLICY = Policy.of(
@@ -157,7 +158,7 @@ _ALMOST = st.dictionaries(_KEYS | _TEXT, _VALUE, max_size=9).map(lambda value: j
 
 
 @settings(
-    database=None, deadline=None, max_examples=400,
+    database=None, deadline=None, max_examples=400 if is_full() else 150,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )  # fmt: skip
 @given(chunk=st.lists(st.binary(max_size=200) | _ALMOST | st.sampled_from(HARMLESS), min_size=1, max_size=5))

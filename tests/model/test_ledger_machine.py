@@ -358,7 +358,7 @@ def run_machine(copied: Copied, examples: int) -> None:
 
 
 def test_any_history_ends_as_the_model_says(copied: Copied) -> None:
-    run_machine(copied, 300 if is_full() else 50)
+    run_machine(copied, 300 if is_full() else 25)
 
 
 @pytest.mark.postgres
