@@ -93,14 +93,19 @@ bin=$PWD/.venv/bin
 "$bin/python" -m workers.fetch "$ERRATA_MODEL_PATH" &
 fetching=$!
 
+# two processes of one thread each: more would starve what the tests start themselves; a file stays on one
+beside='--numprocesses 2 --dist loadfile --no-loadscope-reorder'
+OMP_NUM_THREADS=1
+export OMP_NUM_THREADS
+
 if [ -n "$guarantees" ]; then
     stage model wait "$fetching"
     ERRATA_TEST_GUARANTEES=1
-    OMP_NUM_THREADS=1
-    export ERRATA_TEST_GUARANTEES OMP_NUM_THREADS
-    stage guarantees "$bin/python" -m pytest tests/crash tests/broker tests/model tests/feeds tests/security \
-        tests/unit/test_guarantees.py tests/unit/test_scheduler.py tests/unit/test_upgrade.py \
-        tests/unit/test_serve.py tests/e2e "$@"
+    export ERRATA_TEST_GUARANTEES
+    # shellcheck disable=SC2086 # a list of words
+    stage guarantees "$bin/python" -m pytest $beside tests/e2e tests/crash tests/broker tests/model tests/feeds \
+        tests/security tests/unit/test_guarantees.py tests/unit/test_scheduler.py tests/unit/test_upgrade.py \
+        tests/unit/test_serve.py "$@"
     printf '\n%s' "$summary"
     exit "$failed"
 fi
@@ -110,10 +115,8 @@ stage 'ruff format' "$bin/ruff" format --check --quiet .
 stage mypy "$bin/mypy"
 stage imports "$bin/lint-imports"
 stage model wait "$fetching"
-# two processes of one thread each: more would starve what the tests start themselves; a file stays on one
-OMP_NUM_THREADS=1
-export OMP_NUM_THREADS
-stage pytest "$bin/python" -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder \
+# shellcheck disable=SC2086 # a list of words
+stage pytest "$bin/python" -m pytest $beside \
     --cov=daemon --cov=workers --cov-report=term "$@"
 
 printf '\n%s' "$summary"

@@ -1,14 +1,47 @@
 """What every suite may ask for: a real Redis, the real model. Absent: skipped aloud; in CI an error."""
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from daemon.redis_server import PrivateRedis, locate_redis
 from tests import postgres
 from tests.installation import Installation
+
+LIVES = pytest.StashKey[Counter[str]]()
+"""How often tests cut a life short, by what; all processes of one run together."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[LIVES] = Counter()
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A process of several hands its counts to the first."""
+    output = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output["lives"] = dict(session.config.stash[LIVES])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """What one of several processes counted."""
+    node.config.stash[LIVES].update(getattr(node, "workeroutput", {}).get("lives", {}))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Print how often a life was cut, and by what."""
+    lives = config.stash[LIVES]
+    if lives:
+        terminalreporter.section("lives cut short, every one checked and lived to its end")
+        for what, count in sorted(lives.items()):
+            terminalreporter.line(f"{count:6d}  {what}")
+        points = sum(count for what, count in lives.items() if not what.startswith("random"))
+        terminalreporter.line(f"{points:6d}  enumerated points; {lives.total() - points} random kills")
 
 
 def absent(what: str) -> None:

@@ -1,4 +1,4 @@
-"""The ground on which lives are cut short, and the count of how often they were."""
+"""The ground on which lives are cut short."""
 
 import shutil
 import tempfile
@@ -9,24 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.conftest import LIVES
 from tests.crash.life import Failpoint, Life, write_story
-
-TALLY = pytest.StashKey[Counter[str]]()
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    config.stash[TALLY] = Counter()
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Print how often a life was cut, and by what."""
-    tally = config.stash[TALLY]
-    if tally:
-        terminalreporter.section("lives cut short, every one checked and lived to its end")
-        for what, count in sorted(tally.items()):
-            terminalreporter.line(f"{count:6d}  {what}")
-        points = sum(count for what, count in tally.items() if not what.startswith("random"))
-        terminalreporter.line(f"{points:6d}  enumerated points; {tally.total() - points} random kills")
 
 
 @pytest.fixture(autouse=True, scope="package")
@@ -41,7 +25,7 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture
 def tally(request: pytest.FixtureRequest) -> Counter[str]:
     """What was counted so far; a test adds one after each life that ended well."""
-    return request.config.stash[TALLY]
+    return request.config.stash[LIVES]
 
 
 @pytest.fixture(scope="session")
