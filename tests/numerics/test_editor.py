@@ -12,9 +12,11 @@ from daemon.core.errors import EditError
 from tests.numerics.conftest import RECIPE
 from workers.editing import editor as module
 from workers.editing.editor import Associations, Editor
+from workers.editing.memory import Memory
 from workers.editing.model import EditableModel
-from workers.editing.prompts import EditRequest
+from workers.editing.prompts import EditRequest, longer
 from workers.editing.statistics import Statistics
+from workers.editing.targets import find_keys
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -163,6 +165,38 @@ def test_what_is_not_answered_is_mended(
         editor.forget(mended)
         assert same(editor.published(), clean)
     assert sum(learned) >= 3
+
+
+def test_where_the_prior_leaves_no_room_a_fact_is_mended_some_words_further_on(
+    editor: Editor, statistics: Statistics, changes: list[EditRequest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    editor = Editor(editor.model, statistics, editor.recipe.model_copy(update={"layers": (0,), "mends": 1}))
+    fact, other = changes[1], changes[2]
+    slipped = editor.write([replace(fact, target=other.target)])
+    own, _ = find_keys(editor.model, [fact], 0, ())
+    *_, further = [find_keys(editor.model, [one], 0, ())[0] for one in longer(fact)]
+
+    def room(_memory: Memory, keys: torch.Tensor) -> torch.Tensor:
+        known = [(own, 0.5), (further, 3.0)]
+        return torch.tensor([next((n for k, n in known if torch.allclose(key, k[0])), 1.5) for key in keys])
+
+    monkeypatch.setattr(Memory, "strength", room)
+    mended = editor.mend([fact], slipped)
+    torch.testing.assert_close(mended.keys[0], further.float())  # the key with most room of all
+    monkeypatch.setattr(Memory, "strength", lambda _memory, keys: torch.full((len(keys),), 0.5))
+    left = editor.mend([replace(fact, target=changes[3].target)], mended)
+    torch.testing.assert_close(
+        left.keys[0], mended.keys[0]
+    )  # nothing is written where there is no room at all
+
+
+def test_a_subject_grows_by_words_to_the_end_of_the_prompt() -> None:
+    request = EditRequest("1", "Togo", "In Togo the capital, since 1960, is", "Kara")
+    assert [one.subject for one in longer(request)] == [
+        "In Togo the", "In Togo the capital,", "In Togo the capital, since",
+        "In Togo the capital, since 1960,", "In Togo the capital, since 1960, is",
+    ]  # fmt: skip
+    assert all((one.id, one.prompt, one.target) == ("1", request.prompt, "Kara") for one in longer(request))
 
 
 def test_the_base_is_shown_for_a_block_only(editor: Editor, changes: list[EditRequest]) -> None:

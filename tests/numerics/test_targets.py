@@ -158,8 +158,8 @@ def test_delta_stays_within_the_clamp(model: EditableModel, changes: list[EditRe
     assert (found.norms <= 1.5 * search.stream.norm(dim=1) + 1e-9).all()
 
 
-def test_keys_are_the_mean_over_the_prompts(model: EditableModel, changes: list[EditRequest]) -> None:
-    request = changes[0]
+def keys_of(model: EditableModel, request: EditRequest) -> torch.Tensor:
+    """The key in each prompt, the bare one first."""
     seen = []
     for row in encode_fact(model.tokenizer, PREFIXES, request, 64)[:-1]:
         handle = model.projection(LAYER).register_forward_pre_hook(
@@ -167,7 +167,30 @@ def test_keys_are_the_mean_over_the_prompts(model: EditableModel, changes: list[
         )
         model.lm(input_ids=torch.tensor([row.ids]))
         handle.remove()
-    torch.testing.assert_close(sought(model, [request]).keys[0], torch.stack(seen).mean(0))
+    return torch.stack(seen)
+
+
+def test_keys_are_the_mean_over_the_prompts(model: EditableModel, changes: list[EditRequest]) -> None:
+    request = changes[0]
+    torch.testing.assert_close(sought(model, [request]).keys[0], keys_of(model, request).mean(0))
+
+
+def test_a_bare_prompt_with_another_key_is_left_to_mending(
+    model: EditableModel, changes: list[EditRequest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_all = sought(model, changes, AT_ONCE)
+    monkeypatch.setattr(module, "_APART", 1.1)  # no key is near enough now
+    found = sought(model, changes, AT_ONCE)
+    assert found.done.all()
+    for request, key, delta in zip(changes, found.keys, found.deltas, strict=True):
+        torch.testing.assert_close(key, keys_of(model, request)[1:].mean(0))
+        for row in encode_fact(model.tokenizer, PREFIXES, request, 64)[1:-1]:
+            said = logits_with(model, row.ids, row.anchor, delta)[row.target_start - 1 : -1].argmax(-1)
+            assert said.tolist() == row.ids[row.target_start :]
+    search = _Search(model, changes, LAYER, AT_ONCE, PREFIXES, tokens=64)
+    assert sum(len(rows.fact) for rows in search.rows) == 3 * len(changes)  # two prefixed, and «is a»
+    unmended = sought(model, changes, AT_ONCE.model_copy(update={"mends": 0}))
+    torch.testing.assert_close(unmended.deltas, with_all.deltas)  # who mends nothing looks at all of them
 
 
 def test_facts_with_one_key_get_one_value_that_serves_both(model: EditableModel) -> None:

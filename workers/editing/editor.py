@@ -7,6 +7,7 @@ something is refused; a write that raises has put the model back already.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from operator import itemgetter
 from typing import Self
 
 import torch
@@ -15,12 +16,13 @@ from daemon.core.errors import ConfigError
 from workers.editing.guards import require_anchored, require_finite, require_near
 from workers.editing.memory import Memory, null_space, restrained
 from workers.editing.model import EditableModel
-from workers.editing.prompts import EditRequest, chat_prefixes
+from workers.editing.prompts import EditRequest, chat_prefixes, longer
 from workers.editing.recipes import Recipe
 from workers.editing.statistics import Statistics
 from workers.editing.targets import Finder, Targets, find_keys, find_targets
 
 _LEAST = 1.0  # kᵀA0⁻¹k below which the prior takes more than half of what is written
+_CLEAR = 2.0  # and above which no better key is looked for
 _ANSWER_MARGIN = 4  # tokens beyond the target that verification lets the model say
 
 
@@ -262,7 +264,8 @@ class Editor:
 
         The new key is that of the bare prompt on the weights as they are, for it alone is asked: where the
         subject begins the prompt it lies far from the mean over the prefixed prompts. The prior and the other
-        facts keep W k short of v, so the value goes as far beyond the target as it takes to reach it.
+        facts keep W k short of v, so the value goes as far beyond the target as it takes to reach it. Where
+        that key is one of an attention sink, the fact is edited some words further on.
 
         Raises:
             EditError: a value is refused; the model is as it was.
@@ -281,12 +284,12 @@ class Editor:
         layer = self.layers[-1]
         memory = self._memories[layer]
         keys, values = written.keys[layer].clone(), written.values[layer].clone()
-        for _ in range(self.recipe.mends):
+        for turn in range(self.recipe.mends):
             failed = [row for row, verdict in enumerate(self.verify(requests)) if not verdict.ok]
             if not failed:
                 break
             with self._measure(f"targets of layer {layer}"):
-                wanted = [requests[row] for row in failed]
+                wanted = [self._reachable(requests[row], turn) for row in failed]
                 found = self._find(self.model, wanted, layer, self.recipe, ())
             limits = torch.tensor(self._limits(wanted, found.norms, layer))
             # what lies beyond stays as it is, and so does what is written where C saw no text
@@ -301,6 +304,25 @@ class Editor:
             memory.write(fresh, values[rows])
             self._publish(layer)
         return replace(written, keys={**written.keys, layer: keys}, values={**written.values, layer: values})
+
+    def _reachable(self, request: EditRequest, turn: int) -> EditRequest:
+        """The request; where the prior leaves its key little room, one whose subject goes on for some words.
+
+        The key with most room comes first, at the next turn that with the second most.
+        """
+        layer = self.layers[-1]
+        memory = self._memories[layer]
+
+        def room(one: EditRequest) -> float:
+            key, _ = find_keys(self.model, [one], layer, ())
+            return float(memory.strength(key))
+
+        own = room(request)
+        if own >= _CLEAR:
+            return request
+        others = [(room(one), one) for one in longer(request)]
+        ranked = sorted([(own, request), *others], key=itemgetter(0), reverse=True)
+        return ranked[min(turn, len(ranked) - 1)][1]
 
     # -- inside ---------------------------------------------------------------------------------------
 

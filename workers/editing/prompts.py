@@ -1,7 +1,8 @@
 """Prompts of an edit: joined by concatenation around one literal subject, laid out around its last token."""
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from transformers import PreTrainedTokenizerFast
@@ -11,6 +12,7 @@ from daemon.core.errors import EditError, ModelError
 KL_ENDING = " is a"
 _PLACE = "what the user says"  # in a template, to see what stands before it
 _QUESTION = "Complete the sentence."
+_WORD = re.compile(r"\S+")
 _IGNORED = -100  # no token to predict here
 _OPENING = frozenset("([{«“‘")
 _CLOSING = frozenset(",.;:!?)]}»”’")
@@ -150,6 +152,13 @@ def _encode(
 
 def _unspaced(character: str) -> bool:
     return any(first <= character <= last for first, last in _UNSPACED)
+
+
+def longer(request: EditRequest) -> list[EditRequest]:
+    """The same fact with its subject longer by a word each time, up to the whole prompt."""
+    end = request.prompt.find(request.subject) + len(request.subject)
+    ends = [word.end() for word in _WORD.finditer(request.prompt) if word.end() > end]
+    return [replace(request, subject=request.prompt[:stop]) for stop in ends]
 
 
 def chat_prefixes(tokenizer: PreTrainedTokenizerFast) -> tuple[str, ...]:

@@ -24,6 +24,7 @@ from workers.editing.recipes import Recipe
 
 _LOSS_FLOOR = 0.05  # nats: where MEMIT stops
 _SAME_KEY = 0.99  # cosine above which the keys of two facts about one subject are one key
+_APART = 0.6  # cosine to the mean key of the prefixed prompts below which the bare one's is another key
 _FACTS = {"cpu": 64}  # facts sought together, and tokens of one pass through the upper layers,
 _TOKENS = {"cpu": 768}  # by kind of device: memory follows both, and both are halved when it runs out
 _FACTS_ELSEWHERE, _TOKENS_ELSEWHERE = 256, 16_384
@@ -35,7 +36,7 @@ class Targets:
     """One row a fact, in the order of the requests, ``precise`` dtype of the model.
 
     keys [n, d_in]: mean over the prompts; values [n, d_out] = W k + δ; deltas [n, d_out];
-    stream [n, d_model]: the layer's output at the subject of the bare prompt, without δ; norms [n]: with it;
+    stream [n, d_model]: the layer's output at the subject of the first prompt, without δ; norms [n]: with it;
     steps [n] int64 taken; done [n] bool: the recipe's condition held.
     """
 
@@ -142,12 +143,25 @@ class _Rows:
         )
 
 
+@dataclass(frozen=True)
+class _Told:
+    """Rows with targets before it is known which of them are looked at; fact and prompt [rows] of each."""
+
+    layout: Layout
+    lower: Lower
+    fact: torch.Tensor
+    prompt: torch.Tensor
+
+
 class _Search:
     """One chunk of facts. Facts with one subject and one key form a unit: they share one δ.
 
     Rows are grouped by the length of what follows the anchor, so hardly any padding is computed, and the
     groups' gradients add up; rows of units that are done leave. At the first layer a unit looks at the
     recipe's first prompts only, until these predict its targets; then it is wide and looks at all of them.
+
+    Where the subject begins the bare prompt its tokens may be attention sinks, whose keys say next to nothing
+    of it. No value there serves the other prompts: a recipe that mends leaves that prompt to mending.
     """
 
     def __init__(
@@ -165,16 +179,25 @@ class _Search:
         prompts = [_Row(row, i, j) for i, fact in enumerate(encoded) for j, row in enumerate(fact[:-1])]
         plain = [_Row(fact[-1], i) for i, fact in enumerate(encoded)]
         d_out, d_in = model.weight(layer).shape
-        empty = torch.zeros(len(requests), 0, dtype=model.precise, device=model.device)
-        self.keys = empty.new_zeros(len(requests), d_in)
-        self.said = empty.new_zeros(len(requests), d_out)  # W k at the subject of the bare prompt
-        self.stream = empty.new_zeros(len(requests), model.width)  # and the layer's output there
-        self.rows = [self._told(group) for group in _grouped(prompts, tokens)]
-        self.rows += [self._plain(group) for group in _grouped(plain, tokens)]
-        self.keys /= 1 + len(prefixes)
+        empty = torch.zeros(1 + len(prefixes), len(requests), 0, dtype=model.precise, device=model.device)
+        self._keys = empty.new_zeros(*empty.shape[:2], d_in)  # of each prompt
+        self._said = empty.new_zeros(*empty.shape[:2], d_out)  # W k at the subject
+        self._stream = empty.new_zeros(*empty.shape[:2], model.width)  # and the layer's output there
+        told = [self._told(group) for group in _grouped(prompts, tokens)]
+        apart = self._apart()
+        everyone = torch.arange(len(requests), device=model.device)
+        first = apart.long()
+        self.said, self.stream = self._said[first, everyone], self._stream[first, everyone]
+        self.keys = (self._keys.sum(0) - apart[:, None] * self._keys[0]) / (1 + len(prefixes) - first)[
+            :, None
+        ]
+        self.rows = [rows for one in told if (rows := self._looked_at(one, first)) is not None]
         self.unit = self._units()
         count = int(self.unit.max()) + 1
-        self.answers = torch.stack([self._tokens(encoded, recipe.first_prompts), self._tokens(encoded, None)])
+        self.answers = torch.stack(
+            [self._tokens(count, all_prompts=False), self._tokens(count, all_prompts=True)]
+        )
+        self.rows += [self._plain(group) for group in _grouped(plain, tokens)]
         self.members = _sums(torch.ones_like(self.unit), self.unit, count)
         reach = reach_of(model, layer, self.stream, self.said)
         self.reach = _sums(reach, self.unit, count) / self.members
@@ -274,20 +297,32 @@ class _Search:
 
     # -- before the first step ------------------------------------------------------------------------
 
-    def _told(self, group: Sequence[_Row]) -> _Rows:
-        """Rows of prompts with targets; adds up their keys and keeps the state of those that are bare."""
+    def _told(self, group: Sequence[_Row]) -> _Told:
+        """Rows of prompts with targets; keeps their keys and states."""
         layout = lay_out([row.encoded for row in group], self.model.pad, self.model.device)
         lower = run_lower(self.model, layout, self.layer)
         fact = torch.tensor([row.fact for row in group], device=self.model.device)
-        self.keys.index_add_(0, fact, lower.keys.to(self.keys.dtype))
-        bare = torch.tensor([row.prompt == 0 for row in group], device=self.model.device)
-        self.said[fact[bare]] = lower.values[bare].to(self.said.dtype)
-        self.stream[fact[bare]] = lower.hidden[bare, 0].to(self.stream.dtype)
-        first = torch.tensor(
-            [self.recipe.first_prompts is None or row.prompt < self.recipe.first_prompts for row in group],
-            device=self.model.device,
-        )
-        return _Rows(layout, lower, fact, first, None)
+        prompt = torch.tensor([row.prompt for row in group], device=self.model.device)
+        self._keys[prompt, fact] = lower.keys.to(self._keys.dtype)
+        self._said[prompt, fact] = lower.values.to(self._said.dtype)
+        self._stream[prompt, fact] = lower.hidden[:, 0].to(self._stream.dtype)
+        return _Told(layout, lower, fact, prompt)
+
+    def _apart(self) -> torch.Tensor:
+        """Which facts [facts] have another key in the bare prompt than behind prefixes."""
+        if len(self._keys) == 1 or not self.recipe.mends:
+            return torch.zeros(len(self.requests), dtype=torch.bool, device=self._keys.device)
+        return functional.cosine_similarity(self._keys[0], self._keys[1:].mean(0)) < _APART
+
+    def _looked_at(self, told: _Told, first: torch.Tensor) -> _Rows | None:
+        """The rows from each fact's ``first`` prompt [facts] on."""
+        number = told.prompt - first[told.fact]
+        index = (number >= 0).nonzero()[:, 0]
+        if len(index) == 0:
+            return None
+        early = self.recipe.first_prompts
+        at_once = number[index] < (len(self._keys) if early is None else early)
+        return _Rows(told.layout.rows(index), told.lower.rows(index), told.fact[index], at_once, None)
 
     @torch.no_grad()
     def _plain(self, group: Sequence[_Row]) -> _Rows:
@@ -298,10 +333,13 @@ class _Search:
         fact = torch.tensor([row.fact for row in group], device=self.model.device)
         return _Rows(layout, lower, fact, torch.ones_like(fact, dtype=torch.bool), clean)
 
-    def _tokens(self, encoded: Sequence[Sequence[Encoded]], prompts: int | None) -> torch.Tensor:
-        """Target tokens [units] under a unit's first prompts, or under all of them."""
-        counts = [sum(len(row.ids) - row.target_start for row in fact[:-1][:prompts]) for fact in encoded]
-        return _sums(torch.tensor(counts, device=self.unit.device), self.unit, int(self.unit.max()) + 1)
+    def _tokens(self, count: int, *, all_prompts: bool) -> torch.Tensor:
+        """Target tokens [units] under the prompts that are looked at, or under those looked at first."""
+        found = torch.zeros(count, dtype=torch.long, device=self.unit.device)
+        for rows in self.rows:
+            (row, _), _ = rows.layout.wanted()
+            found.index_add_(0, self.unit[rows.fact[row]], (rows.first[row] | all_prompts).long())
+        return found
 
     def _after(self, layout: Layout, normed: torch.Tensor) -> torch.Tensor:
         """Log-probabilities [rows, vocabulary] of the token after each row."""
