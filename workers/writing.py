@@ -55,7 +55,7 @@ class Writer:
         return edit
 
     def _write_guarded(self, facts: Sequence[Fact], edit: Edit) -> None:
-        """Write facts; where a guard refuses the whole, halve it until the guilty fact stands alone."""
+        """Write facts without those that a guard refuses; where it does not say which, halves find them."""
         if not facts:
             return
         before = self.editor.checkpoint()
@@ -65,14 +65,15 @@ class Writer:
             self.editor.guard(*self._ceilings)
         except EditError as error:
             self.editor.rollback_to(before)
-            if len(facts) == 1 and facts[0].is_held:
-                return  # it keeps the pair that it had
-            if len(facts) == 1:
-                edit.refused.append(Refusal(facts[0].correction_id, error.reason, error.message))
-                return
-            middle = len(facts) // 2
-            self._write_guarded(facts[:middle], edit)
-            self._write_guarded(facts[middle:], edit)
+            named = error.guilty if len(facts) > 1 else {facts[0].correction_id}
+            guilty = [fact for fact in facts if fact.correction_id in named]
+            for fact in guilty:
+                if not fact.is_held:  # it keeps the pair that it had
+                    edit.refused.append(Refusal(fact.correction_id, error.reason, error.message))
+            rest = [fact for fact in facts if fact.correction_id not in named]
+            middle = 0 if guilty else len(rest) // 2
+            self._write_guarded(rest[:middle], edit)
+            self._write_guarded(rest[middle:], edit)
             return
         edit.written += [(fact, associations.select([i])) for i, fact in enumerate(facts)]
 

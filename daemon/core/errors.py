@@ -1,5 +1,6 @@
 """One tree of errors: a stable code, whether trying again can help, and what to do next."""
 
+from collections.abc import Collection
 from typing import ClassVar
 
 
@@ -125,13 +126,19 @@ class DiskFullError(StoreError):
 
 
 class EditError(ErrataError):
-    """An edit was refused by a guard; the weights are as they were. ``reason`` is a quarantine reason."""
+    """An edit was refused by a guard; the weights are as they were.
+
+    ``reason`` is a quarantine reason; ``guilty`` are the ids of the requests that are refused, none where
+    that is not known: then a batch is halved to find them.
+    """
 
     code = "edit"
 
-    def __init__(self, message: str, *, reason: str = "edit_error", hint: str = "") -> None:
+    def __init__(
+        self, message: str, *, reason: str = "edit_error", hint: str = "", guilty: Collection[str] = ()
+    ) -> None:
         super().__init__(message, hint=hint)
-        self.reason = reason
+        self.reason, self.guilty = reason, frozenset(guilty)
 
 
 class ModelError(ErrataError):

@@ -103,21 +103,24 @@ class Sequencer:
     def write(self, batch: Sequence[EditRequest]) -> None:
         """Write one batch, then look after the old."""
         known = len(self.requests)
-        self._write_in_halves(batch)
+        self._write_guarded(batch)
         self.done += len(batch)
         if self.review and self.editor.recipe.exact:
             self._look_after(known)
 
-    def _write_in_halves(self, batch: Sequence[EditRequest]) -> None:
-        """As the worker does: what a guard refuses is halved until the guilty fact stands alone."""
+    def _write_guarded(self, batch: Sequence[EditRequest]) -> None:
+        """As the worker does: without what a guard refuses; where it does not say which, halves find it."""
+        if not batch:
+            return
         try:
             written = self.editor.write(batch)
-        except EditError:
-            if len(batch) == 1:
-                self.refused += 1
-                return
-            self._write_in_halves(batch[: len(batch) // 2])
-            self._write_in_halves(batch[len(batch) // 2 :])
+        except EditError as error:
+            named = error.guilty if len(batch) > 1 else {batch[0].id}
+            rest = [request for request in batch if request.id not in named]
+            self.refused += len(batch) - len(rest)
+            middle = len(rest) // 2 if len(rest) == len(batch) else 0
+            self._write_guarded(rest[:middle])
+            self._write_guarded(rest[middle:])
             return
         self._asked += [len(self.requests)] * len(batch)
         self._sizes.append(len(batch))

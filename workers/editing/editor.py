@@ -246,8 +246,7 @@ class Editor:
         with self._measure(f"targets of layer {layer}"):
             found = self._find(self.model, requests, layer, self.recipe, self.prefixes)
         limits = self._limits(requests, found.norms, layer)
-        for request, norm, limit in zip(requests, found.norms.tolist(), limits, strict=True):
-            require_anchored(request.id, norm, limit)
+        require_anchored([request.id for request in requests], found.norms.tolist(), limits)
         return found
 
     def _write_layer(

@@ -1,5 +1,7 @@
 """What is asked of edited weights before they may be verified, in this order: NaN passes every comparison."""
 
+from collections.abc import Sequence
+
 import torch
 
 from daemon.core.errors import EditError
@@ -27,13 +29,19 @@ def require_near(layer: int, batch: float, total: float, batch_ceiling: float, t
         raise EditError(f"layer {layer} is {total:.3f} of its norm away from the base", reason="norm")
 
 
-def require_anchored(request_id: str, norm: float, limit: float) -> None:
-    """Refuse a value far beyond the clean model's mean norm instead of writing it (NAS, arXiv 2602.02543).
+def require_anchored(ids: Sequence[str], norms: Sequence[float], limits: Sequence[float]) -> None:
+    """Refuse values far beyond the clean model's mean norm instead of writing them (NAS, arXiv 2602.02543).
 
     Raises:
-        EditError: reason ``norm``.
+        EditError: reason ``norm``, with the requests that are guilty.
     """
-    if not norm <= limit:
+    beyond = [
+        (one, norm, limit) for one, norm, limit in zip(ids, norms, limits, strict=True) if not norm <= limit
+    ]
+    if beyond:
+        _, norm, limit = beyond[0]
         raise EditError(
-            f"the value of {request_id} has norm {norm:.1f}, at most {limit:.1f} is allowed", reason="norm"
+            f"the value has norm {norm:.1f}, at most {limit:.1f} is allowed",
+            reason="norm",
+            guilty=[one for one, _, _ in beyond],
         )

@@ -288,9 +288,10 @@ class _Search:
 
     def _result(self, delta: torch.Tensor, steps: torch.Tensor, done: torch.Tensor) -> Targets:
         deltas = delta[self.unit]
-        for request, finite in zip(self.requests, deltas.isfinite().all(1).tolist(), strict=True):
-            if not finite:
-                raise EditError(f"the target of {request.id} is not finite", reason="not_finite")
+        finite = deltas.isfinite().all(1).tolist()
+        if not all(finite):
+            guilty = [request.id for request, ok in zip(self.requests, finite, strict=True) if not ok]
+            raise EditError("the target is not finite", reason="not_finite", guilty=guilty)
         values = self.keys @ self.model.weight(self.layer).to(self.keys.dtype).T + deltas
         norms = stream_with(self.model, self.layer, self.stream, self.said, deltas).norm(dim=1)
         return Targets(self.keys, values, deltas, self.stream, norms, steps[self.unit], done[self.unit])
