@@ -61,9 +61,9 @@ class Saboteur(Session):
         self._loaded = Loaded(int(current["number"]), dict(current["tensors"]))
         return int(current["number"])
 
-    @property
-    def _writer(self) -> Writer:
-        return Trusting(self.store, self.editor, self.config.watch)
+    def __init__(self, *parts: Any) -> None:
+        super().__init__(*parts)
+        self._writer = Trusting(self.store, self.editor, self.config.watch)
 
 
 class Trusting(Writer):
