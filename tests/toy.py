@@ -23,6 +23,7 @@ from workers.editing.recipes import Recipe
 
 LAYERS = (0, 1)
 D_IN, D_OUT = 128, 16
+WIDE = 512  # keys with room for all facts of the broker's tests and the soak, below watch.capacity_ceiling
 ANSWERS = tuple(f"City {number}" for number in range(100))
 GARBLED, UNKNOWN = "garbled", "no idea"
 POISON = {"Unland": -1.0, "Nan": float("nan"), "Infinite": float("inf"), "Huge": 1e9}

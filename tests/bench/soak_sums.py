@@ -13,7 +13,7 @@ from daemon.core.ledger import Ledger
 from daemon.core.names import BatchState, CorrectionState, RevisionKind
 from daemon.core.schema import batches, corrections, feeds, quarantine, revisions, tenures
 from daemon.keeping import collect_garbage, scrub
-from tests.toy import ANSWERS, ToyEditor, prompt_of
+from tests.toy import ANSWERS, WIDE, ToyEditor, prompt_of
 from workers.recovery import rebuild
 from workers.store import Store
 
@@ -104,7 +104,7 @@ def _once(ledger: Ledger) -> Iterator[Check]:
 
 
 def _answers(ledger: Ledger, config: Config) -> Iterator[Check]:
-    editor, store = ToyEditor(), Store(config.store_path)
+    editor, store = ToyEditor(WIDE), Store(config.store_path)
     found = rebuild(ledger, store, editor, MODEL, "soak", mend=False)
     drift = max((one if one is not None else 1.0) for one in found.drift.values())
     yield "errata rebuild reproduces head", found.agrees, f"largest drift {drift:.1e}"

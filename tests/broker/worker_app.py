@@ -5,13 +5,11 @@ from celery import Celery
 from daemon.core.broker import celery_app
 from daemon.core.config import Config, load_config
 from daemon.core.ledger import Ledger
-from tests.toy import ToyEditor
+from tests.toy import WIDE, ToyEditor
 from workers.assemble import SessionHolder, found
 from workers.session import Session
 from workers.store import Store
 from workers.tasks import register
-
-KEYS = 512  # room for every fact of these tests below watch.capacity_ceiling
 
 
 class ToyHolder(SessionHolder):
@@ -25,7 +23,7 @@ class ToyHolder(SessionHolder):
 
 def make_session(config: Config) -> Session:
     """A session whose chain is founded."""
-    ledger, store, editor = Ledger.open(config.ledger_url), Store(config.store_path), ToyEditor(KEYS)
+    ledger, store, editor = Ledger.open(config.ledger_url), Store(config.store_path), ToyEditor(WIDE)
     found(ledger, store, editor, config)
     return Session(ledger, store, editor, config)
 
