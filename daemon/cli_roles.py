@@ -12,31 +12,11 @@ from daemon.core.errors import ConfigError, ForbiddenError
 from daemon.core.names import Role
 
 _LOOKS = frozenset(
-    {
-        "status",
-        "facts",
-        "revisions",
-        "show",
-        "incidents",
-        "metrics",
-        "diff",
-        "top",
-        "why",
-        "doctor",
-        "completion",
-    }
-    | {
-        "recipes",
-        "ask",
-        "locate",
-        "audit list",
-        "audit verify",
-        "quarantine list",
-        "feeds list",
-        "feeds test",
-    }
-    | {"config show", "config path"}
-)
+    ["status", "facts", "revisions", "show", "incidents", "metrics", "diff",
+     "top", "why", "doctor", "completion", "recipes", "ask", "locate",
+     "audit list", "audit verify", "quarantine list", "feeds list",
+     "feeds test", "config show", "config path"]
+)  # fmt: skip
 _SUBMITS = frozenset({"submit"})
 
 
