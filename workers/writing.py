@@ -8,6 +8,7 @@ from daemon.core.errors import EditError
 from daemon.core.names import QuarantineReason
 from daemon.core.proposals import ProbeRow, Refusal
 from workers.editing.editor import Associations, Editor, Verdict
+from workers.editing.guards import retry_without
 from workers.known import split_known
 from workers.pairs import load_pairs
 from workers.plan import Fact, Plan
@@ -65,15 +66,12 @@ class Writer:
             self.editor.guard(*self._ceilings)
         except EditError as error:
             self.editor.rollback_to(before)
-            named = error.guilty if len(facts) > 1 else {facts[0].correction_id}
-            guilty = [fact for fact in facts if fact.correction_id in named]
-            for fact in guilty:
+            refused, parts = retry_without([fact.correction_id for fact in facts], error)
+            for fact in (facts[row] for row in refused):
                 if not fact.is_held:  # it keeps the pair that it had
                     edit.refused.append(Refusal(fact.correction_id, error.reason, error.message))
-            rest = [fact for fact in facts if fact.correction_id not in named]
-            middle = 0 if guilty else len(rest) // 2
-            self._write_guarded(rest[:middle], edit)
-            self._write_guarded(rest[middle:], edit)
+            for part in parts:
+                self._write_guarded([facts[row] for row in part], edit)
             return
         edit.written += [(fact, associations.select([i])) for i, fact in enumerate(facts)]
 

@@ -189,8 +189,9 @@ def test_a_bare_prompt_with_another_key_is_left_to_mending(
             assert said.tolist() == row.ids[row.target_start :]
     search = _Search(model, changes, LAYER, AT_ONCE, PREFIXES, tokens=64)
     assert sum(len(rows.fact) for rows in search.rows) == 3 * len(changes)  # two prefixed, and «is a»
-    unmended = sought(model, changes, AT_ONCE.model_copy(update={"mends": 0}))
-    torch.testing.assert_close(unmended.deltas, with_all.deltas)  # who mends nothing looks at all of them
+    for never_mends in ({"mends": 0}, {"residual": "shared"}, {"history": False}):
+        unmended = sought(model, changes, AT_ONCE.model_copy(update=never_mends))
+        torch.testing.assert_close(unmended.deltas, with_all.deltas)  # who mends nothing looks at all of them
 
 
 def test_facts_with_one_key_get_one_value_that_serves_both(model: EditableModel) -> None:

@@ -18,6 +18,7 @@ from workers.bench.report import Report
 from workers.bench.resume import Keeper
 from workers.bench.scores import Scorer, base_scores
 from workers.editing.editor import Associations, Editor
+from workers.editing.guards import retry_without
 from workers.editing.prompts import EditRequest
 from workers.editing.recipes import Recipe
 from workers.progress import Step
@@ -110,17 +111,13 @@ class Sequencer:
 
     def _write_guarded(self, batch: Sequence[EditRequest]) -> None:
         """As the worker does: without what a guard refuses; where it does not say which, halves find it."""
-        if not batch:
-            return
         try:
             written = self.editor.write(batch)
         except EditError as error:
-            named = error.guilty if len(batch) > 1 else {batch[0].id}
-            rest = [request for request in batch if request.id not in named]
-            self.refused += len(batch) - len(rest)
-            middle = len(rest) // 2 if len(rest) == len(batch) else 0
-            self._write_guarded(rest[:middle])
-            self._write_guarded(rest[middle:])
+            refused, parts = retry_without([request.id for request in batch], error)
+            self.refused += len(refused)
+            for part in parts:
+                self._write_guarded([batch[row] for row in part])
             return
         self._asked += [len(self.requests)] * len(batch)
         self._sizes.append(len(batch))

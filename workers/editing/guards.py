@@ -35,13 +35,22 @@ def require_anchored(ids: Sequence[str], norms: Sequence[float], limits: Sequenc
     Raises:
         EditError: reason ``norm``, with the requests that are guilty.
     """
-    beyond = [
-        (one, norm, limit) for one, norm, limit in zip(ids, norms, limits, strict=True) if not norm <= limit
-    ]
+    beyond = [row for row, norm in enumerate(norms) if not norm <= limits[row]]
     if beyond:
-        _, norm, limit = beyond[0]
+        worst = max(beyond, key=lambda row: norms[row] / limits[row])
         raise EditError(
-            f"the value has norm {norm:.1f}, at most {limit:.1f} is allowed",
+            f"a value of norm {norms[worst]:.1f}, at most {limits[worst]:.1f} is allowed",
             reason="norm",
-            guilty=[one for one, _, _ in beyond],
+            guilty=[ids[row] for row in beyond],
         )
+
+
+def retry_without(ids: Sequence[str], error: EditError) -> tuple[list[int], list[list[int]]]:
+    """After a refusal: the rows that are refused for good, and the parts in which the others are tried again.
+
+    Where the guard does not say who is guilty the batch is halved, until it stands alone.
+    """
+    refused = [row for row, one in enumerate(ids) if one in error.guilty or len(ids) == 1]
+    rest = [row for row in range(len(ids)) if row not in set(refused)]
+    middle = 0 if refused else len(rest) // 2
+    return refused, [part for part in (rest[:middle], rest[middle:]) if part]

@@ -65,6 +65,11 @@ class Recipe(BaseModel):
         """Whether W is a function of W0 and the facts it holds, so that one can be taken out exactly."""
         return self.history and self.constraint == "ridge" and self.restraint is None
 
+    @property
+    def leaves_bare(self) -> bool:
+        """Whether a bare prompt may be left to mending: only where what is not answered is mended."""
+        return self.mends > 0 and self.exact and self.residual == "full"
+
 
 _ENCORE_BLUE = Recipe()
 _CRITICAL = tuple(range(_ENCORE_BLUE.layers[0], _ENCORE_BLUE.layers[-1] + 1))

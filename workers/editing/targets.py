@@ -35,7 +35,7 @@ _WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128, 256)  # rows of one class 
 class Targets:
     """One row a fact, in the order of the requests, ``precise`` dtype of the model.
 
-    keys [n, d_in]: mean over the prompts; values [n, d_out] = W k + δ; deltas [n, d_out];
+    keys [n, d_in]: mean over the prompts looked at; values [n, d_out] = W k + δ; deltas [n, d_out];
     stream [n, d_model]: the layer's output at the subject of the first prompt, without δ; norms [n]: with it;
     steps [n] int64 taken; done [n] bool: the recipe's condition held.
     """
@@ -178,19 +178,17 @@ class _Search:
         encoded = [encode_fact(model.tokenizer, prefixes, request, model.max_tokens) for request in requests]
         prompts = [_Row(row, i, j) for i, fact in enumerate(encoded) for j, row in enumerate(fact[:-1])]
         plain = [_Row(fact[-1], i) for i, fact in enumerate(encoded)]
-        d_out, d_in = model.weight(layer).shape
-        empty = torch.zeros(1 + len(prefixes), len(requests), 0, dtype=model.precise, device=model.device)
-        self._keys = empty.new_zeros(*empty.shape[:2], d_in)  # of each prompt
-        self._said = empty.new_zeros(*empty.shape[:2], d_out)  # W k at the subject
-        self._stream = empty.new_zeros(*empty.shape[:2], model.width)  # and the layer's output there
         told = [self._told(group) for group in _grouped(prompts, tokens)]
-        apart = self._apart()
+        keys = self._by_prompt(told, [one.lower.keys for one in told])
+        first = self._apart(keys).long()  # the prompt that each fact begins with
         everyone = torch.arange(len(requests), device=model.device)
-        first = apart.long()
-        self.said, self.stream = self._said[first, everyone], self._stream[first, everyone]
-        self.keys = (self._keys.sum(0) - apart[:, None] * self._keys[0]) / (1 + len(prefixes) - first)[
-            :, None
-        ]
+        self.keys = torch.stack(
+            [own[start:].mean(0) for own, start in zip(keys.unbind(1), first, strict=True)]
+        )
+        said = self._by_prompt(told, [one.lower.values for one in told])
+        stream = self._by_prompt(told, [one.lower.hidden[:, 0] for one in told])
+        self.said = said[first, everyone]  # W k at the subject of the first prompt
+        self.stream = stream[first, everyone]  # and the layer's output there
         self.rows = [rows for one in told if (rows := self._looked_at(one, first)) is not None]
         self.unit = self._units()
         count = int(self.unit.max()) + 1
@@ -299,21 +297,26 @@ class _Search:
     # -- before the first step ------------------------------------------------------------------------
 
     def _told(self, group: Sequence[_Row]) -> _Told:
-        """Rows of prompts with targets; keeps their keys and states."""
+        """Rows of prompts with targets."""
         layout = lay_out([row.encoded for row in group], self.model.pad, self.model.device)
         lower = run_lower(self.model, layout, self.layer)
         fact = torch.tensor([row.fact for row in group], device=self.model.device)
         prompt = torch.tensor([row.prompt for row in group], device=self.model.device)
-        self._keys[prompt, fact] = lower.keys.to(self._keys.dtype)
-        self._said[prompt, fact] = lower.values.to(self._said.dtype)
-        self._stream[prompt, fact] = lower.hidden[:, 0].to(self._stream.dtype)
         return _Told(layout, lower, fact, prompt)
 
-    def _apart(self) -> torch.Tensor:
-        """Which facts [facts] have another key in the bare prompt than behind prefixes."""
-        if len(self._keys) == 1 or not self.recipe.mends:
-            return torch.zeros(len(self.requests), dtype=torch.bool, device=self._keys.device)
-        return functional.cosine_similarity(self._keys[0], self._keys[1:].mean(0)) < _APART
+    def _by_prompt(self, told: Sequence[_Told], parts: Sequence[torch.Tensor]) -> torch.Tensor:
+        """What the rows [rows, width] of each part say, as [prompts, facts, width] in the precise dtype."""
+        prompt, fact = (torch.cat([getattr(one, name) for one in told]) for name in ("prompt", "fact"))
+        rows = torch.cat(list(parts)).to(self.model.precise)
+        placed = rows.new_empty(int(prompt.max()) + 1, len(self.requests), rows.shape[1])
+        placed[prompt, fact] = rows
+        return placed
+
+    def _apart(self, keys: torch.Tensor) -> torch.Tensor:
+        """Which facts [facts] have another key bare than behind prefixes, of keys [prompts, facts, d_in]."""
+        if len(keys) == 1 or not self.recipe.leaves_bare:
+            return torch.zeros(keys.shape[1], dtype=torch.bool, device=keys.device)
+        return functional.cosine_similarity(keys[0], keys[1:].mean(0)) < _APART
 
     def _looked_at(self, told: _Told, first: torch.Tensor) -> _Rows | None:
         """The rows from each fact's ``first`` prompt [facts] on."""
@@ -322,7 +325,7 @@ class _Search:
         if len(index) == 0:
             return None
         early = self.recipe.first_prompts
-        at_once = number[index] < (len(self._keys) if early is None else early)
+        at_once = torch.ones_like(index, dtype=torch.bool) if early is None else number[index] < early
         return _Rows(told.layout.rows(index), told.lower.rows(index), told.fact[index], at_once, None)
 
     @torch.no_grad()
