@@ -54,7 +54,7 @@ class EditConfig(Section):
     edits_per_hour: int = Field(0, ge=0, description="corrections written an hour; 0: as many as come")
     batches_ahead: int = Field(64, ge=1, description="batches made ahead of the worker; the rest coalesces")
     queue_bound: int = Field(10_000, ge=1, description="corrections that may wait before feeds pause")
-    review: int = Field(100, ge=0, description="older facts asked after a batch; what slipped is mended")
+    review: int = Field(300, ge=0, description="older facts asked after a batch; what slipped is mended")
     joint: int = Field(
         16, ge=0, description="older facts about a batch's subjects that are sought again together with it"
     )

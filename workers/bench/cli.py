@@ -195,7 +195,7 @@ def sequence(
     every: Annotated[int, typer.Option(min=1, help="measure after so many facts")] = 100,
     review: Annotated[
         int, typer.Option(min=0, help="old facts asked after each batch; those that slipped are mended")
-    ] = 100,
+    ] = 300,
     seed: Seed = None,
     data: Data = None,
     out: Out = None,
