@@ -18,7 +18,7 @@ from workers.bench.facts import HUB_FILES, BenchFact, load_facts
 from workers.bench.lab import Lab
 from workers.bench.report import Report
 from workers.bench.resume import Keeper
-from workers.bench.runs import run_retract, run_revisions, run_sequence, run_table
+from workers.bench.runs import Sequencer, run_retract, run_revisions, run_sequence, run_table
 from workers.editing.editor import Associations, Editor
 from workers.editing.recipes import Recipe, resolve
 
@@ -132,6 +132,23 @@ def test_a_sequence_goes_on_where_it_was_stopped(
     assert [row["n"] for row in again.rows] == [6, 12]
     work(again, quiet)
     assert (len(again.rows), writes.count) == (2, len(facts))
+
+
+@pytest.mark.parametrize("mends", [0, 2])
+def test_only_what_got_another_value_counts_as_mended(lab: Lab, facts: list[BenchFact], mends: int) -> None:
+    editor = lab.editor(recipe().model_copy(update={"mends": mends}))
+    sequencer = Sequencer(editor, review=len(facts))
+    requests = [fact.request for fact in facts]
+    sequencer.write(requests[:SIZE])
+    before = [pair.values[1] for pair in sequencer.pairs]
+    with torch.no_grad():  # later edits have spoilt what was written
+        for layer in editor.layers:
+            editor.model.set_weight(layer, editor.published()[editor.model.tensor_name(layer)] * 0.1)
+    sequencer.write(requests[SIZE : 2 * SIZE])
+    after = [pair.values[1] for pair in sequencer.pairs[:SIZE]]
+    assert sequencer.mended == sum(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert (sequencer.mended > 0) == (mends > 0)
+    lab.release(editor)
 
 
 def test_a_table_skips_recipes_that_have_their_row(

@@ -106,7 +106,8 @@ class Sequencer:
         known = len(self.requests)
         self._write_guarded(batch)
         self.done += len(batch)
-        if self.review and self.editor.recipe.exact:
+        recipe = self.editor.recipe
+        if self.review and recipe.exact and recipe.mends:
             self._look_after(known)
 
     def _write_guarded(self, batch: Sequence[EditRequest]) -> None:
@@ -137,10 +138,10 @@ class Sequencer:
         slipped = [i for i, held in zip(oldest, holds.tolist(), strict=True) if not held]
         if not slipped:
             return
-        self.mended += len(slipped)
-        mended = self.editor.mend(
-            [self.requests[i] for i in slipped], Associations.concat([self.pairs[i] for i in slipped])
-        )
+        before = Associations.concat([self.pairs[i] for i in slipped])
+        mended = self.editor.mend([self.requests[i] for i in slipped], before)
+        last = self.editor.layers[-1]
+        self.mended += int((mended.values[last] != before.values[last]).any(1).sum())
         for row, i in enumerate(slipped):
             self.pairs[i] = mended.select([row])
 
