@@ -264,7 +264,7 @@ def revisions(
     bench = Bench(context, "revisions", options, recipe, settings, out, fresh=fresh)
     one = bench.recipes[0]
     norms = tuple(f"norm_{layer}" for layer in one.layers)
-    columns = ("recipe", "round", "n", "greedy", "others", "ps", "ns", *norms, "perplexity")
+    columns = ("recipe", "round", "n", "greedy", "others", "ps", "ns", *norms, "perplexity", "refused")
     bench.run(
         lambda step: run_revisions(bench.lab, drawn, one, rounds, bench.report, step),
         columns,

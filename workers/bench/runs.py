@@ -111,19 +111,13 @@ class Sequencer:
             self._look_after(known)
 
     def _write_guarded(self, batch: Sequence[EditRequest]) -> None:
-        """As the worker does: without what a guard refuses; where it does not say which, halves find it."""
-        try:
-            written = self.editor.write(batch)
-        except EditError as error:
-            refused, parts = retry_without([request.id for request in batch], error)
-            self.refused += len(refused)
-            for part in parts:
-                self._write_guarded([batch[row] for row in part])
-            return
-        self._asked += [len(self.requests)] * len(batch)
-        self._sizes.append(len(batch))
-        self.requests += batch
-        self.pairs += [written.select([row]) for row in range(len(batch))]
+        for part, written in _write_allowed(self.editor, batch):
+            self._asked += [len(self.requests)] * len(part)
+            self._sizes.append(len(part))
+            self.requests += part
+            self.pairs += [written.select([row]) for row in range(len(part))]
+            batch = [request for request in batch if request not in part]
+        self.refused += len(batch)
 
     def _look_after(self, known: int) -> None:
         oldest = sorted(range(known), key=lambda i: self._asked[i])[: self.review]
@@ -144,6 +138,17 @@ class Sequencer:
         self.mended += int((mended.values[last] != before.values[last]).any(1).sum())
         for row, i in enumerate(slipped):
             self.pairs[i] = mended.select([row])
+
+
+def _write_allowed(
+    editor: Editor, batch: Sequence[EditRequest]
+) -> list[tuple[Sequence[EditRequest], Associations]]:
+    """As the worker does: without what a guard refuses; where it does not say which, halves find it."""
+    try:
+        return [(batch, editor.write(batch))]
+    except EditError as error:
+        _, parts = retry_without([request.id for request in batch], error)
+        return [one for rows in parts for one in _write_allowed(editor, [batch[row] for row in rows])]
 
 
 def run_sequence(
@@ -214,7 +219,8 @@ def run_revisions(
             ]
             if len(parts) > 1 and forgets:
                 editor.forget(parts.pop())
-            parts.append(editor.write([fact.request for fact in now]))
+            done = [written for _, written in _write_allowed(editor, [fact.request for fact in now])]
+            parts.append(Associations.concat([parts[0].select([]), *done]))
             if not report.has(recipe=name, round=number):
                 scores = scorer.score(now)
                 report.add(
@@ -222,6 +228,7 @@ def run_revisions(
                     recipe=name,
                     round=number,
                     n=len(others) + number * half,
+                    refused=half - len(parts[-1].ids),
                     greedy=scores.greedy,
                     ps=scores.ps,
                     ns=scores.ns,
