@@ -12,7 +12,7 @@ import torch
 from typer.testing import CliRunner
 
 from daemon.cli import make_cli
-from daemon.core.errors import ConfigError
+from daemon.core.errors import ConfigError, EditError
 from tests.tinymodel import TinyHouse
 from workers.bench.facts import HUB_FILES, BenchFact, load_facts
 from workers.bench.lab import Lab
@@ -182,6 +182,22 @@ def test_revisions_go_on_in_the_round_and_the_column_where_they_were(
     assert writes.count == 3  # the last round alone
     assert_same(again.rows, whole.rows)
     assert [row["n"] for row in whole.rows[:3]] == [6, 9, 12]
+
+
+def test_a_refused_fact_ends_no_chain_of_revisions(
+    lab: Lab, facts: list[BenchFact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, unfit = Editor.write, facts[0].request.id
+
+    def refusing(editor: Editor, requests: Any) -> Associations:
+        if unfit in [request.id for request in requests]:
+            raise EditError("too far", reason="norm", guilty=[unfit])
+        return write(editor, requests)
+
+    monkeypatch.setattr(Editor, "write", refusing)
+    report = Report(tmp_path, {})
+    run_revisions(lab, facts, recipe(), 2, report, quiet)
+    assert [(row["round"], row["refused"]) for row in report.rows] == [(1, 1), (2, 1)] * 2
 
 
 def test_retractions_go_on_from_what_was_written(
