@@ -43,10 +43,10 @@ def test_the_gradient_is_that_of_the_loss_written_out(
 ) -> None:
     request = changes[1]
     recipe = RECIPE.model_copy(update={"kl_weight": 0.3, "decay": 2.0})
-    search = _Search(model, [request], LAYER, recipe, PREFIXES, tokens=64)
+    search = _Search(model, [request], LAYER, recipe, PREFIXES, columns=64)
     delta = torch.randn(1, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
     every = torch.ones(1, dtype=torch.bool)
-    found, _ = search._evaluate(search.rows, delta, every, every)
+    found, _ = search._evaluate(search._visible(every, every), delta, every, every)
 
     moved = delta[0].clone().requires_grad_()
     *told, plain = encode_fact(model.tokenizer, PREFIXES, request, 64)
@@ -91,7 +91,7 @@ def test_prompts_that_come_later_hold_too_and_cost_fewer_passes(
         for row in encode_fact(model.tokenizer, PREFIXES, request, 64)[:-1]:
             said = logits_with(model, row.ids, row.anchor, delta)[row.target_start - 1 : -1].argmax(-1)
             assert said.tolist() == row.ids[row.target_start :]
-    search = _Search(model, changes, LAYER, narrow, PREFIXES, tokens=64)
+    search = _Search(model, changes, LAYER, narrow, PREFIXES, columns=64)
     no, yes = torch.zeros(len(changes), dtype=torch.bool), torch.ones(len(changes), dtype=torch.bool)
     counted = [sum(len(rows.fact) for rows in search._visible(yes, wide)) for wide in (no, yes)]
     assert counted == [2 * len(changes), 4 * len(changes)]  # bare and «is a»; with two prefixed besides
@@ -151,7 +151,7 @@ def test_what_the_model_knows_already_needs_no_delta(model: EditableModel) -> No
 
 def test_delta_stays_within_the_clamp(model: EditableModel, changes: list[EditRequest]) -> None:
     found = sought(model, changes, RECIPE.model_copy(update={"clamp": 0.5, "learning_rate": 5.0}))
-    search = _Search(model, changes, LAYER, RECIPE, PREFIXES, tokens=64)
+    search = _Search(model, changes, LAYER, RECIPE, PREFIXES, columns=64)
     share = found.deltas.norm(dim=1) / search.stream.norm(dim=1)
     assert share.max() <= 0.5 + 1e-9
     assert share.max() > 0.49
@@ -187,8 +187,8 @@ def test_a_bare_prompt_with_another_key_is_left_to_mending(
         for row in encode_fact(model.tokenizer, PREFIXES, request, 64)[1:-1]:
             said = logits_with(model, row.ids, row.anchor, delta)[row.target_start - 1 : -1].argmax(-1)
             assert said.tolist() == row.ids[row.target_start :]
-    search = _Search(model, changes, LAYER, AT_ONCE, PREFIXES, tokens=64)
-    assert sum(len(rows.fact) for rows in search.rows) == 3 * len(changes)  # two prefixed, and «is a»
+    search = _Search(model, changes, LAYER, AT_ONCE, PREFIXES, columns=64)
+    assert len(search.rows.fact) == 3 * len(changes)  # two prefixed, and «is a»
     for never_mends in ({"mends": 0}, {"residual": "shared"}, {"history": False}):
         unmended = sought(model, changes, AT_ONCE.model_copy(update=never_mends))
         torch.testing.assert_close(unmended.deltas, with_all.deltas)  # who mends nothing looks at all of them

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from daemon.core.errors import EditError, ModelError
-from workers.editing.prompts import EditRequest, chat_prefixes, encode_fact, lay_out, said_after
+from workers.editing.prompts import EditRequest, chat_prefixes, encode_fact, lay_out, pack, said_after
 
 PREFIXES = ("One day. ", "Because of it. ")
 
@@ -106,7 +106,25 @@ def test_rows_are_aligned_at_their_anchors(of_bytes: PreTrainedTokenizerFast) ->
         predicted = [(t, int(token)) for t, token in enumerate(layout.targets[i]) if token != -100]
         first = layout.anchor - row.anchor + row.target_start - 1
         assert predicted == [(first + k, token) for k, token in enumerate(row.ids[row.target_start :])]
-        assert int(layout.last()[i]) == row.suffix - 1
+
+
+def test_packed_texts_share_what_they_begin_with(of_bytes: PreTrainedTokenizerFast) -> None:
+    texts = [
+        *encode_fact(of_bytes, PREFIXES, request("France", "The capital of France is", "Paris"), 256),
+        *encode_fact(of_bytes, PREFIXES, request("Spain", "The capital of Spain is", "Rome"), 256),
+    ]
+    packing = pack(texts, torch.device("cpu"))
+    front = len(packing.owner)
+    for number, text in enumerate(texts):
+        (path,) = packing.sees[number].nonzero(as_tuple=True)
+        own = front + (packing.row == number).nonzero()[:, 0]
+        columns = torch.cat([path, own])
+        assert packing.ids[columns].tolist() == text.read
+        assert packing.positions[columns].tolist() == list(range(len(text.read)))
+        predicted = [token for token in packing.targets[own - front].tolist() if token != -100]
+        assert predicted == text.ids[text.target_start :]
+    beginnings = {tuple(text.ids[: end + 1]) for text in texts for end in range(text.anchor)}
+    assert front == len(beginnings) < sum(text.anchor for text in texts)
 
 
 def test_chat_prefixes_are_what_the_template_says_before_a_prompt(of_bytes: PreTrainedTokenizerFast) -> None:

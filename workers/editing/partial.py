@@ -2,19 +2,25 @@
 
 The model's own forward does the work, so positions, norms and head are its own; the layers of the other part
 are stepped over meanwhile. Columns before the anchor never change while a target is sought: what they
-give to attention is computed once and kept.
+give to attention is computed once and kept. What is run again and again is packed: a pass of few columns
+costs as much as one of many, so many rows' columns stand behind one another in one row, without padding.
 """
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Self
 
 import torch
 from torch import nn
 
 from workers.editing.model import EditableModel
-from workers.editing.prompts import Layout
+from workers.editing.prompts import IGNORED, Layout, Packing
+
+_FRONT = 8  # columns in front, whose keys and values are there already, weigh an eighth of those that are run
+_SPARE = 0.25  # of a part may be too much before another one is made
 
 
 class PrefixCache:
@@ -26,97 +32,184 @@ class PrefixCache:
 
     def __init__(self, kept: dict[int, tuple[torch.Tensor, torch.Tensor]] | None = None) -> None:
         self.recording = kept is None
-        self._kept = kept if kept is not None else {}
+        self.kept = kept if kept is not None else {}
 
     def update(
         self, keys: torch.Tensor, values: torch.Tensor, layer: int, *_: object, **__: object
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """What attention calls: keys and values [rows, heads, columns, width] of this pass."""
         if self.recording:
-            self._kept[layer] = (keys.detach(), values.detach())
-        if self.recording or layer not in self._kept:
+            self.kept[layer] = (keys.detach(), values.detach())
+        if self.recording or layer not in self.kept:
             return keys, values
-        before_keys, before_values = self._kept[layer]
+        before_keys, before_values = self.kept[layer]
         return torch.cat([before_keys, keys], dim=2), torch.cat([before_values, values], dim=2)
-
-    def rows(self, index: torch.Tensor) -> "PrefixCache":
-        """A finished cache of some of the rows."""
-        return PrefixCache({layer: (k[index], v[index]) for layer, (k, v) in self._kept.items()})
 
     def finished(self) -> "PrefixCache":
         """The same, no longer recording."""
-        return PrefixCache(self._kept)
+        return PrefixCache(self.kept)
 
     def get_seq_length(self, _layer: int = 0) -> int:
         """Columns that stand before those of the pass."""
-        return 0 if self.recording or not self._kept else next(iter(self._kept.values()))[0].shape[2]
+        return 0 if self.recording or not self.kept else next(iter(self.kept.values()))[0].shape[2]
 
 
 @dataclass(frozen=True)
-class Lower:
-    """What the layers up to the edited one make of a layout.
+class Packed:
+    """What the upper layers need of packed texts: the columns from the anchors on, and what stands in front.
 
-    keys [rows, d_in] and values [rows, d_out]: input and output of the projection in the anchor column;
-    hidden [rows, T − anchor, d_model]: the layer's output from the anchor on; cache: the columns before it.
+    hidden [N, d_model]: the edited layer's output; positions, row, targets [N] and sees [rows, P] as in
+    ``Packing``; values [rows, d_out]: the projection's output at the anchors; before: attention's keys and
+    values {layer: [P, heads, width]} of the columns in front.
     """
 
-    keys: torch.Tensor
-    values: torch.Tensor
     hidden: torch.Tensor
-    cache: PrefixCache
+    positions: torch.Tensor
+    row: torch.Tensor
+    targets: torch.Tensor
+    values: torch.Tensor
+    sees: torch.Tensor
+    before: dict[int, tuple[torch.Tensor, torch.Tensor]]
+
+    @classmethod
+    def concat(cls, parts: Sequence[Self]) -> Self:
+        """The rows of all parts, in order."""
+        starts = accumulate((len(part.values) for part in parts), initial=0)
+        layers = sorted({layer for part in parts for layer in part.before})
+        sees = torch.zeros(
+            sum(len(part.values) for part in parts),
+            sum(part.sees.shape[1] for part in parts),
+            dtype=torch.bool,
+            device=parts[0].sees.device,
+        )
+        row = column = 0
+        for part in parts:
+            rows, columns = part.sees.shape
+            sees[row : row + rows, column : column + columns] = part.sees
+            row, column = row + rows, column + columns
+        return cls(
+            torch.cat([part.hidden for part in parts]),
+            torch.cat([part.positions for part in parts]),
+            torch.cat([part.row + start for part, start in zip(parts, starts, strict=False)]),
+            torch.cat([part.targets for part in parts]),
+            torch.cat([part.values for part in parts]),
+            sees,
+            {
+                layer: (
+                    torch.cat([part.before[layer][0] for part in parts if layer in part.before]),
+                    torch.cat([part.before[layer][1] for part in parts if layer in part.before]),
+                )
+                for layer in layers
+            },
+        )
 
     def rows(self, index: torch.Tensor) -> Self:
-        """The same for some of the rows."""
-        return type(self)(self.keys[index], self.values[index], self.hidden[index], self.cache.rows(index))
+        """Some of the rows, of an ascending index."""
+        number = torch.full((len(self.values),), -1, device=index.device)
+        number[index] = torch.arange(len(index), device=index.device)
+        own, sees = number[self.row] >= 0, self.sees[index]
+        front = sees.any(0)
+        return type(self)(
+            self.hidden[own],
+            self.positions[own],
+            number[self.row[own]],
+            self.targets[own],
+            self.values[index],
+            sees[:, front],
+            {layer: (k[front], v[front]) for layer, (k, v) in self.before.items()},
+        )
+
+    def parts(self, index: torch.Tensor, columns: int) -> Iterator[torch.Tensor]:
+        """The index cut into about equal parts of about so many columns, and some times as many in front."""
+        own = torch.bincount(self.row, minlength=len(self.values))
+        weight = torch.maximum(own, self.sees.sum(1) / _FRONT)[index].double()
+        count = max(1, math.ceil(float(weight.sum()) / columns - _SPARE))
+        part = ((weight.cumsum(0) - weight / 2) * count / weight.sum()).long()
+        yield from (chosen for number in range(count) if len(chosen := index[part == number]))
+
+    @property
+    def first(self) -> torch.Tensor:
+        """Where each row begins [rows]: its anchor."""
+        return torch.searchsorted(self.row, torch.arange(len(self.values), device=self.row.device))
+
+    @property
+    def last(self) -> torch.Tensor:
+        """Where each row ends [rows]."""
+        numbers = torch.arange(len(self.values), device=self.row.device)
+        return torch.searchsorted(self.row, numbers, right=True) - 1
+
+    def wanted(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The columns [n] in which a target is predicted, and the tokens [n] that belong there."""
+        at = (self.targets != IGNORED).nonzero()[:, 0]
+        return at, self.targets[at]
 
 
 @torch.no_grad()
-def run_lower(model: EditableModel, layout: Layout, layer: int, *, cached: bool = True) -> Lower:
-    """Run whole rows up to ``layer``; when ``cached``, the columns before the anchor through all above it."""
+def run_lower(
+    model: EditableModel, packing: Packing, layer: int, *, cached: bool = True
+) -> tuple[torch.Tensor, Packed]:
+    """Run texts up to ``layer``; when ``cached``, the columns in front through all above it.
+
+    Returns the keys [texts, d_in], which go into the projection at the anchors, and the rest.
+    """
     seen: list[torch.Tensor] = []
+    front = len(packing.owner)
+    anchors = front + torch.searchsorted(
+        packing.row, torch.arange(len(packing.sees), device=packing.row.device)
+    )
 
     def projected(_module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-        seen.extend((inputs[0][:, layout.anchor].detach(), output[:, layout.anchor].detach()))
+        seen.extend((inputs[0][0, anchors].detach(), output[0, anchors].detach()))
 
     def left(_module: nn.Module, _inputs: object, output: torch.Tensor | tuple[torch.Tensor, ...]) -> None:
-        seen.append((output[0] if isinstance(output, tuple) else output).detach())
+        seen.append((output[0] if isinstance(output, tuple) else output)[0].detach())
 
     handles = (
         model.projection(layer).register_forward_hook(projected),
         model.layers[layer].register_forward_hook(left),
     )
-    bias = attention_bias(model, layout, start=0)
+    bias = torch.cat([_front_sees(packing), _own_sees(packing.row, packing.sees)])
+    bias = _additive(bias, model.dtype)
     try:
         with _stepped_over(model, range(layer + 1, model.n_layers), None):
             model.decoder(
-                input_ids=layout.ids, attention_mask=bias, position_ids=layout.positions, use_cache=False
+                input_ids=packing.ids[None],
+                attention_mask=bias[None, None],
+                position_ids=packing.positions[None],
+                use_cache=False,
             )
     finally:
         for handle in handles:
             handle.remove()
     keys, values, hidden = seen
     cache = PrefixCache()
-    if layout.anchor and cached:
-        before = slice(0, layout.anchor)
-        run_above(
-            model, hidden[:, before], bias[:, :, before, before], layout.positions[:, before], layer, cache
-        )
-    return Lower(keys, values, hidden[:, layout.anchor :], cache.finished())
+    if front and cached:
+        positions = packing.positions[None, :front]
+        run_above(model, hidden[None, :front], bias[None, None, :front, :front], positions, layer, cache)
+    before = {n: (k[0].transpose(0, 1), v[0].transpose(0, 1)) for n, (k, v) in cache.kept.items()}
+    own = slice(front, None)
+    return keys, Packed(
+        hidden[own], packing.positions[own], packing.row, packing.targets, values, packing.sees, before
+    )
 
 
 def run_upper(
-    model: EditableModel, layout: Layout, layer: int, lower: Lower, delta: torch.Tensor | None = None
+    model: EditableModel, packed: Packed, layer: int, delta: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Normed hidden states [rows, T − anchor, d_model] of the columns from the anchor on.
+    """Normed hidden states [N, d_model] of the packed columns.
 
-    ``delta`` [rows, d_out] is added to the projection's output in the anchor column; gradients reach it.
+    ``delta`` [rows, d_out] is added to the projection's output at the anchors; gradients reach it.
     """
-    hidden = lower.hidden
+    hidden = packed.hidden
     if delta is not None:
-        first = stream_with(model, layer, hidden[:, 0], lower.values, delta.to(hidden.dtype))
-        hidden = torch.cat([first[:, None], hidden[:, 1:]], dim=1)
-    bias = attention_bias(model, layout, start=layout.anchor)
-    return run_above(model, hidden, bias, layout.positions[:, layout.anchor :], layer, lower.cache)
+        first = packed.first
+        moved = stream_with(model, layer, hidden[first], packed.values, delta.to(hidden.dtype))
+        hidden = hidden.index_copy(0, first, moved)
+    before = {n: (k.transpose(0, 1)[None], v.transpose(0, 1)[None]) for n, (k, v) in packed.before.items()}
+    bias = _additive(_own_sees(packed.row, packed.sees), model.dtype)
+    return run_above(
+        model, hidden[None], bias[None, None], packed.positions[None], layer, PrefixCache(before)
+    )[0]
 
 
 def stream_with(
@@ -173,9 +266,24 @@ def attention_bias(model: EditableModel, layout: Layout, start: int) -> torch.Te
     columns = torch.arange(layout.ids.shape[1], device=model.device)
     queries = columns[start:, None]
     allowed = (columns[None, :] <= queries) & layout.mask[:, None, :]
-    allowed = (allowed | (columns[None, :] == queries))[:, None]
-    lowest = torch.finfo(model.dtype).min
-    return torch.zeros(allowed.shape, dtype=model.dtype, device=model.device).masked_fill(~allowed, lowest)
+    return _additive((allowed | (columns[None, :] == queries))[:, None], model.dtype)
+
+
+def _front_sees(packing: Packing) -> torch.Tensor:
+    """What columns in front see [P, P + N] bool: what they follow, and themselves."""
+    own = packing.sees[packing.owner].tril()
+    return nn.functional.pad(own, (0, len(packing.row)))
+
+
+def _own_sees(row: torch.Tensor, sees: torch.Tensor) -> torch.Tensor:
+    """What the other columns see [N, P + N] bool: their text up to themselves."""
+    return torch.cat([sees[row], (row[:, None] == row).tril()], dim=1)
+
+
+def _additive(allowed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """What is added to attention's scores: nothing, or the lowest number there is."""
+    nothing = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
+    return nothing.masked_fill(~allowed, torch.finfo(dtype).min)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ KL_ENDING = " is a"
 _PLACE = "what the user says"  # in a template, to see what stands before it
 _QUESTION = "Complete the sentence."
 _WORD = re.compile(r"\S+")
-_IGNORED = -100  # no token to predict here
+IGNORED = -100  # no token to predict here
 _OPENING = frozenset("([{«“‘")
 _CLOSING = frozenset(",.;:!?)]}»”’")
 _UNSPACED = (("\u3040", "\u30ff"), ("\u3400", "\u9fff"), ("\uf900", "\ufaff"))  # kana and Han
@@ -71,12 +71,26 @@ class Layout:
     def wanted(self) -> tuple[tuple[torch.Tensor, torch.Tensor], torch.Tensor]:
         """Where targets are predicted, as (row, column − anchor), and the tokens [n] that belong there."""
         suffix = self.targets[:, self.anchor :]
-        row, column = (suffix != _IGNORED).nonzero(as_tuple=True)
+        row, column = (suffix != IGNORED).nonzero(as_tuple=True)
         return (row, column), suffix[row, column]
 
-    def last(self) -> torch.Tensor:
-        """The last real column of each row, less the anchor [rows]."""
-        return self.mask.shape[1] - 1 - self.mask.flip(1).int().argmax(1) - self.anchor
+
+@dataclass(frozen=True)
+class Packing:
+    """Texts as columns of one row, without padding: those in front of the anchors, then the others.
+
+    Columns in front that have the same text before them are one: a decoder makes the same of them.
+    ids, positions [P + N] int64; owner [P] int64: a text that the column in front belongs to; sees [texts, P]
+    bool: all that do, a text's own being in order; row [N] int64: the text of each other column, ascending;
+    targets [N] int64: the token that it must predict, -100 where there is none.
+    """
+
+    ids: torch.Tensor
+    positions: torch.Tensor
+    owner: torch.Tensor
+    sees: torch.Tensor
+    row: torch.Tensor
+    targets: torch.Tensor
 
 
 def said_after(prompt: str, target: str) -> str:
@@ -117,7 +131,7 @@ def lay_out(rows: Sequence[Encoded], pad: int, device: torch.device) -> Layout:
     width = anchor + max(row.suffix for row in rows)
     ids = torch.full((len(rows), width), pad)
     mask = torch.zeros((len(rows), width), dtype=torch.bool)
-    targets = torch.full((len(rows), width), _IGNORED)
+    targets = torch.full((len(rows), width), IGNORED)
     for i, row in enumerate(rows):
         start, read = anchor - row.anchor, row.read
         ids[i, start : start + len(read)] = torch.tensor(read)
@@ -128,6 +142,33 @@ def lay_out(rows: Sequence[Encoded], pad: int, device: torch.device) -> Layout:
         )
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     return Layout(ids.to(device), mask.to(device), positions.to(device), targets.to(device), anchor)
+
+
+def pack(texts: Sequence[Encoded], device: torch.device) -> Packing:
+    """Encoded texts as columns of one row."""
+    front: list[tuple[int, int, int]] = []  # token, position and owner of each column in front
+    own: list[tuple[int, int, int, int]] = []  # token, position, text and target of each other column
+    after: dict[tuple[int, int], int] = {}  # a column in front and the next token: that token's column
+    paths: list[list[int]] = []
+    for number, text in enumerate(texts):
+        path: list[int] = []
+        for position, token in enumerate(text.read[: text.anchor]):
+            step = (path[-1] if path else -1, token)
+            if step not in after:
+                after[step] = len(front)
+                front.append((token, position, number))
+            path.append(after[step])
+        paths.append(path)
+        for position, token in enumerate(text.read[text.anchor :], start=text.anchor):
+            predicts = position + 1 >= text.target_start and position + 1 < len(text.ids)
+            own.append((token, position, number, text.ids[position + 1] if predicts else IGNORED))
+    sees = torch.zeros(len(texts), len(front), dtype=torch.bool)
+    for number, path in enumerate(paths):
+        sees[number, path] = True
+    before = torch.tensor(front, dtype=torch.long, device=device).reshape(-1, 3).t().contiguous()
+    others = torch.tensor(own, device=device).t().contiguous()
+    ids, positions = torch.cat([before[:2], others[:2]], dim=1)
+    return Packing(ids, positions, before[2], sees.to(device), others[2], others[3])
 
 
 def _encode(

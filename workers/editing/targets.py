@@ -9,7 +9,6 @@ the older methods stop where MEMIT does, at a loss of 0.05, or not before the st
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Self
 
 import torch
@@ -18,17 +17,17 @@ from torch.nn import functional
 from daemon.core.errors import EditError, OutOfMemoryError
 from workers.editing.model import EditableModel
 from workers.editing.optimiser import Adam, Normalised
-from workers.editing.partial import Lower, reach_of, run_lower, run_upper, stream_with
-from workers.editing.prompts import EditRequest, Encoded, Layout, encode_fact, lay_out
+from workers.editing.partial import Packed, reach_of, run_lower, run_upper, stream_with
+from workers.editing.prompts import EditRequest, Encoded, encode_fact, pack
 from workers.editing.recipes import Recipe
 
 _LOSS_FLOOR = 0.05  # nats: where MEMIT stops
 _SAME_KEY = 0.99  # cosine above which the keys of two facts about one subject are one key
 _APART = 0.6  # cosine to the mean key of the prefixed prompts below which the bare one's is another key
-_FACTS = {"cpu": 64}  # facts sought together, and tokens of one pass through the upper layers,
-_TOKENS = {"cpu": 768}  # by kind of device: memory follows both, and both are halved when it runs out
-_FACTS_ELSEWHERE, _TOKENS_ELSEWHERE = 256, 16_384
-_WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128, 256)  # rows of one class are padded to one width
+_FACTS = {"cpu": 64}  # facts sought together, and columns of one pass through the upper layers,
+_COLUMNS = {"cpu": 192}  # by kind of device: memory follows both, and both are halved when it runs out
+_FACTS_ELSEWHERE, _COLUMNS_ELSEWHERE = 256, 1024
+_WHOLE = 4  # times as many columns in one pass of whole texts
 
 
 @dataclass(frozen=True)
@@ -63,13 +62,13 @@ def find_targets(
         OutOfMemoryError: one fact alone does not fit into memory.
     """
     kind = model.device.type
-    facts, tokens = _FACTS.get(kind, _FACTS_ELSEWHERE), _TOKENS.get(kind, _TOKENS_ELSEWHERE)
+    facts, columns = _FACTS.get(kind, _FACTS_ELSEWHERE), _COLUMNS.get(kind, _COLUMNS_ELSEWHERE)
     parts: list[Targets] = []
     start = 0
     while start < len(requests):
         chunk = requests[start : start + facts]
         try:
-            parts.append(_Search(model, chunk, layer, recipe, prefixes, tokens).run())
+            parts.append(_Search(model, chunk, layer, recipe, prefixes, columns).run())
         except RuntimeError as error:  # torch raises it for memory on every device
             if not _is_out_of_memory(error):
                 raise
@@ -77,7 +76,7 @@ def find_targets(
                 raise OutOfMemoryError(
                     "one fact does not fit into memory", hint="use a smaller dtype"
                 ) from error
-            facts, tokens = max(1, len(chunk) // 2), max(1, tokens // 2)
+            facts, columns = max(1, len(chunk) // 2), max(1, columns // 2)
             continue
         start += len(chunk)
     names = Targets.__dataclass_fields__
@@ -92,73 +91,59 @@ def find_keys(
     d_in = model.weight(layer).shape[1]
     keys = torch.zeros(len(requests), d_in, dtype=model.precise, device=model.device)
     stream = keys.new_zeros(len(requests), model.width)
-    rows = [
-        _Row(row, i, j)
+    texts = [
+        _Text(text, i, j)
         for i, request in enumerate(requests)
-        for j, row in enumerate(encode_fact(model.tokenizer, prefixes, request, model.max_tokens)[:-1])
+        for j, text in enumerate(encode_fact(model.tokenizer, prefixes, request, model.max_tokens)[:-1])
     ]
-    for group in _grouped(rows, _TOKENS.get(model.device.type, _TOKENS_ELSEWHERE)):
-        layout = lay_out([row.encoded for row in group], model.pad, model.device)
-        lower = run_lower(model, layout, layer, cached=False)
-        fact = torch.tensor([row.fact for row in group], device=model.device)
-        keys.index_add_(0, fact, lower.keys.to(keys.dtype))
-        bare = torch.tensor([row.prompt == 0 for row in group], device=model.device)
-        stream[fact[bare]] = lower.hidden[bare, 0].to(stream.dtype)
+    for group in _grouped(texts, _COLUMNS.get(model.device.type, _COLUMNS_ELSEWHERE) * _WHOLE):
+        packing = pack([text.encoded for text in group], model.device)
+        found, packed = run_lower(model, packing, layer, cached=False)
+        fact = torch.tensor([text.fact for text in group], device=model.device)
+        keys.index_add_(0, fact, found.to(keys.dtype))
+        bare = torch.tensor([text.prompt == 0 for text in group], device=model.device)
+        stream[fact[bare]] = packed.hidden[packed.first[bare]].to(stream.dtype)
     return keys / (1 + len(prefixes)), stream
 
 
 @dataclass(frozen=True)
-class _Row:
-    """One text of a fact."""
+class _Text:
+    """One text of a fact: 0 is the bare prompt, the last one «{subject} is a»."""
 
     encoded: Encoded
     fact: int
-    prompt: int = 0  # 0 is the bare one
+    prompt: int
 
 
 @dataclass(frozen=True)
 class _Rows:
-    """Rows that go through the upper layers together; all have a target, or all are «{subject} is a».
+    """Texts as the upper layers see them.
 
-    fact [rows]: whose row it is; first [rows] bool: it is looked at from the first step; clean [rows,
-    vocabulary]: the log-probabilities after «{subject} is a» before any edit, None where rows have a target.
+    fact [rows]: whose row it is; first [rows] bool: it is looked at from the first step; plain [rows] bool:
+    it is «{subject} is a»; clean [plain rows, vocabulary]: the log-probabilities after it before any edit.
     """
 
-    layout: Layout
-    lower: Lower
+    packed: Packed
     fact: torch.Tensor
     first: torch.Tensor
-    clean: torch.Tensor | None
+    plain: torch.Tensor
+    clean: torch.Tensor
 
-    def of(self, facts: torch.Tensor, wide: torch.Tensor) -> Self | None:
-        """Rows of the facts [facts] bool that are still sought, all of those that are ``wide``; or None."""
-        index = (facts[self.fact] & (self.first | wide[self.fact])).nonzero()[:, 0]
-        if len(index) == 0:
-            return None
-        if len(index) == len(self.fact):
-            return self
-        clean = None if self.clean is None else self.clean[index]
+    def rows(self, index: torch.Tensor) -> Self:
+        """Some of the rows, of an ascending index."""
+        plain = self.plain[index]
+        number = (self.plain.cumsum(0) - 1)[index[plain]]
         return type(self)(
-            self.layout.rows(index), self.lower.rows(index), self.fact[index], self.first[index], clean
+            self.packed.rows(index), self.fact[index], self.first[index], plain, self.clean[number]
         )
-
-
-@dataclass(frozen=True)
-class _Told:
-    """Rows with targets before it is known which of them are looked at; fact and prompt [rows] of each."""
-
-    layout: Layout
-    lower: Lower
-    fact: torch.Tensor
-    prompt: torch.Tensor
 
 
 class _Search:
     """One chunk of facts. Facts with one subject and one key form a unit: they share one δ.
 
-    Rows are grouped by the length of what follows the anchor, so hardly any padding is computed, and the
-    groups' gradients add up; rows of units that are done leave. At the first layer a unit looks at the
-    recipe's first prompts only, until these predict its targets; then it is wide and looks at all of them.
+    Rows go through the upper layers packed, and the passes' gradients add up; rows of units that are done
+    leave. At the first layer a unit looks at the recipe's first prompts only, until these predict its
+    targets; then it is wide and looks at all of them.
 
     Where the subject begins the bare prompt its tokens may be attention sinks, whose keys say next to nothing
     of it. No value there serves the other prompts: a recipe that mends leaves that prompt to mending.
@@ -171,31 +156,36 @@ class _Search:
         layer: int,
         recipe: Recipe,
         prefixes: Sequence[str],
-        tokens: int,
+        columns: int,
     ) -> None:
         self.model, self.layer, self.recipe = model, layer, recipe
-        self.requests = requests
+        self.requests, self.columns = requests, columns
         encoded = [encode_fact(model.tokenizer, prefixes, request, model.max_tokens) for request in requests]
-        prompts = [_Row(row, i, j) for i, fact in enumerate(encoded) for j, row in enumerate(fact[:-1])]
-        plain = [_Row(fact[-1], i) for i, fact in enumerate(encoded)]
-        told = [self._told(group) for group in _grouped(prompts, tokens)]
-        keys = self._by_prompt(told, [one.lower.keys for one in told])
-        first = self._apart(keys).long()  # the prompt that each fact begins with
+        texts = [_Text(text, i, j) for i, fact in enumerate(encoded) for j, text in enumerate(fact)]
+        texts, keys, packed = self._lower(texts)
+        fact = torch.tensor([text.fact for text in texts], device=model.device)
+        prompt = torch.tensor([text.prompt for text in texts], device=model.device)
+        keys, said, stream = (
+            _placed(part.to(model.precise), prompt, fact)[:-1]
+            for part in (keys, packed.values, packed.hidden[packed.first])
+        )
+        begin = self._apart(keys).long()  # the prompt that each fact begins with
         everyone = torch.arange(len(requests), device=model.device)
         self.keys = torch.stack(
-            [own[start:].mean(0) for own, start in zip(keys.unbind(1), first, strict=True)]
+            [own[start:].mean(0) for own, start in zip(keys.unbind(1), begin, strict=True)]
         )
-        said = self._by_prompt(told, [one.lower.values for one in told])
-        stream = self._by_prompt(told, [one.lower.hidden[:, 0] for one in told])
-        self.said = said[first, everyone]  # W k at the subject of the first prompt
-        self.stream = stream[first, everyone]  # and the layer's output there
-        self.rows = [rows for one in told if (rows := self._looked_at(one, first)) is not None]
+        self.said = said[begin, everyone]  # W k at the subject of the first prompt
+        self.stream = stream[begin, everyone]  # and the layer's output there
+        kept = (prompt >= begin[fact]).nonzero()[:, 0]
+        packed, fact, prompt = packed.rows(kept), fact[kept], prompt[kept]
+        plain, early = prompt == len(keys), recipe.first_prompts or len(keys)
+        first = plain | (prompt - begin[fact] < early)
+        self.rows = _Rows(packed, fact, first, plain, self._clean(packed, plain))
         self.unit = self._units()
         count = int(self.unit.max()) + 1
         self.answers = torch.stack(
             [self._tokens(count, all_prompts=False), self._tokens(count, all_prompts=True)]
         )
-        self.rows += [self._plain(group) for group in _grouped(plain, tokens)]
         self.members = _sums(torch.ones_like(self.unit), self.unit, count)
         reach = reach_of(model, layer, self.stream, self.said)
         self.reach = _sums(reach, self.unit, count) / self.members
@@ -231,24 +221,21 @@ class _Search:
         return self._result(delta, steps, ticks > 0)
 
     def _visible(self, sought: torch.Tensor, wide: torch.Tensor) -> list[_Rows]:
-        """The rows that units [units] bool look at now."""
-        facts, all_of = sought[self.unit], wide[self.unit]
-        return [kept for one in self.rows if (kept := one.of(facts, all_of)) is not None]
+        """The rows that units [units] bool look at now, pass by pass."""
+        rows, facts, all_of = self.rows, sought[self.unit], wide[self.unit]
+        index = (facts[rows.fact] & (rows.first | all_of[rows.fact])).nonzero()[:, 0]
+        return [rows.rows(part) for part in rows.packed.parts(index, self.columns)]
 
     def _evaluate(
-        self, rows: Sequence[_Rows], delta: torch.Tensor, sought: torch.Tensor, wide: torch.Tensor
+        self, passes: Sequence[_Rows], delta: torch.Tensor, sought: torch.Tensor, wide: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The gradient of the loss by δ [units, d_out], and which units [units] may stop."""
         moved, gradient = delta.clone().requires_grad_(), torch.zeros_like(delta)
         wrong = torch.zeros(len(delta), dtype=torch.long, device=delta.device)
         losses = torch.zeros(len(delta), dtype=delta.dtype, device=delta.device)
         tokens = torch.where(wide, self.answers[1], self.answers[0])
-        for one in rows:
-            normed = run_upper(self.model, one.layout, self.layer, one.lower, moved[self.unit[one.fact]])
-            if one.clean is None:
-                each = self._answer_loss(one, normed, wrong, tokens)
-            else:
-                each = self._drift(one, normed, one.clean)
+        for rows in passes:
+            each = self._loss(rows, moved, wrong, tokens)
             losses += each.detach()
             gradient += torch.autograd.grad(each.sum(), moved)[0]
         decay = self.recipe.decay * (moved.norm(dim=1) / self.reach**2) * sought
@@ -261,23 +248,25 @@ class _Search:
             return wrong == 0
         return losses < (_LOSS_FLOOR if self.recipe.stop == "loss" else -1.0)
 
-    def _answer_loss(
-        self, rows: _Rows, normed: torch.Tensor, wrong: torch.Tensor, count: torch.Tensor
+    def _loss(
+        self, rows: _Rows, delta: torch.Tensor, wrong: torch.Tensor, count: torch.Tensor
     ) -> torch.Tensor:
-        """NLL [units] of the target tokens over their ``count``; those not the argmax count as ``wrong``."""
-        at, tokens = rows.layout.wanted()
-        logits = self.model.logits(normed[at])
-        unit = self.unit[rows.fact[at[0]]]
+        """Loss [units] of one pass, decay left out; target tokens that are not the argmax count as ``wrong``.
+
+        NLL of the target tokens over their ``count``, and kl·KL(clean ‖ edited) after «{subject} is a».
+        """
+        packed = rows.packed
+        normed = run_upper(self.model, packed, self.layer, delta[self.unit[rows.fact]])
+        at, tokens = packed.wanted()
+        both = self.model.logits(normed[torch.cat([at, packed.last[rows.plain]])])
+        logits, after = both[: len(at)], both[len(at) :]
+        unit = self.unit[rows.fact[packed.row[at]]]
         wrong.index_add_(0, unit, (logits.detach().argmax(-1) != tokens).long())
         nll = functional.cross_entropy(logits, tokens, reduction="none") / count[unit]
-        return _sums(nll, unit, len(self.members))
-
-    def _drift(self, rows: _Rows, normed: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
-        """kl·KL(clean ‖ edited) [units] of the next token after «{subject} is a»."""
-        edited = self._after(rows.layout, normed)
-        kl = functional.kl_div(edited, clean, reduction="none", log_target=True).sum(-1)
-        unit = self.unit[rows.fact]
-        return self.recipe.kl_weight * _sums(kl / self.members[unit], unit, len(self.members))
+        loss = _sums(nll, unit, len(self.members))
+        unit = self.unit[rows.fact[rows.plain]]
+        kl = functional.kl_div(after.log_softmax(-1), rows.clean, reduction="none", log_target=True).sum(-1)
+        return loss + self.recipe.kl_weight * _sums(kl / self.members[unit], unit, len(self.members))
 
     @torch.no_grad()
     def _clamp(self, delta: torch.Tensor) -> None:
@@ -296,21 +285,13 @@ class _Search:
 
     # -- before the first step ------------------------------------------------------------------------
 
-    def _told(self, group: Sequence[_Row]) -> _Told:
-        """Rows of prompts with targets."""
-        layout = lay_out([row.encoded for row in group], self.model.pad, self.model.device)
-        lower = run_lower(self.model, layout, self.layer)
-        fact = torch.tensor([row.fact for row in group], device=self.model.device)
-        prompt = torch.tensor([row.prompt for row in group], device=self.model.device)
-        return _Told(layout, lower, fact, prompt)
-
-    def _by_prompt(self, told: Sequence[_Told], parts: Sequence[torch.Tensor]) -> torch.Tensor:
-        """What the rows [rows, width] of each part say, as [prompts, facts, width] in the precise dtype."""
-        prompt, fact = (torch.cat([getattr(one, name) for one in told]) for name in ("prompt", "fact"))
-        rows = torch.cat(list(parts)).to(self.model.precise)
-        placed = rows.new_empty(int(prompt.max()) + 1, len(self.requests), rows.shape[1])
-        placed[prompt, fact] = rows
-        return placed
+    def _lower(self, texts: Sequence[_Text]) -> tuple[list[_Text], torch.Tensor, Packed]:
+        """The texts in the order of their rows, their keys [rows, d_in] and the rows."""
+        groups = list(_grouped(texts, self.columns * _WHOLE))
+        device = self.model.device
+        packings = (pack([text.encoded for text in group], device) for group in groups)
+        keys, packs = zip(*(run_lower(self.model, one, self.layer) for one in packings), strict=True)
+        return [text for group in groups for text in group], torch.cat(keys), Packed.concat(packs)
 
     def _apart(self, keys: torch.Tensor) -> torch.Tensor:
         """Which facts [facts] have another key bare than behind prefixes, of keys [prompts, facts, d_in]."""
@@ -318,37 +299,22 @@ class _Search:
             return torch.zeros(keys.shape[1], dtype=torch.bool, device=keys.device)
         return functional.cosine_similarity(keys[0], keys[1:].mean(0)) < _APART
 
-    def _looked_at(self, told: _Told, first: torch.Tensor) -> _Rows | None:
-        """The rows from each fact's ``first`` prompt [facts] on."""
-        number = told.prompt - first[told.fact]
-        index = (number >= 0).nonzero()[:, 0]
-        if len(index) == 0:
-            return None
-        early = self.recipe.first_prompts
-        at_once = torch.ones_like(index, dtype=torch.bool) if early is None else number[index] < early
-        return _Rows(told.layout.rows(index), told.lower.rows(index), told.fact[index], at_once, None)
-
     @torch.no_grad()
-    def _plain(self, group: Sequence[_Row]) -> _Rows:
-        """Rows of «{subject} is a» and what the model says after them now."""
-        layout = lay_out([row.encoded for row in group], self.model.pad, self.model.device)
-        lower = run_lower(self.model, layout, self.layer)
-        clean = self._after(layout, run_upper(self.model, layout, self.layer, lower))
-        fact = torch.tensor([row.fact for row in group], device=self.model.device)
-        return _Rows(layout, lower, fact, torch.ones_like(fact, dtype=torch.bool), clean)
+    def _clean(self, packed: Packed, plain: torch.Tensor) -> torch.Tensor:
+        """Log-probabilities [plain rows, vocabulary] of what the model says after «{subject} is a» now."""
+        said = []
+        for index in packed.parts(plain.nonzero()[:, 0], self.columns):
+            rows = packed.rows(index)
+            said.append(self.model.logits(run_upper(self.model, rows, self.layer)[rows.last]).log_softmax(-1))
+        return torch.cat(said)
 
     def _tokens(self, count: int, *, all_prompts: bool) -> torch.Tensor:
         """Target tokens [units] under the prompts that are looked at, or under those looked at first."""
+        at, _ = self.rows.packed.wanted()
+        row = self.rows.packed.row[at]
+        seen = (self.rows.first[row] | all_prompts).long()
         found = torch.zeros(count, dtype=torch.long, device=self.unit.device)
-        for rows in self.rows:
-            (row, _), _ = rows.layout.wanted()
-            found.index_add_(0, self.unit[rows.fact[row]], (rows.first[row] | all_prompts).long())
-        return found
-
-    def _after(self, layout: Layout, normed: torch.Tensor) -> torch.Tensor:
-        """Log-probabilities [rows, vocabulary] of the token after each row."""
-        row = torch.arange(len(normed), device=normed.device)
-        return self.model.logits(normed[row, layout.last()]).log_softmax(-1)
+        return found.index_add(0, self.unit[self.rows.fact[row]], seen)
 
     def _units(self) -> torch.Tensor:
         """The unit [facts] of each fact."""
@@ -369,16 +335,25 @@ class _Search:
         return torch.tensor(unit, device=self.keys.device)
 
 
-def _grouped(rows: Sequence[_Row], tokens: int) -> Iterator[list[_Row]]:
-    """Rows of about one length from the anchor on, at most ``tokens`` of them after padding."""
-    ordered = sorted(rows, key=lambda row: (_width_class(row.encoded.suffix), row.encoded.anchor))
-    for width, alike in groupby(ordered, key=lambda row: _width_class(row.encoded.suffix)):
-        group, size = list(alike), max(1, tokens // width)
-        yield from (group[start : start + size] for start in range(0, len(group), size))
+def _grouped(texts: Sequence[_Text], columns: int) -> Iterator[list[_Text]]:
+    """Texts with about ``columns`` tokens together, those behind one prefix side by side."""
+    group: list[_Text] = []
+    size = 0
+    for text in sorted(texts, key=lambda text: (text.prompt, text.fact)):
+        size += len(text.encoded.read)
+        if group and size > columns:
+            yield group
+            group, size = [], len(text.encoded.read)
+        group.append(text)
+    if group:
+        yield group
 
 
-def _width_class(suffix: int) -> int:
-    return next(width for width in _WIDTHS if suffix <= width)
+def _placed(rows: torch.Tensor, prompt: torch.Tensor, fact: torch.Tensor) -> torch.Tensor:
+    """Rows [rows, width] as [prompts, facts, width]."""
+    placed = rows.new_empty(int(prompt.max()) + 1, int(fact.max()) + 1, rows.shape[1])
+    placed[prompt, fact] = rows
+    return placed
 
 
 def _sums(terms: torch.Tensor, group: torch.Tensor, count: int) -> torch.Tensor:
