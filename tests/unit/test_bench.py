@@ -184,7 +184,7 @@ def test_revisions_go_on_in_the_round_and_the_column_where_they_were(
     assert [row["n"] for row in whole.rows[:3]] == [6, 9, 12]
 
 
-def test_a_refused_fact_ends_no_chain_of_revisions(
+def test_a_refused_fact_ends_no_bench(
     lab: Lab, facts: list[BenchFact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write, unfit = Editor.write, facts[0].request.id
@@ -195,9 +195,16 @@ def test_a_refused_fact_ends_no_chain_of_revisions(
         return write(editor, requests)
 
     monkeypatch.setattr(Editor, "write", refusing)
-    report = Report(tmp_path, {})
+    report = Report(tmp_path / "revisions", {})
     run_revisions(lab, facts, recipe(), 2, report, quiet)
     assert [(row["round"], row["refused"]) for row in report.rows] == [(1, 1), (2, 1)] * 2
+    report = Report(tmp_path / "table", {})
+    run_table(lab, facts[:4], [recipe()], SIZE, report, quiet)
+    assert [row.get("refused") for row in report.rows] == [None, 1]
+    report = Report(tmp_path / "retract", {})
+    run_retract(lab, facts[:6], recipe(), SIZE, 3, 0, report, quiet)
+    assert report.rows[0]["refused"] == 1
+    assert report.rows[-1]["bit_equal"] is True
 
 
 def test_retractions_go_on_from_what_was_written(

@@ -16,7 +16,7 @@ from workers.bench.lab import Lab, forward_unit, timed
 from workers.bench.report import Report
 from workers.editing.editor import Associations, Editor
 from workers.editing.model import EditableModel
-from workers.editing.prompts import EditRequest, encode_fact
+from workers.editing.prompts import EditRequest, encode_fact, pack
 from workers.editing.recipes import Recipe
 from workers.editing.statistics import Statistics
 from workers.progress import Step
@@ -189,14 +189,17 @@ def _floor(
     """FLOPs that the method cannot do without: 2 a parameter and token forward, 2 more backward to δ."""
     per_layer = sum(p.numel() for p in model.layers[0].parameters())
     head = model.lm.get_output_embeddings().weight.numel()
+    texts = [
+        text
+        for request in requests
+        for text in encode_fact(model.tokenizer, statistics.prefixes, request, model.max_tokens)
+    ]
+    packing = pack(texts, torch.device("cpu"))
+    before, suffix = len(packing.owner), len(packing.row)
+    predicted = sum(max(1, len(text.ids) - text.target_start) for text in texts)
     total = 0.0
     for layer in recipe.layers:
         above = (model.n_layers - layer - 1) * per_layer
-        for request in requests:
-            rows = encode_fact(model.tokenizer, statistics.prefixes, request, model.max_tokens)
-            suffix = sum(row.suffix for row in rows)
-            predicted = sum(max(1, len(row.ids) - row.target_start) for row in rows)
-            before = sum(row.anchor for row in rows)
-            total += 2 * (before + suffix) * (layer + 1) * per_layer + 2 * before * above
-            total += 4 * recipe.steps_at(layer) * (suffix * above + predicted * head)
+        total += 2 * (before + suffix) * (layer + 1) * per_layer + 2 * before * above
+        total += 4 * recipe.steps_at(layer) * (suffix * above + predicted * head)
     return total

@@ -40,16 +40,17 @@ def run_table(
         scorer = Scorer(editor)
         if not report.has(recipe=_BASE):
             report.add(base_scores(editor, scorer, facts), recipe=_BASE)
-        seconds = 0.0
+        seconds, written = 0.0, list[Associations]()
         for done, batch in enumerate(batches(facts, size)):
             step(recipe.name, done * size, len(facts))
-            seconds += timed(partial(editor.write, [fact.request for fact in batch]))
+            seconds += timed(partial(_write_to, written, editor, batch))
         report.add(
             scorer.score(facts),
             _norms(editor),
             recipe=recipe.name,
             n=len(facts),
             batch=size,
+            refused=len(facts) - sum(len(part.ids) for part in written),
             units_per_fact=seconds / len(facts) / unit,
             seconds_per_fact=seconds / len(facts),
         )
@@ -151,6 +152,20 @@ def _write_allowed(
         return [one for rows in parts for one in _write_allowed(editor, [batch[row] for row in rows])]
 
 
+def _written(editor: Editor, facts: Sequence[BenchFact]) -> Associations:
+    """One write of what the guards allow of the facts."""
+    nothing = Associations([], {}, {})
+    for layer in editor.layers:
+        d_out, d_in = editor.model.weight(layer).shape
+        nothing.keys[layer], nothing.values[layer] = torch.empty(0, d_in), torch.empty(0, d_out)
+    allowed = _write_allowed(editor, [fact.request for fact in facts])
+    return Associations.concat([nothing, *(written for _, written in allowed)])
+
+
+def _write_to(written: list[Associations], editor: Editor, facts: Sequence[BenchFact]) -> None:
+    written.append(_written(editor, facts))
+
+
 def run_sequence(
     lab: Lab,
     facts: Sequence[BenchFact],
@@ -210,7 +225,7 @@ def run_revisions(
         editor = lab.editor(recipe)
         scorer = Scorer(editor)
         saved = keeper.restore(name, editor)
-        parts = saved.parts if saved else [editor.write([fact.request for fact in others])]
+        parts = saved.parts if saved else [_written(editor, others)]
         for number in range(saved.about["round"] + 1 if saved else 1, rounds + 1):
             objects = told[number - 1]
             now = [
@@ -219,8 +234,7 @@ def run_revisions(
             ]
             if len(parts) > 1 and forgets:
                 editor.forget(parts.pop())
-            done = [written for _, written in _write_allowed(editor, [fact.request for fact in now])]
-            parts.append(Associations.concat([parts[0].select([]), *done]))
+            parts.append(_written(editor, now))
             if not report.has(recipe=name, round=number):
                 scores = scorer.score(now)
                 report.add(
@@ -276,25 +290,31 @@ def run_retract(
     for done, batch in enumerate(batches(facts, size)):
         step("write", done * size, len(facts))
         if done >= len(parts):
-            parts.append(editor.write([fact.request for fact in batch]))
+            parts.append(_written(editor, batch))
             keeper.save(recipe.name, editor, parts)
     step("write", len(facts), len(facts))
     pairs = Associations.concat(parts)
+    row_of = {one: row for row, one in enumerate(pairs.ids)}
+
+    def retract(fact: BenchFact) -> None:
+        if fact.request.id in row_of:  # no guard refused it
+            editor.forget(pairs.select([row_of[fact.request.id]]))
 
     def row(what: str, about: Sequence[BenchFact]) -> None:
         if not report.has(what=what):
-            report.add(scorer.score(about), _norms(editor), what=what, n=len(about))
+            refused = sum(fact.request.id not in row_of for fact in about)
+            report.add(scorer.score(about), _norms(editor), what=what, n=len(about), refused=refused)
 
     row("all written", facts)
-    for done, i in enumerate(gone):
+    for done, fact in enumerate(retracted):
         step("retract", done, len(facts))
-        editor.forget(pairs.select([i]))
+        retract(fact)
     if not report.has(what=_RETRACTED_BASE):
         report.add(base, what=_RETRACTED_BASE, n=len(gone))
     row("retracted facts, after", retracted)
     row("the others", others)
-    for i in kept:
-        editor.forget(pairs.select([i]))
+    for fact in others:
+        retract(fact)
     equal = all(torch.equal(tensor, clean[name]) for name, tensor in editor.published().items())
     report.add(what="all retracted: tensors bit-equal to the original", bit_equal=equal, n=len(facts))
     step("retract", len(facts), len(facts))
