@@ -9,7 +9,7 @@ from workers.editing.recipes import PRESETS, resolve
 
 def test_the_default_edits_the_boundary_layers_of_smollm2() -> None:
     recipe = resolve("encore-blue", {}, 30)
-    assert recipe.layers == (3, 8)
+    assert recipe.layers == (3, 4, 8)
     assert recipe.history
 
 
@@ -23,6 +23,16 @@ def test_overrides_change_what_they_name() -> None:
     assert recipe.layers == (1, 2)
     assert recipe.lambda_norm == 5.0
     assert recipe.clamp == PRESETS["encore-blue"].clamp
+
+
+def test_the_first_layers_part_is_shared_by_its_neighbour() -> None:
+    recipe = resolve("encore-blue", {"later_steps": 7}, 30)
+    assert [recipe.steps_at(layer) for layer in recipe.layers] == [4, 7, 7]
+    assert [recipe.first_prompts_at(layer) for layer in recipe.layers] == [3, 3, None]
+    pair = resolve("encore-blue", {"layers": [3, 8]}, 30)
+    assert [pair.steps_at(layer) for layer in pair.layers] == [25, 25]
+    alone = resolve("encore-blue", {"layers": [3]}, 30)
+    assert (alone.steps_at(3), alone.first_prompts_at(3)) == (25, 3)
 
 
 def test_an_unknown_name_is_answered_with_the_nearest() -> None:

@@ -215,7 +215,7 @@ def sequence(
     options = {"n": n, "batch": batch, "seed": seed, "review": review, "every": every, "data": data}
     bench = Bench(context, "sequence", options, recipe, settings, out, fresh=fresh)
     layers = bench.recipes[0].layers
-    norms = (f"norm_{layers[0]}", f"norm_{layers[-1]}")
+    norms = [f"norm_{layer}" for layer in layers]
 
     def work(step: "Step") -> None:
         for one in bench.recipes:

@@ -167,7 +167,9 @@ def _random(shape: str, tokenizer: PreTrainedTokenizerFast) -> EditableModel:
 
 def _boundary(recipe: Recipe, n_layers: int) -> tuple[int, ...]:
     """Layers 4 and 8 of 32, and what corresponds to them."""
-    return (round(4 * n_layers / 32), round(8 * n_layers / 32)) if len(recipe.layers) == 2 else recipe.layers
+    if recipe.residual == "shared":
+        return recipe.layers
+    return (round(4 * n_layers / 32), round(8 * n_layers / 32))
 
 
 def _flat_statistics(model: EditableModel, layers: Sequence[int]) -> Statistics:

@@ -76,24 +76,13 @@ class Packed:
         """The rows of all parts, in order."""
         starts = accumulate((len(part.values) for part in parts), initial=0)
         layers = sorted({layer for part in parts for layer in part.before})
-        sees = torch.zeros(
-            sum(len(part.values) for part in parts),
-            sum(part.sees.shape[1] for part in parts),
-            dtype=torch.bool,
-            device=parts[0].sees.device,
-        )
-        row = column = 0
-        for part in parts:
-            rows, columns = part.sees.shape
-            sees[row : row + rows, column : column + columns] = part.sees
-            row, column = row + rows, column + columns
         return cls(
             torch.cat([part.hidden for part in parts]),
             torch.cat([part.positions for part in parts]),
             torch.cat([part.row + start for part, start in zip(parts, starts, strict=False)]),
             torch.cat([part.targets for part in parts]),
             torch.cat([part.values for part in parts]),
-            sees,
+            torch.block_diag(*(part.sees for part in parts)),  # type: ignore[no-untyped-call]
             {
                 layer: (
                     torch.cat([part.before[layer][0] for part in parts if layer in part.before]),

@@ -16,8 +16,8 @@ class Recipe(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = "encore-blue"
-    summary: str = "ENCORE's regularised memory at BLUE's boundary layers, own full target at each"
-    layers: tuple[int, ...] = Field((3, 8), description="edited layers, first to last")
+    summary: str = "ENCORE's regularised memory at BLUE's boundary layers, the first one's part shared by two"
+    layers: tuple[int, ...] = Field((3, 4, 8), description="edited layers, first to last")
     residual: Literal["full", "shared"] = Field("full", description="own target a layer, or one shared out")
     history: bool = Field(True, description="keep previous edits in the normal equations")
     constraint: Literal["ridge", "equality"] = Field(
@@ -39,6 +39,11 @@ class Recipe(BaseModel):
     first_prompts: int | None = Field(
         3, ge=1, description="prompts looked at until they predict the target, then all; none: all at once"
     )
+    early_steps: int | None = Field(
+        4,
+        ge=1,
+        description="the same at layers before the last two, the next finds the rest; none: as there",
+    )
     later_steps: int | None = Field(None, ge=1, description="the same behind the first layer; none: as there")
     stop: Literal["mpes", "loss", "never"] = Field(
         "mpes",
@@ -58,7 +63,13 @@ class Recipe(BaseModel):
 
     def steps_at(self, layer: int) -> int:
         """Most steps of the target optimisation at an edited layer."""
+        if layer in self.layers[:-2] and self.early_steps is not None:
+            return self.early_steps
         return self.steps if layer == self.layers[0] or self.later_steps is None else self.later_steps
+
+    def first_prompts_at(self, layer: int) -> int | None:
+        """With how many prompts a search begins: at the last of several layers most facts hold already."""
+        return None if len(self.layers) > 1 and layer == self.layers[-1] else self.first_prompts
 
     @property
     def exact(self) -> bool:
@@ -72,7 +83,8 @@ class Recipe(BaseModel):
 
 
 _ENCORE_BLUE = Recipe()
-_CRITICAL = tuple(range(_ENCORE_BLUE.layers[0], _ENCORE_BLUE.layers[-1] + 1))
+_BLUE = (3, 8)  # the boundary layers
+_CRITICAL = tuple(range(_BLUE[0], _BLUE[-1] + 1))
 # What the published codes share: one residual for all critical layers, Adam, MEMIT's stopping, no mending.
 _PUBLISHED: Mapping[str, Any] = MappingProxyType(
     {
@@ -84,12 +96,11 @@ _PUBLISHED: Mapping[str, Any] = MappingProxyType(
         "stop": "loss",
         "extra_steps": 0,
         "first_prompts": None,
+        "early_steps": None,
         "mends": 0,
     }
 )
-_BOUNDARY: Mapping[str, Any] = MappingProxyType(
-    {"layers": _ENCORE_BLUE.layers, "residual": "full", "learning_rate": 0.1}
-)
+_BOUNDARY: Mapping[str, Any] = MappingProxyType({"layers": _BLUE, "residual": "full", "learning_rate": 0.1})
 _MEMIT: Mapping[str, Any] = MappingProxyType({"history": False, "lambda_norm": 0.0})
 _ALPHAEDIT: Mapping[str, Any] = MappingProxyType(
     {"lambda_prior": 0.0, "lambda_norm": 10.0, "null_space_threshold": 2e-2}

@@ -142,8 +142,8 @@ class _Search:
     """One chunk of facts. Facts with one subject and one key form a unit: they share one δ.
 
     Rows go through the upper layers packed, and the passes' gradients add up; rows of units that are done
-    leave. At the first layer a unit looks at the recipe's first prompts only, until these predict its
-    targets; then it is wide and looks at all of them.
+    leave. A unit looks at the recipe's first prompts only, until these predict its targets; then it is wide
+    and looks at all of them.
 
     Where the subject begins the bare prompt its tokens may be attention sinks, whose keys say next to nothing
     of it. No value there serves the other prompts: a recipe that mends leaves that prompt to mending.
@@ -178,7 +178,7 @@ class _Search:
         self.stream = stream[begin, everyone]  # and the layer's output there
         kept = (prompt >= begin[fact]).nonzero()[:, 0]
         packed, fact, prompt = packed.rows(kept), fact[kept], prompt[kept]
-        plain, early = prompt == len(keys), recipe.first_prompts or len(keys)
+        plain, early = prompt == len(keys), recipe.first_prompts_at(layer) or len(keys)
         first = plain | (prompt - begin[fact] < early)
         self.rows = _Rows(packed, fact, first, plain, self._clean(packed, plain))
         self.unit = self._units()
@@ -202,7 +202,7 @@ class _Search:
         )
         ticks = torch.zeros(count, dtype=torch.long, device=delta.device)
         steps, sought = torch.zeros_like(ticks), torch.ones_like(ticks, dtype=torch.bool)
-        wide = sought & (self.answers[0] == self.answers[1] if self.layer == recipe.layers[0] else sought)
+        wide = self.answers[0] == self.answers[1]
         rows = self._visible(sought, wide)
         for _ in range(recipe.steps_at(self.layer)):
             gradient, right = self._evaluate(rows, delta, sought, wide)
