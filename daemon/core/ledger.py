@@ -99,9 +99,11 @@ class Ledger:
                 row = self._revision_row(model, 0, None, RevisionKind.BASE, tensors, recipe, token=0)
                 connection.execute(insert(revisions).values(**row, state=RevisionState.LIVE, active_facts=0))
             elif base["content"] != content_hash(tensors):
+                edited = ", ".join(sorted(base["tensors"]))
                 raise LedgerError(
                     f"the chain of {model!r} was founded on other weights or edited layers",
-                    hint="use another model name or data_dir for another model or recipe",
+                    hint=f"it edits {edited}: set edit.recipe_overrides.layers to these, or use another "
+                    "model name or data_dir for another model or recipe",
                 )
 
     def commit(self, lease: Lease, proposal: Proposal) -> int:

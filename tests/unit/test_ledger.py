@@ -62,8 +62,9 @@ def test_the_base_is_live_and_founding_it_twice_changes_nothing(ledger: Ledger) 
 
 
 def test_a_chain_is_not_continued_on_other_weights(ledger: Ledger) -> None:
-    with pytest.raises(LedgerError, match="founded on other weights"):
+    with pytest.raises(LedgerError, match="founded on other weights") as refused:
         ledger.found("default", {"down_proj": "1" * 64}, "encore-blue")
+    assert all(name in refused.value.hint for name in BASE)  # what an upgrade with other defaults has to set
 
 
 def test_a_model_without_a_base_has_no_head(ledger: Ledger) -> None:
