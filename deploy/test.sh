@@ -110,14 +110,25 @@ if [ -n "$guarantees" ]; then
     exit "$failed"
 fi
 
+"$bin/mypy" >.venv/mypy.log 2>&1 & # beside the tests, which wait for others now and then
+typing=$!
+
+# What mypy said, and how it ended.
+typed() {
+    ended=0
+    wait "$typing" || ended=$?
+    cat .venv/mypy.log
+    return "$ended"
+}
+
 stage 'ruff check' "$bin/ruff" check --quiet .
 stage 'ruff format' "$bin/ruff" format --check --quiet .
-stage mypy "$bin/mypy"
 stage imports "$bin/lint-imports"
 stage model wait "$fetching"
 # shellcheck disable=SC2086 # a list of words
 stage pytest "$bin/python" -m pytest $beside \
     --cov=daemon --cov=workers --cov-report=term "$@"
+stage mypy typed
 
 printf '\n%s' "$summary"
 exit "$failed"
