@@ -10,7 +10,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from daemon.core.errors import EditError, ModelError
-from workers.editing.prompts import EditRequest, chat_prefixes, encode_fact, lay_out, pack, said_after
+from workers.editing.prompts import EditRequest, chat_prefixes, encode_fact, pack, said_after
+from workers.locate.layout import lay_out
 
 PREFIXES = ("One day. ", "Because of it. ")
 

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from workers.editing.model import EditableModel
-from workers.editing.prompts import IGNORED, Layout, Packing
+from workers.editing.prompts import IGNORED, Packing
 
 _FRONT = 8  # columns in front, whose keys and values are there already, weigh an eighth of those that are run
 _SPARE = 0.25  # of a part may be too much before another one is made
@@ -158,7 +158,7 @@ def run_lower(
         model.layers[layer].register_forward_hook(left),
     )
     bias = torch.cat([_front_sees(packing), _own_sees(packing.row, packing.sees)])
-    bias = _additive(bias, model.dtype)
+    bias = additive(bias, model.dtype)
     try:
         with _stepped_over(model, range(layer + 1, model.n_layers), None):
             model.decoder(
@@ -195,7 +195,7 @@ def run_upper(
         moved = stream_with(model, layer, hidden[first], packed.values, delta.to(hidden.dtype))
         hidden = hidden.index_copy(0, first, moved)
     before = {n: (k.transpose(0, 1)[None], v.transpose(0, 1)[None]) for n, (k, v) in packed.before.items()}
-    bias = _additive(_own_sees(packed.row, packed.sees), model.dtype)
+    bias = additive(_own_sees(packed.row, packed.sees), model.dtype)
     return run_above(
         model, hidden[None], bias[None, None], packed.positions[None], layer, PrefixCache(before)
     )[0]
@@ -246,18 +246,6 @@ def run_above(
     return normed
 
 
-def attention_bias(model: EditableModel, layout: Layout, start: int) -> torch.Tensor:
-    """Additive causal mask [rows, 1, T − start, T]; padding sees itself, so that no row is all masked.
-
-    Hugging Face decoders take a mask of four dimensions as it is. Windows of attention are left out of it:
-    ``EditableModel.max_tokens`` is at most the window.
-    """
-    columns = torch.arange(layout.ids.shape[1], device=model.device)
-    queries = columns[start:, None]
-    allowed = (columns[None, :] <= queries) & layout.mask[:, None, :]
-    return _additive((allowed | (columns[None, :] == queries))[:, None], model.dtype)
-
-
 def _front_sees(packing: Packing) -> torch.Tensor:
     """What columns in front see [P, P + N] bool: what they follow, and themselves."""
     own = packing.sees[packing.owner].tril()
@@ -269,7 +257,7 @@ def _own_sees(row: torch.Tensor, sees: torch.Tensor) -> torch.Tensor:
     return torch.cat([sees[row], (row[:, None] == row).tril()], dim=1)
 
 
-def _additive(allowed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def additive(allowed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """What is added to attention's scores: nothing, or the lowest number there is."""
     nothing = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
     return nothing.masked_fill(~allowed, torch.finfo(dtype).min)

@@ -49,33 +49,6 @@ class Encoded:
 
 
 @dataclass(frozen=True)
-class Layout:
-    """Rows of tokens aligned so that every subject's last token stands in column ``anchor``.
-
-    ids [rows, T] int64; mask [rows, T] bool, True at real tokens; positions [rows, T] int64;
-    targets [rows, T] int64: the token that column t must predict, -100 elsewhere.
-    """
-
-    ids: torch.Tensor
-    mask: torch.Tensor
-    positions: torch.Tensor
-    targets: torch.Tensor
-    anchor: int
-
-    def rows(self, index: torch.Tensor) -> "Layout":
-        """The same for some of the rows."""
-        return Layout(
-            self.ids[index], self.mask[index], self.positions[index], self.targets[index], self.anchor
-        )
-
-    def wanted(self) -> tuple[tuple[torch.Tensor, torch.Tensor], torch.Tensor]:
-        """Where targets are predicted, as (row, column − anchor), and the tokens [n] that belong there."""
-        suffix = self.targets[:, self.anchor :]
-        row, column = (suffix != IGNORED).nonzero(as_tuple=True)
-        return (row, column), suffix[row, column]
-
-
-@dataclass(frozen=True)
 class Packing:
     """Texts as columns of one row, without padding: those in front of the anchors, then the others.
 
@@ -123,25 +96,6 @@ def encode_fact(
         *(_encode(tokenizer, prefix, request, limit, shift) for prefix in ("", *prefixes)),
         _encode(tokenizer, "", plain, limit, shift),
     ]
-
-
-def lay_out(rows: Sequence[Encoded], pad: int, device: torch.device) -> Layout:
-    """Align encoded texts at their anchors, padded on both sides."""
-    anchor = max(row.anchor for row in rows)
-    width = anchor + max(row.suffix for row in rows)
-    ids = torch.full((len(rows), width), pad)
-    mask = torch.zeros((len(rows), width), dtype=torch.bool)
-    targets = torch.full((len(rows), width), IGNORED)
-    for i, row in enumerate(rows):
-        start, read = anchor - row.anchor, row.read
-        ids[i, start : start + len(read)] = torch.tensor(read)
-        mask[i, start : start + len(read)] = True
-        predicted = row.ids[row.target_start :]
-        targets[i, start + row.target_start - 1 :][: len(predicted)] = torch.tensor(
-            predicted, dtype=torch.long
-        )
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    return Layout(ids.to(device), mask.to(device), positions.to(device), targets.to(device), anchor)
 
 
 def pack(texts: Sequence[Encoded], device: torch.device) -> Packing:

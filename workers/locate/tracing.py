@@ -17,10 +17,11 @@ from torch import nn
 
 from daemon.core.errors import ModelError
 from workers.editing.model import EditableModel
-from workers.editing.partial import PrefixCache, attention_bias, run_above
-from workers.editing.prompts import EditRequest, Layout, encode_fact, lay_out, said_after
+from workers.editing.partial import PrefixCache, run_above
+from workers.editing.prompts import EditRequest, encode_fact, said_after
 from workers.editing.statistics import Progress
 from workers.locate.facts import KnownFact
+from workers.locate.layout import Layout, attention_bias, lay_out
 
 NOISE = 3.0
 """Standard deviations of the subjects' embeddings."""

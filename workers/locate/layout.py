@@ -1,0 +1,68 @@
+"""Rows of tokens aligned at their anchors: what causal tracing runs, where no two rows are alike."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from workers.editing.model import EditableModel
+from workers.editing.partial import additive
+from workers.editing.prompts import IGNORED, Encoded
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Rows of tokens aligned so that every subject's last token stands in column ``anchor``.
+
+    ids [rows, T] int64; mask [rows, T] bool, True at real tokens; positions [rows, T] int64;
+    targets [rows, T] int64: the token that column t must predict, -100 elsewhere.
+    """
+
+    ids: torch.Tensor
+    mask: torch.Tensor
+    positions: torch.Tensor
+    targets: torch.Tensor
+    anchor: int
+
+    def rows(self, index: torch.Tensor) -> "Layout":
+        """The same for some of the rows."""
+        return Layout(
+            self.ids[index], self.mask[index], self.positions[index], self.targets[index], self.anchor
+        )
+
+    def wanted(self) -> tuple[tuple[torch.Tensor, torch.Tensor], torch.Tensor]:
+        """Where targets are predicted, as (row, column − anchor), and the tokens [n] that belong there."""
+        suffix = self.targets[:, self.anchor :]
+        row, column = (suffix != IGNORED).nonzero(as_tuple=True)
+        return (row, column), suffix[row, column]
+
+
+def lay_out(rows: Sequence[Encoded], pad: int, device: torch.device) -> Layout:
+    """Align encoded texts at their anchors, padded on both sides."""
+    anchor = max(row.anchor for row in rows)
+    width = anchor + max(row.suffix for row in rows)
+    ids = torch.full((len(rows), width), pad)
+    mask = torch.zeros((len(rows), width), dtype=torch.bool)
+    targets = torch.full((len(rows), width), IGNORED)
+    for i, row in enumerate(rows):
+        start, read = anchor - row.anchor, row.read
+        ids[i, start : start + len(read)] = torch.tensor(read)
+        mask[i, start : start + len(read)] = True
+        predicted = row.ids[row.target_start :]
+        targets[i, start + row.target_start - 1 :][: len(predicted)] = torch.tensor(
+            predicted, dtype=torch.long
+        )
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    return Layout(ids.to(device), mask.to(device), positions.to(device), targets.to(device), anchor)
+
+
+def attention_bias(model: EditableModel, layout: Layout, start: int) -> torch.Tensor:
+    """Additive causal mask [rows, 1, T − start, T]; padding sees itself, so that no row is all masked.
+
+    Hugging Face decoders take a mask of four dimensions as it is. Windows of attention are left out of it:
+    ``EditableModel.max_tokens`` is at most the window.
+    """
+    columns = torch.arange(layout.ids.shape[1], device=model.device)
+    queries = columns[start:, None]
+    allowed = (columns[None, :] <= queries) & layout.mask[:, None, :]
+    return additive((allowed | (columns[None, :] == queries))[:, None], model.dtype)
