@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from daemon.core.errors import EditError
-from workers.editing.memory import Memory
+from workers.editing.memory import Memory, on_grid
 
 D_IN, D_OUT = 24, 10
 
@@ -115,6 +115,32 @@ def test_thousands_of_turns_do_not_drift() -> None:
         memory.forget(keys[one], values[one])
         memory.write(keys[one], values[one])
     assert_near(memory.weight, ridge(base, A0, keys, values), 1e-9)
+
+
+def test_the_grid_takes_the_rounding_of_the_way() -> None:
+    """The same pairs in another order, after a thousand others came and went: the same bits."""
+    base, A0, (keys, values) = randn(D_OUT, D_IN), prior(), pairs(20)
+    one, other = Memory(base, A0), Memory(base, A0)
+    one.write(keys, values)
+    for row in torch.randperm(20).tolist():
+        other.write(keys[row : row + 1], values[row : row + 1])
+    for _ in range(200):
+        passing = pairs(5)
+        other.write(*passing)
+        other.forget(*passing)
+    assert not torch.equal(one.weight, other.weight)
+    changes = [on_grid(memory.weight - base, base) for memory in (one, other)]
+    assert torch.equal(*changes)
+    assert_near(changes[0], one.weight - base, 1e-5)
+
+
+def test_the_grid_is_a_power_of_two_below_the_weights() -> None:
+    """W0 of root mean square 3 has steps of 2⁻¹⁶·2: 1.26 and 1.74 steps become 1 and 2."""
+    step = 2.0**-15
+    delta = torch.tensor([[1.26 * step, 1.74 * step, -1.26 * step, 0.0]], dtype=torch.float64)
+    wanted = torch.tensor([[step, 2 * step, -step, 0.0]], dtype=torch.float64)
+    assert torch.equal(on_grid(delta, torch.full((4, 4), 3.0)), wanted)
+    assert torch.equal(on_grid(delta, torch.zeros(4, 4)).count_nonzero(), torch.tensor(3))
 
 
 def test_a_key_that_could_not_be_forgotten_is_refused() -> None:

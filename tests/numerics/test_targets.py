@@ -63,6 +63,19 @@ def test_the_gradient_is_that_of_the_loss_written_out(
     torch.testing.assert_close(found[0], wanted, rtol=1e-7, atol=1e-10)
 
 
+def test_the_first_step_may_leave_out_what_has_no_gradient_yet(
+    model: EditableModel, changes: list[EditRequest]
+) -> None:
+    recipe = RECIPE.model_copy(update={"kl_weight": 0.3})
+    search = _Search(model, changes[1:3], LAYER, recipe, PREFIXES, columns=64)
+    every, delta = torch.ones(2, dtype=torch.bool), torch.zeros(2, 32, dtype=torch.float64)
+    passes = [search._visible(every, every, plain=plain) for plain in (True, False)]
+    rows = [sum(len(part.fact) for part in parts) for parts in passes]
+    assert rows[1] == rows[0] - 2
+    whole, first = (search._evaluate(parts, delta, every, every)[0] for parts in passes)
+    torch.testing.assert_close(first, whole, rtol=1e-10, atol=1e-12)
+
+
 def test_a_batch_finds_what_its_facts_find_alone(model: EditableModel, changes: list[EditRequest]) -> None:
     batch = sought(model, changes)
     alone = [sought(model, [request]) for request in changes]

@@ -14,7 +14,7 @@ import torch
 
 from daemon.core.errors import ConfigError
 from workers.editing.guards import require_anchored, require_finite, require_near
-from workers.editing.memory import Memory, null_space, restrained
+from workers.editing.memory import Memory, null_space, on_grid, restrained
 from workers.editing.model import EditableModel
 from workers.editing.prompts import EditRequest, chat_prefixes, longer
 from workers.editing.recipes import Recipe
@@ -368,10 +368,10 @@ class Editor:
 
     def _publish(self, layer: int) -> None:
         memory = self._memories[layer]
-        weight = memory.weight
+        delta = memory.weight - memory.base
         if self.recipe.restraint is not None:
-            weight = memory.base + restrained(weight - memory.base, memory.base, self.recipe.restraint)
-        self.model.set_weight(layer, weight)
+            delta = restrained(delta, memory.base, self.recipe.restraint)
+        self.model.set_weight(layer, memory.base + on_grid(delta, memory.base))
 
     @torch.no_grad()
     def _show_stored(self, layer: int, weight: torch.Tensor) -> None:

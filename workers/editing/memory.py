@@ -14,6 +14,7 @@ from daemon.core.errors import EditError
 
 _RESIDUAL = 1e-9  # relative residual of a solve above which the inverse is computed afresh
 _STRENGTH = 1e5  # kᵀ A0⁻¹ k above which forgetting would lose half of the digits
+_GRID = 2.0**-16  # of W0's entries: coarser than the memory's rounding, finer than what an answer depends on
 _WOODBURY_SHARE = 4  # up to d_in / 4 pairs at once the update of the inverse is cheaper than a new one
 
 
@@ -173,6 +174,17 @@ def null_space(moment: torch.Tensor, threshold: float) -> torch.Tensor:
         raise EditError(f"C has no eigenvalue below {threshold}", hint="raise null_space_threshold")
     projector: torch.Tensor = free @ free.T
     return projector
+
+
+def on_grid(delta: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
+    """ΔW [d_out, d_in] rounded to multiples of 2⁻¹⁶ of the power of two below W0's root mean square.
+
+    fp64 sums depend on their order in the last digits. On the grid the published weights do not: the same
+    pairs give the same bits, whatever was written and forgotten on the way to them.
+    """
+    typical = float(base.norm()) / math.sqrt(base.numel())
+    step = _GRID * 2.0 ** math.floor(math.log2(typical)) if typical else _GRID
+    return (delta / step).round() * step
 
 
 def restrained(delta: torch.Tensor, base: torch.Tensor, logarithm: float) -> torch.Tensor:

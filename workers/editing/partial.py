@@ -160,7 +160,7 @@ def run_lower(
     bias = torch.cat([_front_sees(packing), _own_sees(packing.row, packing.sees)])
     bias = additive(bias, model.dtype)
     try:
-        with _stepped_over(model, range(layer + 1, model.n_layers), None):
+        with stepped_over(model, range(layer + 1, model.n_layers), None):
             model.decoder(
                 input_ids=packing.ids[None],
                 attention_mask=bias[None, None],
@@ -234,7 +234,7 @@ def run_above(
     cache: PrefixCache,
 ) -> torch.Tensor:
     """The layers above ``layer`` and the final norm, on ``hidden`` in place of the layer's output."""
-    with _stepped_over(model, range(layer + 1), hidden):
+    with stepped_over(model, range(layer + 1), hidden):
         result = model.decoder(
             inputs_embeds=hidden,
             attention_mask=bias,
@@ -264,7 +264,7 @@ def additive(allowed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 @contextmanager
-def _stepped_over(model: EditableModel, which: Iterable[int], given: torch.Tensor | None) -> Iterator[None]:
+def stepped_over(model: EditableModel, which: Iterable[int], given: torch.Tensor | None) -> Iterator[None]:
     """Layers that hand on ``given``, or what they are given, for the length of a block."""
     tuples = model.architecture.tuples
 

@@ -17,6 +17,7 @@ from safetensors.torch import save
 from daemon.core.errors import ModelError
 from daemon.core.fsio import sha256_of, write_durably
 from workers.editing.model import EditableModel
+from workers.editing.partial import stepped_over
 
 Progress = Callable[[int, int], None]
 """Called with how much is done and how much there is."""
@@ -194,7 +195,8 @@ def _keys_and_outputs(
             )
         )
     try:
-        model.decoder(input_ids=ids, use_cache=False)
+        with stepped_over(model, range(max(layers) + 1, model.n_layers), None):
+            model.decoder(input_ids=ids, use_cache=False)
     finally:
         for handle in handles:
             handle.remove()

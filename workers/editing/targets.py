@@ -203,8 +203,8 @@ class _Search:
         ticks = torch.zeros(count, dtype=torch.long, device=delta.device)
         steps, sought = torch.zeros_like(ticks), torch.ones_like(ticks, dtype=torch.bool)
         wide = self.answers[0] == self.answers[1]
-        rows = self._visible(sought, wide)
-        for _ in range(recipe.steps_at(self.layer)):
+        rows = self._visible(sought, wide, plain=False)  # where δ is 0, KL has no gradient
+        for number in range(recipe.steps_at(self.layer)):
             gradient, right = self._evaluate(rows, delta, sought, wide)
             ticks += (right & sought & wide).long()
             # without extra steps the step is not taken, nor before a unit has looked at all its prompts
@@ -216,14 +216,15 @@ class _Search:
             sought, wide = sought & (ticks < max(1, recipe.extra_steps)), wide | right
             if not sought.any():
                 break
-            if not (torch.equal(before[0], sought) and torch.equal(before[1], wide)):
+            if number == 0 or not (torch.equal(before[0], sought) and torch.equal(before[1], wide)):
                 rows = self._visible(sought, wide)
         return self._result(delta, steps, ticks > 0)
 
-    def _visible(self, sought: torch.Tensor, wide: torch.Tensor) -> list[_Rows]:
-        """The rows that units [units] bool look at now, pass by pass."""
+    def _visible(self, sought: torch.Tensor, wide: torch.Tensor, *, plain: bool = True) -> list[_Rows]:
+        """The rows that units [units] bool look at now, pass by pass; «{subject} is a» only if ``plain``."""
         rows, facts, all_of = self.rows, sought[self.unit], wide[self.unit]
-        index = (facts[rows.fact] & (rows.first | all_of[rows.fact])).nonzero()[:, 0]
+        seen = facts[rows.fact] & (rows.first | all_of[rows.fact]) & (plain | ~rows.plain)
+        index = seen.nonzero()[:, 0]
         return [rows.rows(part) for part in rows.packed.parts(index, self.columns)]
 
     def _evaluate(
