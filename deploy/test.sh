@@ -3,6 +3,7 @@
 #
 #   sh deploy/test.sh                  everything, as .ci/run does
 #   sh deploy/test.sh --quick          without the tests that are marked slow
+#   sh deploy/test.sh --coverage       everything, and which lines it ran: half as long again
 #   sh deploy/test.sh --guarantees     only the suites behind GUARANTEES.md, whole: up to 30 minutes
 #   sh deploy/test.sh tests/unit -x    further arguments are pytest's
 #
@@ -16,12 +17,16 @@ cd "$(dirname "$0")/.."
 
 case "${1:-}" in
 -h | --help)
-    sed -n '2,12s/^# \{0,1\}//p' deploy/test.sh
+    sed -n '2,13s/^# \{0,1\}//p' deploy/test.sh
     exit 0
     ;;
 --quick)
     shift
     set -- -m 'not slow' "$@"
+    ;;
+--coverage)
+    shift
+    set -- --cov=daemon --cov=workers --cov-report=term "$@"
     ;;
 esac
 
@@ -126,8 +131,7 @@ stage 'ruff format' "$bin/ruff" format --check --quiet .
 stage imports "$bin/lint-imports"
 stage model wait "$fetching"
 # shellcheck disable=SC2086 # a list of words
-stage pytest "$bin/python" -m pytest $beside \
-    --cov=daemon --cov=workers --cov-report=term "$@"
+stage pytest "$bin/python" -m pytest $beside "$@"
 stage mypy typed
 
 printf '\n%s' "$summary"

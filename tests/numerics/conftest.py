@@ -4,7 +4,8 @@ import copy
 
 import pytest
 
-from tests.numerics.models import PREFIXES, taught, taught_model
+from tests.numerics.models import PREFIXES, taught, taught_model, teach
+from tests.once import made_once
 from workers.editing.editor import Editor
 from workers.editing.model import EditableModel
 from workers.editing.prompts import EditRequest
@@ -27,8 +28,8 @@ RECIPE = Recipe(
 
 
 @pytest.fixture(scope="session")
-def model() -> EditableModel:
-    return taught_model(400)
+def model(tmp_path_factory: pytest.TempPathFactory) -> EditableModel:
+    return taught_model(made_once(tmp_path_factory, "taught-model", teach))
 
 
 @pytest.fixture(scope="session")

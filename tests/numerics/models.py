@@ -1,6 +1,7 @@
 """Tiny random models of every family in fp64, and one that was taught a few facts; nothing is downloaded."""
 
 import random
+from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -68,8 +69,13 @@ def taught() -> list[EditRequest]:
     return facts
 
 
-def taught_model(steps: int = 500) -> EditableModel:
-    """GPT-2 in fp64 after some 10 s of training: all it computes is fp64, and its weights lie transposed."""
+def taught_model(folder: Path) -> EditableModel:
+    """GPT-2 in fp64 as ``teach`` left it there: all it computes is fp64, and its weights lie transposed."""
+    return EditableModel(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64), tokenizer())
+
+
+def teach(folder: Path, steps: int = 400) -> None:
+    """Train it for some 10 s and save it."""
     torch.manual_seed(0)
     config = CONFIG_MAPPING["gpt2"](**(_COMMON | _GPT), resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
     model = AutoModelForCausalLM.from_config(config)
@@ -90,4 +96,4 @@ def taught_model(steps: int = 500) -> EditableModel:
         model(input_ids=ids[rows], labels=labels[rows]).loss.backward()
         adam.step()
         schedule.step()
-    return EditableModel(model.double(), words)
+    model.save_pretrained(folder)
