@@ -117,6 +117,20 @@ def test_thousands_of_turns_do_not_drift() -> None:
     assert_near(memory.weight, ridge(base, A0, keys, values), 1e-9)
 
 
+def test_strong_keys_cost_few_digits() -> None:
+    """Keys that outweigh the prior a thousand times come and go; what stays is solved to twelve digits."""
+    base, A0, (keys, values) = randn(D_OUT, D_IN), prior(), pairs(4)
+    memory = Memory(base, A0)
+    memory.write(keys, values)
+    for _ in range(30):
+        strong, said = pairs(3)
+        strong *= 30.0 / strong.norm(dim=1, keepdim=True)
+        assert float(memory.strength(strong).min()) > 100.0
+        memory.write(strong, said)
+        memory.forget(strong, said)
+    assert_near(memory.weight, ridge(base, A0, keys, values), 1e-12)
+
+
 def test_the_grid_takes_the_rounding_of_the_way() -> None:
     """The same pairs in another order, after a thousand others came and went: the same bits."""
     base, A0, (keys, values) = randn(D_OUT, D_IN), prior(), pairs(20)

@@ -66,7 +66,7 @@ class Memory:
         if self.history and not strength <= _STRENGTH:
             raise EditError(f"a key outweighs the prior {strength:.0e} times", reason="norm", hint="raise λn")
         gram, inverse = (self._gram, self._inverse) if self.equality else self._updated(F, sign=1)
-        solved = inverse @ F
+        solved = _solve(gram, inverse, F)
         if self.equality:
             solved = torch.linalg.solve(K.T @ solved, solved.T).T
         weight = self.weight + (V - self.weight @ K) @ solved.T
@@ -91,7 +91,7 @@ class Memory:
             self.rebuild(keys[:0], values[:0])
             return
         gram, inverse = self._updated(F, sign=-1)
-        weight = self.weight - (V - self.weight @ K) @ (inverse @ F).T
+        weight = self.weight - (V - self.weight @ K) @ _solve(gram, inverse, F).T
         self._set(weight, gram, inverse, self._pairs - K.shape[1])
 
     def rebuild(self, keys: torch.Tensor, values: torch.Tensor) -> None:
@@ -106,7 +106,7 @@ class Memory:
         K, V, F = self._columns(keys, values)
         gram = self.prior + F @ F.T
         inverse = _invert(gram)
-        self._set(self.base + (V - self.base @ K) @ (inverse @ F).T, gram, inverse, K.shape[1])
+        self._set(self.base + (V - self.base @ K) @ _solve(gram, inverse, F).T, gram, inverse, K.shape[1])
 
     def strength(self, keys: torch.Tensor) -> torch.Tensor:
         """kᵀ A0⁻¹ k [n] of keys [n, d_in]: how little the prior resists; alone, v moves W k by s/(1 + s)."""
@@ -198,6 +198,13 @@ def restrained(delta: torch.Tensor, base: torch.Tensor, logarithm: float) -> tor
     grown = (sigma / largest).clamp(min=1.0).log() / math.log(logarithm) + largest
     kept: torch.Tensor = (left * torch.where(sigma > largest, grown, sigma)) @ right
     return kept
+
+
+def _solve(gram: torch.Tensor, inverse: torch.Tensor, F: torch.Tensor) -> torch.Tensor:
+    """A⁻¹F, refined once by its own residual: updates of the inverse cost digits where keys are strong."""
+    solved = inverse @ F
+    refined: torch.Tensor = solved + inverse @ (F - gram @ solved)
+    return refined
 
 
 def _updated_inverse(inverse: torch.Tensor, F: torch.Tensor, sign: int) -> torch.Tensor:
