@@ -16,6 +16,7 @@ from tests.crash.conftest import copy_of
 from tests.crash.life import Life
 from tests.toy import ToyEditor
 from tests.unit.test_store import DAMAGES, flip_a_bit
+from workers.loading import load_tensors
 from workers.recovery import rebuild
 from workers.tasks import survey_head
 
@@ -123,11 +124,28 @@ def test_head_is_what_its_facts_amount_to(life: Life) -> None:
 
 
 def test_a_survey_that_meets_damage_sees_to_it(life: Life) -> None:
+    """The facts amount to the very bits that were lost, so they lie there again and head stays head."""
     for path in tensors_of(life, 2):
         flip_a_bit(path)
     survey_head(life)  # type: ignore[arg-type]
-    assert kinds(life)[-1] == "rebuild"
+    assert kinds(life) == ["base", "edit", "edit"]
+    assert scrub(life.ledger, life.config) == {}
     assert len(store_incidents(life)) == 1
+    life.check_head()
+
+
+def test_a_head_that_is_not_what_its_facts_amount_to_is_solved_anew(life: Life) -> None:
+    with life.ledger.read() as connection:
+        good = head(connection, "default")
+    moved = {name: 1.5 * tensor for name, tensor in load_tensors(life.store, good["tensors"]).items()}
+    blobs = {name: life.store.put({name: tensor}) for name, tensor in moved.items()}
+    life.ledger.rebuild("default", blobs, {}, "op", "a slip", expected_head=2)
+    found = rebuild(life.ledger, life.store, ToyEditor(), "default", "op", mend=True)
+    assert not found.agrees
+    assert found.number == 4
+    with life.ledger.read() as connection:
+        solved = head(connection, "default")
+    assert (solved["kind"], solved["content"]) == ("rebuild", good["content"])
     life.check_head()
 
 
