@@ -25,8 +25,7 @@ def same(one: Tensors, other: Tensors) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def near(one: Tensors, other: Tensors, relative: float = 1e-7) -> bool:
-    """But for few entries that fell to the next point of the grid: such small layers barely hold the keys."""
+def near(one: Tensors, other: Tensors, relative: float = 1e-9) -> bool:
     return all(float((one[n] - other[n]).norm()) <= relative * float(other[n].norm()) for n in other)
 
 
@@ -127,7 +126,7 @@ def test_an_error_between_layers_leaves_nothing_behind(
     monkeypatch.undo()
     written = editor.write(changes[1:])  # the memories are whole too
     editor.forget(written)
-    assert near(editor.published(), before)
+    assert near(editor.published(), before, relative=1e-7)  # keys that nearly coincide cost digits
 
 
 def test_forgetting_what_is_broken_leaves_nothing_behind(editor: Editor, changes: list[EditRequest]) -> None:

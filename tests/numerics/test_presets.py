@@ -10,6 +10,7 @@ from daemon.core.errors import ConfigError
 from tests.numerics.conftest import RECIPE
 from tests.numerics.models import random_model
 from workers.editing.editor import Editor
+from workers.editing.memory import restrained
 from workers.editing.model import EditableModel
 from workers.editing.prompts import EditRequest, encode_fact
 from workers.editing.recipes import PRESETS, Recipe
@@ -149,8 +150,11 @@ def test_prune_restrains_the_sum_of_all_updates_once(statistics: Statistics) -> 
         ]
         bent += int(sigma[0] > largest)
         expected = left @ torch.diag(torch.stack(wanted)) @ right[: len(sigma)]
-        half_a_step = float(base[layer].square().mean().sqrt()) * 2**-17
-        torch.testing.assert_close(model.weight(layer) - base[layer], expected, rtol=1e-6, atol=half_a_step)
+        bent_sum = restrained(full, base[layer], 1.2)
+        torch.testing.assert_close(bent_sum, expected, rtol=1e-6, atol=1e-8)
+        published = model.weight(layer) - base[layer]
+        half_a_step = 2.0 ** (base[layer].square().mean().sqrt().log2().floor() - 17)  # of the grid
+        assert (published - bent_sum).abs().max() <= half_a_step * (1 + 1e-6)
     assert bent, "no singular value was large enough to be restrained"
 
 
