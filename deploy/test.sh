@@ -3,7 +3,7 @@
 #
 #   sh deploy/test.sh                  everything, as .ci/run does
 #   sh deploy/test.sh --quick          without the tests that are marked slow
-#   sh deploy/test.sh --coverage       everything, and which lines it ran: half as long again
+#   sh deploy/test.sh --coverage       everything, and which lines it ran: a third longer
 #   sh deploy/test.sh --guarantees     only the suites behind GUARANTEES.md, whole: up to 30 minutes
 #   sh deploy/test.sh tests/unit -x    further arguments are pytest's
 #

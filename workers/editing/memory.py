@@ -179,8 +179,8 @@ def null_space(moment: torch.Tensor, threshold: float) -> torch.Tensor:
 def on_grid(delta: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
     """ΔW [d_out, d_in] rounded to multiples of 2⁻¹⁶ of the power of two below W0's root mean square.
 
-    fp64 sums depend on their order in the last digits. On the grid the published weights do not: the same
-    pairs give the same bits, whatever was written and forgotten on the way to them.
+    fp64 sums depend on their order in the last digits. On the grid the published weights do not, but for an
+    entry between two points: the same pairs give the same bits, whatever was written and forgotten before.
     """
     typical = float(base.norm()) / math.sqrt(base.numel())
     step = _GRID * 2.0 ** math.floor(math.log2(typical)) if typical else _GRID
