@@ -5,7 +5,7 @@
 #   sh deploy/test.sh --quick          without the tests that are marked slow
 #   sh deploy/test.sh --coverage       everything, and which lines it ran: a third longer
 #   sh deploy/test.sh --guarantees     only the suites behind GUARANTEES.md, whole: up to 30 minutes
-#   sh deploy/test.sh tests/unit -x    further arguments are pytest's
+#   sh deploy/test.sh tests/daemon -x  further arguments are pytest's
 #
 # ERRATA_MODEL_PATH      folder of SmolLM2-135M-Instruct; made in .errata/models when missing
 # ERRATA_TEST_NO_APT=1   never call apt-get
@@ -95,7 +95,7 @@ HF_HUB_OFFLINE=1
 export ERRATA_MODEL_PATH HF_HUB_OFFLINE
 bin=$PWD/.venv/bin
 
-"$bin/python" -m workers.fetch "$ERRATA_MODEL_PATH" &
+"$bin/python" -m workers.models.fetch "$ERRATA_MODEL_PATH" &
 fetching=$!
 
 # two processes of one thread each: more would starve what the tests start themselves; a file stays on one
@@ -108,9 +108,9 @@ if [ -n "$guarantees" ]; then
     ERRATA_TEST_GUARANTEES=1
     export ERRATA_TEST_GUARANTEES
     # shellcheck disable=SC2086 # a list of words
-    stage guarantees "$bin/python" -m pytest $beside tests/e2e tests/crash tests/broker tests/model tests/feeds \
-        tests/security tests/unit/test_guarantees.py tests/unit/test_scheduler.py tests/unit/test_upgrade.py \
-        tests/unit/test_serve.py "$@"
+    stage guarantees "$bin/python" -m pytest $beside tests/e2e tests/crash tests/broker tests/model tests/daemon/feeds \
+        tests/security tests/documents/test_guarantees.py tests/daemon/scheduling/test_scheduler.py tests/daemon/core/ledger/test_upgrade.py \
+        tests/workers/serving/test_openai.py "$@"
     printf '\n%s' "$summary"
     exit "$failed"
 fi

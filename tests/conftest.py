@@ -8,9 +8,19 @@ from typing import Any
 
 import pytest
 
-from daemon.redis_server import PrivateRedis, locate_redis
+from daemon.embedded.redis_server import PrivateRedis, locate_redis
 from tests import postgres
 from tests.installation import Installation
+from tests.ledger_fixtures import (  # fixtures of every suite
+    clock,
+    ledger,
+    ledger_url,
+    postgres_template,
+    sqlite_ledger,
+    sqlite_template,
+)
+
+__all__ = ["clock", "ledger", "ledger_url", "postgres_template", "sqlite_ledger", "sqlite_template"]
 
 LIVES = pytest.StashKey[Counter[str]]()
 """How often tests cut a life short, by what; all processes of one run together."""
@@ -108,6 +118,6 @@ def model_path() -> Path:
     """The folder of SmolLM2-135M-Instruct, named by ERRATA_MODEL_PATH."""
     named = os.environ.get("ERRATA_MODEL_PATH")
     if not named or not (Path(named) / "config.json").is_file():
-        absent("ERRATA_MODEL_PATH names no model: python -m workers.fetch FOLDER makes one")
+        absent("ERRATA_MODEL_PATH names no model: python -m workers.models.fetch FOLDER makes one")
     assert named is not None
     return Path(named)

@@ -14,9 +14,9 @@ from typing import Any
 import tomli_w
 from sqlalchemy import select
 
-from daemon.core.config import Config, load_config
-from daemon.core.ledger import Ledger
-from daemon.core.schema import corrections, revisions
+from daemon.core.config.settings import Config, load_config
+from daemon.core.ledger.ledger import Ledger
+from daemon.core.ledger.schema import corrections, revisions
 
 CORPUS = Path(__file__).parents[1] / "workers" / "probes" / "data" / "heldout.txt"
 """Text for the statistics: reading is quicker than sampling."""

@@ -10,13 +10,13 @@ from typing import Any
 
 from typer.testing import CliRunner
 
-from daemon.admission import admit, submit
-from daemon.cli import make_cli
-from daemon.core.config import Config, load_config
-from daemon.core.ledger import Ledger
+from daemon.admission.admit import admit, submit
+from daemon.cli.main import make_cli
+from daemon.core.config.settings import Config, load_config
+from daemon.core.ledger.ledger import Ledger
+from daemon.core.ledger.proposals import ProbeRow
 from daemon.core.names import DEFAULT_MODEL, ProbeResult
-from daemon.core.proposals import ProbeRow
-from daemon.incidents import judge
+from daemon.watch.judge import judge
 from tests.ledgers import apply_waiting, found, items, make_batch, propose, statement, take_lease
 
 STAGES = {"load": 0.5, "write": 2.25, "verify": 0.125}

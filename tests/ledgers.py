@@ -8,12 +8,12 @@ from typing import Any
 
 from sqlalchemy import RowMapping, select
 
-from daemon.core import batches, leases
-from daemon.core.chain import active_tenures, head
-from daemon.core.ledger import Ledger
+from daemon.core.ledger import batches, leases
+from daemon.core.ledger.chain import active_tenures, head
+from daemon.core.ledger.ledger import Ledger
+from daemon.core.ledger.proposals import Proposal, Refusal, Written
+from daemon.core.ledger.schema import corrections
 from daemon.core.names import DEFAULT_MODEL, CorrectionState, writer_lease
-from daemon.core.proposals import Proposal, Refusal, Written
-from daemon.core.schema import corrections
 from daemon.feeds.base import RawItem
 
 START = datetime(2026, 6, 1, tzinfo=UTC)

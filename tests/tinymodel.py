@@ -9,15 +9,15 @@ from typing import Any
 import tomli_w
 import torch
 
-from daemon.admission import submit
-from daemon.core.config import Config, load_config
-from daemon.core.ledger import Ledger
+from daemon.admission.admit import submit
+from daemon.core.config.settings import Config, load_config
+from daemon.core.ledger.ledger import Ledger
+from daemon.core.ledger.schema import revisions
 from daemon.core.names import RevisionState
-from daemon.core.schema import revisions
 from tests.ledgers import make_batch, propose, take_lease
 from tests.numerics.models import random_model
 from workers.editing.model import EditableModel, load_model
-from workers.store import Store
+from workers.revisions.store import Store
 
 LAYERS = (0, 1)
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from daemon.core.config import Config
+from daemon.core.config.settings import Config
 from workers.editing.editor import Associations, Editor, Verdict
 from workers.editing.prompts import EditRequest
 from workers.editing.recipes import Recipe

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import count
 
-from daemon.admission import submit
-from daemon.core.config import Config
-from daemon.core.ledger import Ledger
+from daemon.admission.admit import submit
+from daemon.core.config.settings import Config
+from daemon.core.ledger.ledger import Ledger
+from daemon.core.ledger.outcomes import Outcomes, Scale
+from daemon.core.ledger.proposals import ProbeRow
 from daemon.core.names import ProbeResult
-from daemon.core.outcomes import Outcomes, Scale
-from daemon.core.proposals import ProbeRow
-from daemon.incidents import judge
+from daemon.watch.judge import judge
 from tests.ledgers import make_batch, propose, statement, take_lease
 
 SUITE = "quiz@1"

@@ -8,7 +8,7 @@ from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 import redis
 from celery import Celery
 
-from daemon.core.config import Config
+from daemon.core.config.settings import Config
 from daemon.core.errors import UnavailableError
 from daemon.core.names import edit_queue, targets_queue
 
@@ -67,7 +67,7 @@ def worker_arguments(config: Config, *, targets: bool = False) -> list[str]:
     name = config.model.name
     queue, kind = (targets_queue(name), f"targets-{os.getpid()}") if targets else (edit_queue(name), "edit")
     return [
-        "-m", "celery", "--app", "workers.app", "worker", "--pool", "prefork", "--concurrency", "1",
+        "-m", "celery", "--app", "workers.queue.app", "worker", "--pool", "prefork", "--concurrency", "1",
         "--queues", queue, "--hostname", f"{kind}-{name}@%h", "--without-gossip",
         "--without-mingle", "--loglevel", config.log.level,
     ]  # fmt: skip

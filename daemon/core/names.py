@@ -158,3 +158,19 @@ def writer_lease(model: str) -> str:
 
 
 SCHEDULER_LEASE = "scheduler"
+
+OPERATOR = "operator"
+"""The feed name of what operators submit, release or retract."""
+
+API_FEED = "api"
+
+UNSETTLED = (IncidentState.OPEN, IncidentState.FROZEN)
+"""States of an incident that nobody has settled."""
+
+APPROVABLE = (
+    QuarantineReason.PROTECTED,
+    QuarantineReason.LOW_TRUST,
+    QuarantineReason.QUORUM,
+    QuarantineReason.CONTRADICTION,
+)
+"""Reasons for which a correction waits for a human and is not wrong in itself."""

@@ -19,10 +19,10 @@ from urllib.parse import urljoin, urlsplit
 
 import httpx
 
-from daemon.core.config_feeds import HttpFeedConfig, RssFeedConfig, WikidataFeedConfig
+from daemon.core.config.feeds import HttpFeedConfig, RssFeedConfig, WikidataFeedConfig
 from daemon.core.errors import FeedError
 from daemon.core.text import printable
-from daemon.version import version
+from daemon.core.version import version
 
 _REDIRECTS = 5
 _MOVED = frozenset({301, 302, 303, 307, 308})

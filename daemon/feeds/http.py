@@ -9,7 +9,7 @@ from urllib.parse import urljoin, urlsplit
 
 import httpx
 
-from daemon.core.config_feeds import HttpFeedConfig
+from daemon.core.config.feeds import HttpFeedConfig
 from daemon.core.errors import FeedError
 from daemon.feeds.base import Cursor, Pull, RawItem
 from daemon.feeds.guard import Answer, Limits, Web

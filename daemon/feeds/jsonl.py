@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, Self
 
-from daemon.core.config_feeds import JsonlFeedConfig
+from daemon.core.config.feeds import JsonlFeedConfig
 from daemon.core.corrections import MAX_ITEM_BYTES
 from daemon.core.errors import FeedError
 from daemon.feeds.base import Cursor, Pull, RawItem

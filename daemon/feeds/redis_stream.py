@@ -7,7 +7,7 @@ from typing import Any, Self
 
 import redis
 
-from daemon.core.config_feeds import RedisStreamFeedConfig
+from daemon.core.config.feeds import RedisStreamFeedConfig
 from daemon.core.errors import FeedError
 from daemon.feeds.base import Cursor, Pull, RawItem
 

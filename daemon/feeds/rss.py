@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import feedparser
 
 from daemon.core.clock import to_text
-from daemon.core.config_feeds import RssFeedConfig
+from daemon.core.config.feeds import RssFeedConfig
 from daemon.core.errors import FeedError
 from daemon.feeds.base import Cursor, Pull, RawItem
 from daemon.feeds.guard import Limits, Web

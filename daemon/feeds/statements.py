@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from daemon.relations.render import UnsayableError, render
-from daemon.relations.table import Relation, Values
+from daemon.core.relations.render import UnsayableError, render
+from daemon.core.relations.table import Relation, Values
 
 _START, _END = "P580", "P582"
 Entity = Mapping[str, Any]

@@ -2,7 +2,7 @@
 
 from typing import Self
 
-from daemon.core.config_feeds import WebhookFeedConfig
+from daemon.core.config.feeds import WebhookFeedConfig
 from daemon.feeds.base import Cursor, Pull
 
 

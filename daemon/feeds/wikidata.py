@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from typing import Any, Self, TypeGuard
 from urllib.parse import urlencode, urlsplit
 
-from daemon.core.config_feeds import WikidataFeedConfig
+from daemon.core.config.feeds import WikidataFeedConfig
 from daemon.core.corrections import MAX_ITEM_BYTES
 from daemon.core.errors import FeedError
+from daemon.core.relations.table import Relation, find, relations
 from daemon.feeds.base import Cursor, Pull, RawItem
 from daemon.feeds.guard import Limits, Web
 from daemon.feeds.sse import Event, EventStream
 from daemon.feeds.statements import Entity, compare, entities_in
-from daemon.relations.table import Relation, find, relations
 
 _AT_ONCE = 24  # edits resolved by one request: two revisions each, and the API takes 50
 _IDS = 50

@@ -6,8 +6,8 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, RowMapping, Select, and_, func, select
 
-from daemon.core.chain import get_revision
-from daemon.core.schema import corrections, judgements, probe_results, revisions, tenures
+from daemon.core.ledger.chain import get_revision
+from daemon.core.ledger.schema import corrections, judgements, probe_results, revisions, tenures
 from daemon.views.figures import head_number, live_number
 
 Row = dict[str, Any]

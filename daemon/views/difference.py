@@ -4,8 +4,8 @@ from typing import Any
 
 from sqlalchemy import Connection, select
 
-from daemon.core.chain import active_tenures, get_revision
-from daemon.core.schema import corrections
+from daemon.core.ledger.chain import active_tenures, get_revision
+from daemon.core.ledger.schema import corrections
 from daemon.views.chain import newest_probes
 
 Row = dict[str, Any]

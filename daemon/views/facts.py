@@ -8,8 +8,8 @@ from typing import Any
 from sqlalchemy import Connection, Select, case, func, select
 
 from daemon.core.errors import NotFoundError
+from daemon.core.ledger.schema import corrections, revisions, tenures
 from daemon.core.names import CorrectionState
-from daemon.core.schema import corrections, revisions, tenures
 
 Row = dict[str, Any]
 _CURRENT = (CorrectionState.PENDING, CorrectionState.QUEUED, CorrectionState.APPLIED)

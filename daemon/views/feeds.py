@@ -6,8 +6,8 @@ from typing import Any
 
 from sqlalchemy import Connection, select
 
-from daemon.core.config_feeds import FeedSection
-from daemon.core.schema import feed_outcomes, feeds, switches
+from daemon.core.config.feeds import FeedSection
+from daemon.core.ledger.schema import feed_outcomes, feeds, switches
 from daemon.views.lists import feed_list
 
 Row = dict[str, Any]

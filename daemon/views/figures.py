@@ -1,27 +1,29 @@
 """Numbers of the ledger: how many corrections, batches and incidents, how deep and old the queue is."""
 
+import shutil
 from dataclasses import dataclass
 from datetime import datetime
 
 from sqlalchemy import Column, ColumnElement, Connection, and_, func, select
 
 from daemon.core.clock import from_text
-from daemon.core.names import CorrectionState, IncidentState, RevisionKind, RevisionState
-from daemon.core.schema import (
+from daemon.core.config.settings import Config
+from daemon.core.ledger.schema import (
     batches,
     corrections,
     feed_outcomes,
     incidents,
     quarantine,
     revisions,
+    scrubs,
     switches,
     tenures,
     workers,
 )
+from daemon.core.names import UNSETTLED, CorrectionState, RevisionKind, RevisionState
 
 Counts = dict[tuple[str, ...], int]
 WAITING = (CorrectionState.PENDING, CorrectionState.QUEUED)
-UNSETTLED = (IncidentState.OPEN, IncidentState.FROZEN)
 
 
 @dataclass(frozen=True)
@@ -162,3 +164,17 @@ def _count(connection: Connection, *columns: Column[str]) -> Counts:
     wanted: tuple[ColumnElement[str], ...] = columns
     rows = connection.execute(select(*wanted, func.count()).group_by(*wanted))
     return {tuple(row[:-1]): int(row[-1]) for row in rows}
+
+
+def free_bytes(config: Config) -> int:
+    """Free space where the store is, or will be."""
+    folder = config.store_path.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def unsound_blobs(connection: Connection) -> int:
+    """How many blobs the last scrub found missing or damaged; 0 before the first."""
+    found = connection.execute(select(scrubs.c.unsound).order_by(scrubs.c.id.desc()).limit(1)).scalar()
+    return len(found or ())

@@ -5,8 +5,9 @@ from typing import Any
 
 from sqlalchemy import Connection, Select, select
 
-from daemon.core.schema import audit, feeds, incidents, publications, quarantine, switches, workers
-from daemon.views.figures import UNSETTLED, is_on, seconds_since
+from daemon.core.ledger.schema import audit, feeds, incidents, publications, quarantine, switches, workers
+from daemon.core.names import UNSETTLED
+from daemon.views.figures import is_on, seconds_since
 
 Row = dict[str, Any]
 

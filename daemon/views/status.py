@@ -7,8 +7,8 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from daemon.core.chain import find_revision
 from daemon.core.clock import to_text
+from daemon.core.ledger.chain import find_revision
 from daemon.core.names import QuarantineState
 from daemon.views import chain, figures, lists
 

@@ -5,8 +5,7 @@ from typing import Any
 
 from sqlalchemy import Connection, RowMapping, Table, select
 
-from daemon.core.names import RevisionKind
-from daemon.core.schema import (
+from daemon.core.ledger.schema import (
     attempts,
     audit,
     batches,
@@ -17,6 +16,7 @@ from daemon.core.schema import (
     revisions,
     tenures,
 )
+from daemon.core.names import RevisionKind
 from daemon.views.facts import fact_story
 
 Row = dict[str, Any]

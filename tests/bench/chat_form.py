@@ -10,13 +10,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from daemon.core.config import load_config
-from workers.assemble import open_model, statistics_for
+from daemon.core.config.settings import load_config
 from workers.editing.editor import Editor
 from workers.editing.model import EditableModel
 from workers.editing.prompts import EditRequest
 from workers.editing.recipes import resolve
-from workers.generation import Sampling, encode_chat, stream
+from workers.models.open import open_model
+from workers.queue.assemble import statistics_for
+from workers.serving.generation import Sampling, encode_chat, stream
 
 _TOKENS = 32
 

@@ -18,13 +18,14 @@ import tomli_w
 import torch
 
 from daemon.core.broker import celery_app
-from daemon.core.config import Config, load_config
-from daemon.redis_server import PrivateRedis
+from daemon.core.config.settings import Config, load_config
+from daemon.embedded.redis_server import PrivateRedis
 from tests.house import CORPUS
-from workers.assemble import chosen_recipe, finder, open_model
 from workers.editing.prompts import EditRequest
 from workers.editing.statistics import make_prefixes
 from workers.editing.targets import Finder, find_targets
+from workers.models.open import open_model
+from workers.queue.assemble import chosen_recipe, finder
 
 SAMPLE = Path(__file__).parents[2] / "deploy" / "sample" / "corrections.jsonl"
 

@@ -19,15 +19,15 @@ from typing import Any
 import redis
 from sqlalchemy import func, select
 
-from daemon.admission import pull_feed
+from daemon.admission.admit import pull_feed
 from daemon.core.broker import CELERY_URL_FILE, URL_FILE, redis_url
-from daemon.core.config import Config
-from daemon.core.ledger import Ledger
+from daemon.core.config.settings import Config
+from daemon.core.ledger.ledger import Ledger
+from daemon.core.ledger.schema import corrections
 from daemon.core.names import CorrectionState
-from daemon.core.schema import corrections
-from daemon.dispatch import CeleryQueue, make_batches, send_open
+from daemon.embedded.redis_server import PrivateRedis
 from daemon.feeds.jsonl import JsonlFeed
-from daemon.redis_server import PrivateRedis
+from daemon.scheduling.dispatch import CeleryQueue, make_batches, send_open
 
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 BATCHES_EVERY = 4  # chunks: as often as the scheduler's own jobs alternate under load

@@ -14,12 +14,19 @@ class Guard:
     test: str
 
 
-_LEDGER, _SESSION, _LEASES = "daemon/core/ledger.py", "workers/session.py", "daemon/core/leases.py"
-_FENCING, _LEDGER_TEST = "tests/crash/test_fencing.py::", "tests/unit/test_ledger.py::"
-_API, _ROLES = "tests/unit/test_api.py::", "tests/security/test_roles.py::"
-_ADMISSION, _SCHEDULER = "tests/unit/test_admission.py::", "tests/unit/test_scheduler.py::"
-_WRITING = "workers/writing.py"
-_DAMAGE, _STORE = "tests/crash/test_damage.py::", "tests/unit/test_store.py::"
+_LEDGER, _SESSION, _LEASES = (
+    "daemon/core/ledger/ledger.py",
+    "workers/session/session.py",
+    "daemon/core/ledger/leases.py",
+)
+_FENCING, _LEDGER_TEST = "tests/crash/test_fencing.py::", "tests/daemon/core/ledger/test_ledger.py::"
+_API, _ROLES = "tests/daemon/api/test_api.py::", "tests/security/test_roles.py::"
+_ADMISSION, _SCHEDULER = (
+    "tests/daemon/admission/test_admit.py::",
+    "tests/daemon/scheduling/test_scheduler.py::",
+)
+_WRITING = "workers/session/writing.py"
+_DAMAGE, _STORE = "tests/crash/test_damage.py::", "tests/workers/revisions/test_store.py::"
 
 WRITERS = (
     Guard(
@@ -65,25 +72,25 @@ WRITERS = (
         _FENCING + "test_a_poisonous_fact_is_quarantined_and_the_others_are_applied[Deadly-crashed_worker]",
     ),
     Guard(
-        "one daemon leads", "daemon/scheduler.py",
+        "one daemon leads", "daemon/scheduling/scheduler.py",
         "except LeaseHeldError:\n                self._lease = None",
         'except LeaseHeldError:\n                self._lease = leases.Lease(SCHEDULER_LEASE, "", 0)',
         _SCHEDULER + "test_of_two_daemons_one_leads_and_the_other_waits",
     ),
     Guard(
-        "a cursor that somebody else moved is not moved back", "daemon/admission.py",
+        "a cursor that somebody else moved is not moved back", "daemon/admission/admit.py",
         'if (dict(row["cursor"]) if row is not None else {}) != cursor:',
         "if False:",
         _ADMISSION + "test_of_two_schedulers_at_once_one_moves_the_cursor",
     ),
     Guard(
-        "a task is shorter than half the visibility timeout", "daemon/core/config.py",
+        "a task is shorter than half the visibility timeout", "daemon/core/config/settings.py",
         "if self.task_seconds * 2 >= self.visibility_seconds:",
         "if False:",
-        "tests/unit/test_config.py::test_a_bad_configuration_is_refused_with_what_is_wrong_and_where",
+        "tests/daemon/core/test_config.py::test_a_bad_configuration_is_refused_with_what_is_wrong_and_where",
     ),
     Guard(
-        "what Redis lost is sent again", "daemon/dispatch.py",
+        "what Redis lost is sent again", "daemon/scheduling/dispatch.py",
         "return _send(ledger, queue, BatchState.SENT, before=ripe)",
         "return 0",
         "tests/broker/test_lost_queue.py::test_flushed_with_batches_queued",
@@ -110,7 +117,7 @@ WEIGHTS = (
         _FENCING + "test_a_poisonous_fact_is_quarantined_and_the_others_are_applied[Unland-not_learned]",
     ),
     Guard(
-        "sha256 at every load", "workers/store.py",
+        "sha256 at every load", "workers/revisions/store.py",
         "        if found != name:\n",
         "        if False:\n",
         _STORE + "test_a_damaged_blob_is_never_loaded",
@@ -122,7 +129,7 @@ WEIGHTS = (
         _DAMAGE + "test_the_scrub_finds_every_kind_of_damage_and_opens_one_incident",
     ),
     Guard(
-        "damage found by a worker is mended", "workers/tasks.py",
+        "damage found by a worker is mended", "workers/queue/tasks.py",
         "batch=batch_id, error=str(error))\n        _recover(holder, error.message)\n",
         "batch=batch_id, error=str(error))\n        holder.forget()\n",
         _DAMAGE + "test_tensors_of_head_are_solved_anew_from_its_facts",
@@ -143,16 +150,16 @@ WEIGHTS = (
         "content is synced before its name", "daemon/core/fsio.py",
         "                os.fsync(descriptor)\n            finally:",
         "                pass\n            finally:",
-        "tests/unit/test_fsio.py::test_content_and_name_are_synced_in_their_order",
+        "tests/daemon/core/test_fsio.py::test_content_and_name_are_synced_in_their_order",
     ),
     Guard(
         "names are synced", "daemon/core/fsio.py",
         "            fsync_folder(path.parent)\n",
         "            pass\n",
-        "tests/unit/test_fsio.py::test_content_and_name_are_synced_in_their_order",
+        "tests/daemon/core/test_fsio.py::test_content_and_name_are_synced_in_their_order",
     ),
     Guard(
-        "no batch is handed out without room", "daemon/scheduler.py",
+        "no batch is handed out without room", "daemon/scheduling/scheduler.py",
         "    def _dispatch(self) -> None:\n        require_room(self.config)\n",
         "    def _dispatch(self) -> None:\n",
         _SCHEDULER + "test_a_full_disk_pauses_the_edits_and_they_go_on_by_themselves",
@@ -176,10 +183,10 @@ WEIGHTS = (
         _LEDGER_TEST + "test_a_damaged_ledger_is_refused_and_says_how_to_restore",
     ),
     Guard(
-        "a ledger of a newer Errata is refused", "daemon/core/database.py",
+        "a ledger of a newer Errata is refused", "daemon/core/ledger/database.py",
         "if current is not None and current > newest:",
         "if False:",
-        "tests/unit/test_migrations.py::test_a_ledger_of_a_newer_errata_is_refused_and_left_alone",
+        "tests/daemon/core/ledger/test_migrations.py::test_a_ledger_of_a_newer_errata_is_refused_and_left_alone",
     ),
     Guard(
         "a probe without a score is unknown", "workers/probes/base.py",
@@ -188,22 +195,22 @@ WEIGHTS = (
         "tests/numerics/test_probes.py::test_what_gives_no_score_is_unknown",
     ),
     Guard(
-        "a second rollback within the cooldown is a freeze", "daemon/incidents.py",
+        "a second rollback within the cooldown is a freeze", "daemon/watch/judge.py",
         "if lately or trouble.target is None or trouble.too_far:",
         "if trouble.target is None or trouble.too_far:",
-        "tests/unit/test_incidents.py::test_twice_within_the_cooldown_freezes",
+        "tests/daemon/watch/test_judge.py::test_twice_within_the_cooldown_freezes",
     ),
 )  # fmt: skip
 
 STRANGERS = (
     Guard(
-        "newest wins, not latest", "daemon/placement.py",
+        "newest wins, not latest", "daemon/admission/newest_wins.py",
         "if current is not None and new.order_key < current.order_key:",
         "if False:",
         _ADMISSION + "test_an_older_statement_is_stored_but_changes_nothing",
     ),
     Guard(
-        "what a rollback took back stays out", "daemon/placement.py",
+        "what a rollback took back stays out", "daemon/admission/newest_wins.py",
         "if reverted is not None and not may_return and new.says_as(reverted):",
         "if False:",
         _ADMISSION + "test_what_a_rollback_took_back_does_not_come_back_by_itself",
@@ -212,32 +219,32 @@ STRANGERS = (
         "items are bounded in depth", "daemon/core/corrections.py",
         "if _depth(text) > MAX_DEPTH:",
         "if False:",
-        "tests/feeds/test_attacks.py::test_each_attack_is_refused_with_its_reason",
+        "tests/daemon/feeds/test_attacks.py::test_each_attack_is_refused_with_its_reason",
     ),
     Guard(
-        "feeds wait while the queue is full", "daemon/scheduler.py",
+        "feeds wait while the queue is full", "daemon/scheduling/scheduler.py",
         "while self._has_room() and (limit := bucket.room(section.chunk_items)):",
         "while limit := bucket.room(section.chunk_items):",
         _SCHEDULER + "test_a_flood_fills_the_queue_to_its_bound_and_no_further",
     ),
     Guard(
-        "only so many batches go ahead", "daemon/dispatch.py",
+        "only so many batches go ahead", "daemon/scheduling/dispatch.py",
         "    if free <= 0:\n        return []\n",
         "    free = _AT_ONCE\n",
-        "tests/unit/test_dispatch_batches.py::"
+        "tests/daemon/scheduling/test_dispatch.py::"
         "test_only_so_many_batches_go_ahead_and_what_waits_behind_them_is_replaced",
     ),
     Guard(
-        "a feed that fills the quarantine pauses itself", "daemon/selfpause.py",
+        "a feed that fills the quarantine pauses itself", "daemon/admission/auto_pause.py",
         "        if count < limit:\n",
         "        if count >= 0:\n",
-        "tests/unit/test_trust.py::test_a_feed_that_fills_the_quarantine_pauses_itself_once",
+        "tests/daemon/admission/test_policy.py::test_a_feed_that_fills_the_quarantine_pauses_itself_once",
     ),
     Guard(
         "only public addresses are asked", "daemon/feeds/guard.py",
         "return address.is_global and not address.is_multicast",
         "return True",
-        "tests/feeds/test_guard.py::test_a_name_that_means_a_private_address_is_refused",
+        "tests/daemon/feeds/test_guard.py::test_a_name_that_means_a_private_address_is_refused",
     ),
     Guard(
         "the queue carries JSON only", "daemon/core/broker.py",
@@ -246,64 +253,64 @@ STRANGERS = (
         "tests/broker/test_lost_queue.py::test_a_foreign_message_is_discarded_and_runs_no_code[pickle]",
     ),
     Guard(
-        "a token is needed", "daemon/api_guard.py",
+        "a token is needed", "daemon/api/guard.py",
         "        if role is None:\n            answer = problem(401",
         "        if role is None:\n            return Role.OPERATE\n            answer = problem(401",
         _API + "test_with_a_token_file_only_its_token_opens",
     ),
     Guard(
-        "a role opens no more than its part", "daemon/api_guard.py",
+        "a role opens no more than its part", "daemon/api/guard.py",
         "if not role.includes(needed):",
         "if False:",
         _ROLES + "test_each_role_may_do_its_part_and_what_is_below_it",
     ),
     Guard(
-        "a command needs its role", "daemon/cli_roles.py",
+        "a command needs its role", "daemon/cli/roles.py",
         "    if not role.includes(needed):\n",
         "    if False:\n",
         "tests/security/test_cli_roles.py::test_who_may_only_look_changes_nothing",
     ),
     Guard(
-        "tokens are compared in constant time", "daemon/api_roles.py",
+        "tokens are compared in constant time", "daemon/core/tokens.py",
         "if role in self._files and hmac.compare_digest(offered, read_token(self._files[role]).encode()):",
         "if role in self._files and offered == read_token(self._files[role]).encode():",
         _ROLES + "test_every_token_is_compared_in_constant_time",
     ),
     Guard(
-        "wrong tokens are limited", "daemon/api_guard.py",
+        "wrong tokens are limited", "daemon/api/guard.py",
         "if self._failures.too_many(_address(scope)):",
         "if False:",
         _ROLES + "test_guesses_do_not_fill_the_ledger_and_shut_nobody_else_out",
     ),
     Guard(
-        "without a token only this machine may change things", "daemon/api_guard.py",
+        "without a token only this machine may change things", "daemon/api/guard.py",
         "            if _is_local(scope, headers):\n",
         "            if True:\n",
         _API + "test_without_a_token_file_others_may_only_look",
     ),
     Guard(
-        "no page of another origin may", "daemon/api_guard.py",
+        "no page of another origin may", "daemon/api/guard.py",
         "_is_loopback(asked_for) and not foreign",
         "_is_loopback(asked_for)",
         _API + "test_a_page_of_another_origin_cannot_use_a_browser_here",
     ),
     Guard(
-        "bodies are bounded", "daemon/api_guard.py",
+        "bodies are bounded", "daemon/api/guard.py",
         "            if size > self._limit:\n",
         "            if False:\n",
         _API + "test_a_body_above_the_limit_is_refused_declared_or_not",
     ),
     Guard(
-        "a delivery bears its feed's signature", "daemon/api_corrections.py",
+        "a delivery bears its feed's signature", "daemon/api/corrections.py",
         "return hmac.compare_digest(header.strip().lower().encode(), wanted.encode())",
         "return True",
-        "tests/unit/test_webhook.py::test_a_signature_of_another_body_or_key_and_other_routes_are_refused",
+        "tests/daemon/api/test_webhook.py::test_a_signature_of_another_body_or_key_and_other_routes_are_refused",
     ),
     Guard(
-        "audit rows hold each other", "daemon/core/audit.py",
+        "audit rows hold each other", "daemon/core/ledger/audit.py",
         'if row["previous"] != previous or row["hash"] != _row_hash(body):',
         'if row["previous"] != previous:',
-        "tests/unit/test_audit.py::test_a_changed_row_is_found",
+        "tests/daemon/core/ledger/test_audit.py::test_a_changed_row_is_found",
     ),
 )  # fmt: skip
 

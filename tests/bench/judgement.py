@@ -18,10 +18,10 @@ from pathlib import Path
 
 import torch
 
-from daemon.core.config import Config
-from daemon.core.ledger import Ledger
+from daemon.core.config.settings import Config
+from daemon.core.ledger.ledger import Ledger
+from daemon.core.ledger.schema import incidents
 from daemon.core.log import configure_logging
-from daemon.core.schema import incidents
 from tests.ledgers import found
 from tests.numerics.models import random_model
 from tests.watching import commit_and_judge, suite_row

@@ -10,14 +10,14 @@ from pathlib import Path
 
 from peft import PeftModel
 
-from daemon.core.chain import head
-from daemon.core.config import load_config
-from daemon.core.ledger import Ledger
-from workers.assemble import open_model
-from workers.loading import load_tensors
-from workers.lora import ADAPTER, export_adapter
-from workers.revision_facts import read_revision
-from workers.store import Store
+from daemon.core.config.settings import load_config
+from daemon.core.ledger.chain import head
+from daemon.core.ledger.ledger import Ledger
+from workers.models.open import open_model
+from workers.publishing.lora import ADAPTER, export_adapter
+from workers.publishing.revision_facts import read_revision
+from workers.revisions.loading import load_tensors
+from workers.revisions.store import Store
 
 _TOKENS = 8
 _ENERGIES = (0.9, 0.99, 0.999, 0.9999)

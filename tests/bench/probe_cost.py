@@ -14,14 +14,14 @@ from pathlib import Path
 import tomli_w
 import torch
 
-from daemon.admission import submit
-from daemon.core.chain import head
-from daemon.core.config import load_config
+from daemon.admission.admit import submit
+from daemon.core.config.settings import load_config
+from daemon.core.ledger.chain import head
 from daemon.core.log import configure_logging
 from tests.house import CORPUS
 from tests.ledgers import make_batch
-from workers.assemble import SessionHolder
 from workers.bench.facts import BenchFact, load_facts
+from workers.queue.assemble import SessionHolder
 
 _STAGES = ("load", "forget", "write", "verify", "review", "save", "probe")
 

@@ -27,10 +27,10 @@ from typing import Any
 
 from sqlalchemy import func, select
 
-from daemon.core.chain import head
 from daemon.core.errors import ErrataError
-from daemon.core.schema import revisions
-from daemon.redis_server import locate_redis
+from daemon.core.ledger.chain import head
+from daemon.core.ledger.schema import revisions
+from daemon.embedded.redis_server import locate_redis
 from tests.bench.soak_sums import Written, checks
 from tests.broker.station import ROOT, Station
 from tests.toy import said

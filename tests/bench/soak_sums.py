@@ -6,16 +6,16 @@ from dataclasses import dataclass, field
 
 from sqlalchemy import func, select
 
-from daemon.core.audit import first_broken_row
-from daemon.core.chain import active_tenures
-from daemon.core.config import Config
-from daemon.core.ledger import Ledger
+from daemon.core.config.settings import Config
+from daemon.core.ledger.audit import first_broken_row
+from daemon.core.ledger.chain import active_tenures
+from daemon.core.ledger.ledger import Ledger
+from daemon.core.ledger.schema import batches, corrections, feeds, quarantine, revisions, tenures
 from daemon.core.names import BatchState, CorrectionState, RevisionKind
-from daemon.core.schema import batches, corrections, feeds, quarantine, revisions, tenures
-from daemon.keeping import collect_garbage, scrub
+from daemon.upkeep.store import collect_garbage, scrub
 from tests.toy import ANSWERS, WIDE, ToyEditor, prompt_of
-from workers.recovery import rebuild
-from workers.store import Store
+from workers.revisions.recovery import rebuild
+from workers.revisions.store import Store
 
 MODEL = "default"
 DONE = frozenset(CorrectionState) - {CorrectionState.PENDING, CorrectionState.QUEUED}

@@ -16,13 +16,13 @@ import tomli_w
 from sqlalchemy import select
 
 from daemon.core.broker import redis_url
-from daemon.core.config import Config, load_config
-from daemon.core.ledger import Ledger
+from daemon.core.config.settings import Config, load_config
+from daemon.core.ledger.ledger import Ledger
+from daemon.core.ledger.schema import corrections, revisions, tenures
 from daemon.core.names import RevisionKind, edit_queue
-from daemon.core.schema import corrections, revisions, tenures
-from daemon.dispatch import CeleryQueue
-from daemon.redis_server import PrivateRedis
-from daemon.scheduler import Scheduler
+from daemon.embedded.redis_server import PrivateRedis
+from daemon.scheduling.dispatch import CeleryQueue
+from daemon.scheduling.scheduler import Scheduler
 from tests.toy import said
 
 ROOT = Path(__file__).parents[2]

@@ -9,8 +9,8 @@ from kombu import Connection
 from pydantic import SecretStr
 
 from daemon.core.broker import broker_url, redis_url
-from daemon.core.config import Config
-from daemon.redis_server import PrivateRedis
+from daemon.core.config.settings import Config
+from daemon.embedded.redis_server import PrivateRedis
 
 
 def config_for(url: str, folder: Path) -> Config:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from daemon.api import make_app
+from daemon.api.app import make_app
 from daemon.core.names import edit_queue
 from tests.broker.station import Station
 from tests.conftest import is_full

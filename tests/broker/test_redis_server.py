@@ -14,7 +14,7 @@ from celery import Celery
 from kombu import Connection
 
 from daemon.core.errors import UnavailableError
-from daemon.redis_server import PrivateRedis, locate_redis
+from daemon.embedded.redis_server import PrivateRedis, locate_redis
 
 pytestmark = pytest.mark.redis
 
@@ -136,7 +136,7 @@ def test_a_server_without_owner_is_ended_before_a_second_one_starts(
 ) -> None:
     folder = tmp_path / "redis"
     owner = (
-        "import os, sys; from pathlib import Path; from daemon.redis_server import PrivateRedis\n"
+        "import os, sys; from pathlib import Path; from daemon.embedded.redis_server import PrivateRedis\n"
         "s = PrivateRedis(Path(sys.argv[1])); s.start(); print(s.pid, flush=True); os._exit(9)"
     )
     command = [sys.executable, "-c", owner, str(folder)]
@@ -153,7 +153,7 @@ def test_a_number_that_was_given_out_again_is_left_alone(redis_binary: Path, tmp
     with PrivateRedis(folder, redis_binary), subprocess.Popen(["sleep", "30"]) as stranger:
         (folder / "pid").write_text(str(stranger.pid))
         with pytest.MonkeyPatch.context() as patch, pytest.raises(UnavailableError, match="cannot be ended"):
-            patch.setattr("daemon.redis_server._STOP_SECONDS", 0.3)
+            patch.setattr("daemon.embedded.redis_server._STOP_SECONDS", 0.3)
             PrivateRedis(folder, redis_binary).start()
         assert stranger.poll() is None
         stranger.kill()

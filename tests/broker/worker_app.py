@@ -3,13 +3,13 @@
 from celery import Celery
 
 from daemon.core.broker import celery_app
-from daemon.core.config import Config, load_config
-from daemon.core.ledger import Ledger
+from daemon.core.config.settings import Config, load_config
+from daemon.core.ledger.ledger import Ledger
 from tests.toy import WIDE, ToyEditor
-from workers.assemble import SessionHolder, found
-from workers.session import Session
-from workers.store import Store
-from workers.tasks import register
+from workers.queue.assemble import SessionHolder, found
+from workers.queue.tasks import register
+from workers.revisions.store import Store
+from workers.session.session import Session
 
 
 class ToyHolder(SessionHolder):

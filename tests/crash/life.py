@@ -13,22 +13,22 @@ import structlog
 import torch
 from sqlalchemy import func, select
 
-from daemon.admission import backlog, pull_feed
-from daemon.core.audit import first_broken_row
-from daemon.core.chain import active_tenures, head
+from daemon.admission.admit import backlog, pull_feed
 from daemon.core.fsio import Checkpoint, no_checkpoint
-from daemon.core.ledger import Ledger
+from daemon.core.ledger.audit import first_broken_row
+from daemon.core.ledger.chain import active_tenures, head
+from daemon.core.ledger.ledger import Ledger
+from daemon.core.ledger.schema import batches as batch_table
+from daemon.core.ledger.schema import corrections, feeds, quarantine, revisions, tenures
 from daemon.core.names import BatchState, CorrectionState, RevisionKind
-from daemon.core.schema import batches as batch_table
-from daemon.core.schema import corrections, feeds, quarantine, revisions, tenures
-from daemon.dispatch import make_batches
 from daemon.feeds.jsonl import JsonlFeed
+from daemon.scheduling.dispatch import make_batches
 from tests.toy import ANSWERS, ToyEditor, prompt_of, said, toy_config
-from workers.loading import load_head
-from workers.plan import active_pairs
-from workers.session import Session
-from workers.store import Store
-from workers.tasks import deliver
+from workers.queue.tasks import deliver
+from workers.revisions.facts import active_pairs
+from workers.revisions.loading import load_head
+from workers.revisions.store import Store
+from workers.session.session import Session
 
 MODEL = "default"
 CHUNK = 3

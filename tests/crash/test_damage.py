@@ -7,18 +7,18 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
-from daemon.backup import back_up, restore
-from daemon.core.chain import head
 from daemon.core.errors import CorruptBlobError, LedgerError, NotFoundError, StoreError
-from daemon.core.schema import incidents, revisions, tenures
-from daemon.keeping import collect_garbage, scrub
+from daemon.core.ledger.chain import head
+from daemon.core.ledger.schema import incidents, revisions, tenures
+from daemon.upkeep.backup import back_up, restore
+from daemon.upkeep.store import collect_garbage, scrub
 from tests.crash.conftest import copy_of
 from tests.crash.life import Life
 from tests.toy import ToyEditor
-from tests.unit.test_store import DAMAGES, flip_a_bit
-from workers.loading import load_tensors
-from workers.recovery import rebuild
-from workers.tasks import survey_head
+from tests.workers.revisions.test_store import DAMAGES, flip_a_bit
+from workers.queue.tasks import survey_head
+from workers.revisions.loading import load_tensors
+from workers.revisions.recovery import rebuild
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
-from daemon.admission import submit
+from daemon.admission.admit import submit
+from daemon.core.ledger.schema import attempts, leases, quarantine, revisions
 from daemon.core.names import RevisionKind, writer_lease
-from daemon.core.schema import attempts, leases, quarantine, revisions
-from daemon.dispatch import make_batches
+from daemon.scheduling.dispatch import make_batches
 from tests.crash.conftest import copy_of
 from tests.crash.life import Life, ended, fork
 from tests.toy import said

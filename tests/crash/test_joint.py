@@ -8,7 +8,7 @@ import pytest
 import torch
 from sqlalchemy import select
 
-from daemon.core.schema import tenures
+from daemon.core.ledger.schema import tenures
 from tests.crash.life import Life
 from tests.crash.test_known import teach
 from tests.toy import D_IN, UNKNOWN, ToyEditor, drawn, prompt_of, said, toy_config

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
-from daemon.admission import submit
+from daemon.admission.admit import submit
+from daemon.core.ledger.schema import corrections, probe_results
 from daemon.core.names import ALL_PROBES
-from daemon.core.schema import corrections, probe_results
-from daemon.dispatch import make_batches
+from daemon.scheduling.dispatch import make_batches
 from tests.crash.life import Life
 from tests.toy import prompt_of, said, toy_config
 

@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 import pytest
 from sqlalchemy import select
 
+from daemon.core.ledger.schema import attempts, leases
 from daemon.core.names import writer_lease
-from daemon.core.schema import attempts, leases
 from tests.conftest import is_full
 from tests.house import NEWS, House
-from workers.inspect import show_revision
+from workers.cli.probe import show_revision
 
 pytestmark = [pytest.mark.redis, pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -8,15 +8,15 @@ import torch
 
 from tests.conftest import is_full
 from tests.house import CORPUS
-from tests.unit.test_review import fact
+from tests.workers.session.test_review import fact
 from workers.editing.editor import Associations, Editor
 from workers.editing.model import load_model
 from workers.editing.recipes import resolve
 from workers.editing.statistics import compute
-from workers.pairs import load_pairs, save_pairs
-from workers.plan import Pair
-from workers.review import mend_slipped
-from workers.store import Store
+from workers.revisions.facts import Pair
+from workers.revisions.pairs import load_pairs, save_pairs
+from workers.revisions.store import Store
+from workers.session.review import mend_slipped
 
 pytestmark = [
     pytest.mark.slow,

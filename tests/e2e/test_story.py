@@ -10,7 +10,7 @@ import httpx
 import pytest
 from sqlalchemy import select
 
-from daemon.core.schema import corrections
+from daemon.core.ledger.schema import corrections
 from tests.e2e.test_main_path import answers
 from tests.house import House
 

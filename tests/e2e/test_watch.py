@@ -16,20 +16,19 @@ import pytest
 import tomli_w
 from sqlalchemy import select
 
-from daemon import switches
-from daemon.admission import submit
-from daemon.core import batches
-from daemon.core.chain import head
+from daemon.admission.admit import submit
 from daemon.core.clock import from_text
-from daemon.core.config import load_config
-from daemon.core.schema import audit, corrections, probe_results
+from daemon.core.config.settings import load_config
+from daemon.core.ledger import batches, switches
+from daemon.core.ledger.chain import head
+from daemon.core.ledger.schema import audit, corrections, probe_results
 from tests.conftest import is_full
 from tests.e2e.prometheus import MONITORING, Prometheus, free_port, get, monitored
 from tests.house import House
-from workers.assemble import SessionHolder
-from workers.loading import Loaded, load_tensors
-from workers.session import Outcome, Session
-from workers.writing import Edit, Writer
+from workers.queue.assemble import SessionHolder
+from workers.revisions.loading import Loaded, load_tensors
+from workers.session.session import Outcome, Session
+from workers.session.writing import Edit, Writer
 
 pytestmark = [
     pytest.mark.redis,

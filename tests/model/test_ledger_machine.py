@@ -23,17 +23,17 @@ from hypothesis.stateful import (
 from sqlalchemy import select
 from sqlalchemy.engine import make_url
 
-from daemon.admission import admit
-from daemon.core import batches
-from daemon.core.audit import first_broken_row
+from daemon.admission.admit import admit
+from daemon.admission.quarantine import release
 from daemon.core.corrections import from_mapping, order_key
 from daemon.core.errors import FencedError, StaleHeadError
-from daemon.core.leases import Lease
-from daemon.core.ledger import Ledger
-from daemon.core.proposals import Proposal
-from daemon.core.revision import content_hash
-from daemon.core.schema import corrections, quarantine, revisions, tenures
-from daemon.quarantine import release
+from daemon.core.ledger import batches
+from daemon.core.ledger.audit import first_broken_row
+from daemon.core.ledger.leases import Lease
+from daemon.core.ledger.ledger import Ledger
+from daemon.core.ledger.proposals import Proposal
+from daemon.core.ledger.revision import content_hash
+from daemon.core.ledger.schema import corrections, quarantine, revisions, tenures
 from tests import postgres
 from tests.conftest import is_full
 from tests.ledgers import BASE, START, FakeClock, digest, found, items, propose, statement, take_lease

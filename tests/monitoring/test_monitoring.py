@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from daemon.cli import make_cli
+from daemon.cli.main import make_cli
 from daemon.core.metrics import METRICS, Kind
 from tests.conftest import absent
 

@@ -15,20 +15,19 @@ import pytest
 import torch
 
 from daemon.core.clock import SystemClock
-from daemon.core.config_watch import WatchConfig
+from daemon.core.config.watch import WatchConfig
 from daemon.core.errors import ProbeError
-from daemon.core.ledger import Ledger
+from daemon.core.ledger.ledger import Ledger
+from daemon.core.ledger.proposals import ProbeRow
 from daemon.core.metrics import CEILING_PROBES
 from daemon.core.names import DEFAULT_MODEL
-from daemon.core.proposals import ProbeRow
-from daemon.incidents import judge
 from daemon.views.chain import newest_probes
+from daemon.watch.judge import judge
 from tests.ledgers import found
 from tests.numerics.models import taught
 from tests.watching import QUIET
 from workers.editing.editor import Editor
 from workers.editing.prompts import EditRequest
-from workers.plan import Fact
 from workers.probes import FAST, SLOW, BaseAnswers, Measurement, Probe, ProbeContext, canary, full, run_probes
 from workers.probes.canary import measure_all_canaries
 from workers.probes.fluency import entropy, repetition
@@ -44,6 +43,7 @@ from workers.probes.suites import (
     shipped_suite,
 )
 from workers.probes.survey import survey
+from workers.revisions.facts import Fact
 
 WATCH = WatchConfig(probe_seconds=0.3)
 

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import typer
 
-from daemon.cli import make_cli
-from daemon.cli_roles import needed_role
-from daemon.core.ledger import Ledger
+from daemon.cli.main import make_cli
+from daemon.cli.reference import commands
+from daemon.cli.roles import needed_role
+from daemon.core.ledger.ledger import Ledger
 from daemon.core.names import Role
-from daemon.reference import commands
 from tests.installation import Installation
 from tests.ledgers import held
 

@@ -13,9 +13,9 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from schemathesis import GenerationMode
 
-from daemon.api import make_app
-from daemon.core.audit import first_broken_row
-from daemon.core.ledger import Ledger
+from daemon.api.app import make_app
+from daemon.core.ledger.audit import first_broken_row
+from daemon.core.ledger.ledger import Ledger
 from tests.conftest import is_full
 from tests.installation import Installation
 

@@ -8,13 +8,13 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import select
 
-from daemon import api_roles
-from daemon.api import make_app
-from daemon.core.audit import first_broken_row
+from daemon.api.app import make_app
+from daemon.core import tokens
 from daemon.core.errors import ConfigError
-from daemon.core.ledger import Ledger
+from daemon.core.ledger.audit import first_broken_row
+from daemon.core.ledger.ledger import Ledger
+from daemon.core.ledger.schema import audit
 from daemon.core.names import Role
-from daemon.core.schema import audit
 from tests.installation import Installation
 from tests.ledgers import FakeClock, held, statement
 
@@ -104,10 +104,10 @@ def test_with_a_token_for_reading_nobody_looks_without_one(
 
 def test_what_is_not_known_to_be_harmless_needs_everything() -> None:
     for method in ("POST", "PUT", "PATCH", "DELETE", "BREW"):
-        assert api_roles.needed_role(method, "/v1/anything") is Role.OPERATE
-    assert api_roles.needed_role("POST", "/v1/corrections/") is Role.OPERATE
-    assert api_roles.needed_role("GET", "/v1/anything") is Role.READ
-    assert api_roles.needed_role("POST", "/healthz") is Role.OPERATE
+        assert tokens.needed_role(method, "/v1/anything") is Role.OPERATE
+    assert tokens.needed_role("POST", "/v1/corrections/") is Role.OPERATE
+    assert tokens.needed_role("GET", "/v1/anything") is Role.READ
+    assert tokens.needed_role("POST", "/healthz") is Role.OPERATE
 
 
 def test_an_alert_may_lead_to_a_rollback_and_needs_the_highest_role(
@@ -150,7 +150,7 @@ def test_guesses_do_not_fill_the_ledger_and_shut_nobody_else_out(
 
 
 def test_failures_of_endless_addresses_are_forgotten() -> None:
-    failures = api_roles.Failures(FakeClock())
+    failures = tokens.Failures(FakeClock())
     for number in range(5_000):
         failures.add(f"2001:db8::{number:x}")
     assert len(failures._left) <= 1024
@@ -180,7 +180,7 @@ def test_every_token_is_compared_in_constant_time(
             return bool(one == other)
 
     client = client_of(installation, ledger, "read", "submit", "operate")
-    monkeypatch.setattr(api_roles, "hmac", Watched)
+    monkeypatch.setattr(tokens, "hmac", Watched)
     for offered in ("", "Bearer x", f"Bearer {TOKENS['read']}", f"Bearer {TOKENS['operate']}"):
         compared.clear()
         client.get("/v1/status", headers={"authorization": offered})

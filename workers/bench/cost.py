@@ -20,7 +20,7 @@ from workers.editing.prompts import EditRequest, encode_fact, pack
 from workers.editing.recipes import Recipe
 from workers.editing.statistics import Statistics
 from workers.progress import Step
-from workers.store import Store
+from workers.revisions.store import Store
 
 SHAPES = {
     "llama-3-8b": {

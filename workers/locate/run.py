@@ -4,14 +4,14 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
-from daemon.core.config import Config
+from daemon.core.config.settings import Config
 from daemon.core.errors import ConfigError, ModelError
-from workers.assemble import open_model
 from workers.bench.report import Report
 from workers.editing.recipes import resolve
 from workers.locate.facts import answered, make_trial, read_known
 from workers.locate.sweep import Choice, Pair, Sweep, propose
 from workers.locate.tracing import Trace, trace
+from workers.models.open import open_model
 from workers.progress import Step
 
 _TRACE = "trace"

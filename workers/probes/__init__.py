@@ -1,6 +1,6 @@
 """Probes: what an edit did to the model. One file a subject; a probe joins a set here."""
 
-from daemon.core.config_watch import WatchConfig
+from daemon.core.config.watch import WatchConfig
 from workers.probes.base import BaseAnswers, Measurement, Probe, ProbeContext, run_probes
 from workers.probes.canary import CANARY, CANARY_ALL
 from workers.probes.efficacy import EFFICACY, RETENTION

@@ -8,15 +8,15 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from daemon.core.clock import Clock
-from daemon.core.config_watch import WatchConfig
+from daemon.core.config.watch import WatchConfig
 from daemon.core.errors import ProbeError
+from daemon.core.ledger.outcomes import Outcomes
+from daemon.core.ledger.proposals import ProbeRow
 from daemon.core.log import get_logger
 from daemon.core.names import ProbeResult
-from daemon.core.outcomes import Outcomes
-from daemon.core.proposals import ProbeRow
 from workers.editing.editor import Editor
-from workers.plan import Fact
 from workers.probes.limit import time_limit
+from workers.revisions.facts import Fact
 
 log = get_logger("errata.probes")
 Item = TypeVar("Item")

@@ -1,6 +1,6 @@
 """Canaries: what everybody knows and no feed should change. What the base model was sure of, is it left?"""
 
-from daemon.core.outcomes import Outcomes
+from daemon.core.ledger.outcomes import Outcomes
 from workers.probes.base import Measurement, Probe, ProbeContext
 from workers.probes.suites import answer_all, margins, shipped_suite
 

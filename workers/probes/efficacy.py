@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from daemon.core.outcomes import Outcomes
-from workers.plan import Fact
+from daemon.core.ledger.outcomes import Outcomes
 from workers.probes.base import Measurement, Probe, ProbeContext
+from workers.revisions.facts import Fact
 
 
 def _share_answered(context: ProbeContext, facts: Sequence[Fact]) -> Measurement:

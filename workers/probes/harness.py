@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
-from daemon.core.config_watch import HarnessConfig
+from daemon.core.config.watch import HarnessConfig
 from daemon.core.errors import ProbeError
-from daemon.core.outcomes import Outcomes
+from daemon.core.ledger.outcomes import Outcomes
 from workers.editing.model import EditableModel
 from workers.probes.base import Measurement, Probe, ProbeContext
 

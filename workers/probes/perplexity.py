@@ -7,7 +7,7 @@ from importlib import resources
 from pathlib import Path
 from statistics import fmean
 
-from daemon.core.outcomes import Outcomes, Scale
+from daemon.core.ledger.outcomes import Outcomes, Scale
 from workers.editing.model import EditableModel
 from workers.probes.base import Measurement, Probe, ProbeContext
 

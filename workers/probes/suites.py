@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from daemon.core.errors import ProbeError
-from daemon.core.outcomes import Outcomes
+from daemon.core.ledger.outcomes import Outcomes
 from workers.editing.model import EditableModel
 from workers.probes.base import Measurement, Probe, ProbeContext
 

@@ -4,10 +4,10 @@ from collections.abc import Callable, Sequence
 
 from sqlalchemy import select
 
-from daemon.core.ledger import Ledger
+from daemon.core.ledger.ledger import Ledger
+from daemon.core.ledger.proposals import ProbeRow
+from daemon.core.ledger.schema import probe_results
 from daemon.core.names import ALL_PROBES, ProbeResult
-from daemon.core.proposals import ProbeRow
-from daemon.core.schema import probe_results
 from workers.probes.base import Probe, ProbeContext, run_probes
 
 

@@ -1,0 +1,1 @@
+"""Decide which statements become corrections, and store them."""

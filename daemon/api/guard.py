@@ -1,0 +1,193 @@
+"""Who may do what over HTTP, how often, and how much may be sent: decided before a body is looked at."""
+
+import ipaddress
+from collections.abc import MutableMapping
+from typing import Any
+from urllib.parse import urlsplit
+
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import JSONResponse
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from daemon.api.errors import problem
+from daemon.core.config.settings import ApiConfig
+from daemon.core.errors import ConfigError, ErrataError
+from daemon.core.ledger import audit
+from daemon.core.ledger.ledger import Ledger
+from daemon.core.log import get_logger
+from daemon.core.names import Role
+from daemon.core.text import printable
+from daemon.core.token_bucket import TokenBucket
+from daemon.core.tokens import Failures, Keys, changes, needed_role
+
+log = get_logger("errata.api")
+_MEDIA = frozenset({"application/json", "application/cloudevents+json", "application/cloudevents-batch+json"})
+_LOCAL_NAMES = frozenset({"localhost"})
+_FORBIDDEN = frozenset({401, 403})
+_AUDITED_PER_SECOND, _AUDITED = 1 / 60, 30  # refused changes that the audit takes, from all the world
+_SHOWN = 200
+
+
+class Guard:
+    """Refuses every request that its sender may not make, and writes down who tried to change something.
+
+    With tokens: the role of the bearer decides (``daemon.core.tokens``). Without: only clients of this host
+    may change something, that name it by a loopback address, from no page of another origin.
+    Deliveries of a feed with a key of its own are let through to the route, which checks their signature.
+    In every case the body must be declared as JSON, which no HTML form can do.
+    """
+
+    def __init__(
+        self, app: ASGIApp, ledger: Ledger, settings: ApiConfig, signed_feeds: frozenset[str] = frozenset()
+    ) -> None:
+        self._app, self._ledger, self._signed_feeds = app, ledger, signed_feeds
+        self._keys = Keys(settings.token_files)
+        rate = settings.changes_per_second
+        self._rates = {role: TokenBucket(ledger.clock, rate, max(1, int(10 * rate))) for role in Role}
+        self._failures = Failures(ledger.clock)
+        self._audited = TokenBucket(ledger.clock, _AUDITED_PER_SECOND, _AUDITED)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or answer it with a refusal."""
+        if scope["type"] == "http":
+            refusal = self._refusal(scope)
+            if refusal is not None:
+                if refusal.status_code in _FORBIDDEN:
+                    await self._note(scope, refusal.status_code)
+                await refusal(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+    def _refusal(self, scope: Scope) -> JSONResponse | None:
+        method, path, headers = scope["method"], scope["path"], Headers(scope=scope)
+        needed = needed_role(method, path)
+        if needed is None or (needed is Role.READ and Role.READ not in self._keys):
+            return None
+        if path == "/v1/corrections" and headers.get("x-errata-feed") in self._signed_feeds:
+            return _media_refusal(headers)  # the route checks the signature, which needs the body
+        role = self._role(scope, headers)
+        if not isinstance(role, Role):
+            return role
+        if not role.includes(needed):
+            return problem(403, "forbidden", f"the token's role is {role}, this needs {needed}")
+        return self._limited(role, headers) if changes(method) else None
+
+    def _role(self, scope: Scope, headers: Headers) -> Role | JSONResponse:
+        """The sender's role, or why it has none."""
+        if not self._keys:
+            if _is_local(scope, headers):
+                return Role.OPERATE
+            hint = "set api.token_file to allow others"
+            return problem(403, "forbidden", "only this machine may change things", hint=hint)
+        if self._failures.too_many(_address(scope)):
+            return problem(429, "rate_limited", "too many requests without a right token", retryable=True)
+        try:
+            role = self._keys.role_of(headers.get("authorization", ""))
+        except ConfigError as error:
+            return problem(503, "unavailable", "the token cannot be checked", hint=error.hint, retryable=True)
+        if role is None:
+            answer = problem(401, "unauthorised", "a bearer token is needed", hint="see api.token_file")
+            answer.headers["WWW-Authenticate"] = "Bearer"
+            return answer
+        return role
+
+    def _limited(self, role: Role, headers: Headers) -> JSONResponse | None:
+        """A refusal of what comes too often, or is no JSON."""
+        bucket = self._rates[role]
+        if not bucket.room(1):
+            return problem(429, "rate_limited", "more changes than api.changes_per_second", retryable=True)
+        bucket.take(1)
+        return _media_refusal(headers)
+
+    async def _note(self, scope: Scope, status: int) -> None:
+        """Count a refusal against its sender; one that would have changed something goes to the audit.
+
+        Only so many: nobody without a token shall fill the ledger.
+        """
+        self._failures.add(_address(scope))
+        if changes(scope["method"]) and self._audited.room(1):
+            self._audited.take(1)
+            await run_in_threadpool(self._write_down, scope, status)
+
+    def _write_down(self, scope: Scope, status: int) -> None:
+        who = printable(_address(scope), _SHOWN)
+        target = printable(f"{scope['method']} {scope['path']}", _SHOWN)
+        try:
+            with self._ledger.write() as connection:
+                now = self._ledger.clock.now()
+                audit.record(connection, now, who, "refused", target, f"answered {status}")
+        except ErrataError as error:
+            log.warning("a refusal is not in the audit", target=target, status=status, error=str(error))
+
+
+class BodyLimit:
+    """Refuses bodies above ``limit`` bytes, declared or not; reads no more than that into memory."""
+
+    def __init__(self, app: ASGIApp, limit: int) -> None:
+        self._app, self._limit = app, limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Read the body, then pass it on, or answer that it is too large."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        messages = await self._read(scope, receive)
+        if messages is None:
+            too_large = problem(413, "too_large", f"the body is longer than {self._limit} bytes")
+            await too_large(scope, receive, send)
+            return
+
+        async def again() -> Message:
+            return messages.pop(0) if messages else await receive()
+
+        await self._app(scope, again, send)
+
+    async def _read(self, scope: Scope, receive: Receive) -> list[Message] | None:
+        """The messages of the body; None when there is too much of it."""
+        declared = Headers(scope=scope).get("content-length", "")
+        if declared.isdecimal() and int(declared) > self._limit:
+            return None
+        messages: list[Message] = []
+        size = 0
+        while True:
+            message: MutableMapping[str, Any] = await receive()
+            messages.append(message)
+            size += len(message.get("body", b""))
+            if size > self._limit:
+                return None
+            if message["type"] != "http.request" or not message.get("more_body", False):
+                return messages
+
+
+def _media_refusal(headers: Headers) -> JSONResponse | None:
+    if headers.get("content-type", "").split(";")[0].strip().lower() not in _MEDIA:
+        return problem(415, "media_type", "the body must be application/json")
+    return None
+
+
+def _address(scope: Scope) -> str:
+    return str(scope["client"][0]) if scope.get("client") else "unknown"
+
+
+def _is_local(scope: Scope, headers: Headers) -> bool:
+    """A client on this machine, which asked for this machine (no name that was bound to it from outside)."""
+    client = scope.get("client")
+    host, origin = headers.get("host", ""), headers.get("origin")
+    try:
+        asked_for = urlsplit(f"//{host}").hostname or ""
+        foreign = origin is not None and urlsplit(origin).netloc != host
+    except ValueError:
+        return False
+    return client is not None and _is_loopback(client[0]) and _is_loopback(asked_for) and not foreign
+
+
+def _is_loopback(name: str) -> bool:
+    if name in _LOCAL_NAMES:
+        return True
+    try:
+        address = ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    return (mapped or address).is_loopback

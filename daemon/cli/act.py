@@ -1,0 +1,247 @@
+"""Commands that change something: submit, retract, rollback, pause, resume. Each leaves an audit row."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from daemon.cli.common import Json, Reason, load, need_reason, open_ledger, print_json, print_table, say, who
+
+if TYPE_CHECKING:
+    from daemon.core.config.settings import Config
+
+_MAX_BYTES = 64 << 20
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands."""
+    for command in (submit, retract, rollback, pause, resume):
+        app.command(command.__name__)(command)
+
+
+def submit(
+    context: typer.Context,
+    file: Annotated[
+        Path | None, typer.Argument(help="JSON: one correction, a list, or one a line; - is stdin")
+    ] = None,
+    subject: Annotated[
+        str | None, typer.Option(help="what the fact is about; the prompt contains it")
+    ] = None,
+    object_: Annotated[str | None, typer.Option("--object", help="the new value")] = None,
+    prompt: Annotated[str | None, typer.Option(help="text that ends where the object follows")] = None,
+    relation: Annotated[str | None, typer.Option(help="name of the relation; without it, the prompt")] = None,
+    paraphrase: Annotated[list[str] | None, typer.Option(help="another wording; may be repeated")] = None,
+    neighborhood: Annotated[
+        list[str] | None, typer.Option(help="prompt that must not change; may be repeated")
+    ] = None,
+    source: Annotated[str | None, typer.Option(help="where this comes from")] = None,
+    effective_at: Annotated[
+        str | None, typer.Option(help="since when it is true, ISO 8601 with zone")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Hand in corrections: one by options, or any number as JSON. All are checked before one is admitted.
+
+    Examples: errata submit --subject Bulgaria --prompt "The currency of Bulgaria is the" --object euro |
+    errata submit corrections.jsonl | cat one.json | errata submit -
+    """
+    given = {
+        "subject": subject,
+        "object": object_,
+        "prompt": prompt,
+        "relation": relation,
+        "paraphrases": paraphrase,
+        "neighborhood": neighborhood,
+        "effective_at": effective_at,
+        "source": source,
+    }
+    item = {key: value for key, value in given.items() if value}
+    if (file is None) is (not item):
+        raise typer.BadParameter("give a file (- is stdin) or --subject, --prompt and --object")
+    from daemon.admission.submission import Delivery, read_items, submit_all
+
+    items = read_items(_read(file)) if file is not None else [_complete(item)]
+    config = load(context)
+    with open_ledger(config) as ledger:
+        rows = submit_all(ledger, config.model.name, items, Delivery(who()))
+    if as_json:
+        print_json({"corrections": rows})
+    else:
+        print_table("corrections", ("correction", "fact", "outcome", "message"), rows)
+
+
+def retract(
+    context: typer.Context,
+    fact: Annotated[str, typer.Argument(help="id, a unique prefix of it, or the subject", metavar="FACT")],
+    reason: Reason,
+    as_json: Json = False,
+) -> None:
+    """Take one fact out of the weights, effective now; all others stay.
+
+    Example: errata retract Bulgaria --reason "the source withdrew it"
+    """
+    from daemon.admission.retraction import retract as act
+
+    config = load(context)
+    with open_ledger(config) as ledger:
+        done = act(ledger, config.model.name, fact, who(), need_reason(reason))
+    if as_json:
+        print_json(done)
+        return
+    note = f" ({done['message']})" if done["message"] else ""
+    say(f"{done['fact']} {done['subject']}: retraction {done['outcome']}{note}")
+
+
+def rollback(
+    context: typer.Context,
+    reason: Reason,
+    to: Annotated[str | None, typer.Option(metavar="REV", help="revision whose content comes back")] = None,
+    last_good: Annotated[
+        bool, typer.Option("--last-good", help="the newest one below head that passed its probes")
+    ] = False,
+    expected_head: Annotated[
+        str | None, typer.Option(metavar="REV", help="refuse when head is another one")
+    ] = None,
+    bisect: Annotated[
+        bool, typer.Option("--bisect", help="then find the guilty, and let the rest be written again")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Append a revision with an earlier one's content. Nothing is deleted; a rollback can be rolled back.
+
+    Examples: errata rollback --to 12 --reason "bad source" | errata rollback --last-good --reason "3 a.m."
+    | errata rollback --last-good --bisect --reason "one of these is bad"
+    """
+    if (to is None) is not last_good:
+        raise typer.BadParameter("give --to REV or --last-good")
+    from daemon.core.ledger.revision import parse_revision
+    from daemon.watch.rollback import roll_back
+
+    config = load(context)
+    then = _command(context, "bisect") if bisect else None
+    number = None if to is None else parse_revision(to)
+    expected = None if expected_head is None else parse_revision(expected_head)
+    with open_ledger(config) as ledger:
+        head = roll_back(
+            ledger,
+            config.model.name,
+            to=number,
+            last_good=last_good,
+            who=who(),
+            reason=need_reason(reason),
+            expected_head=expected,
+        )
+        with ledger.read() as connection:
+            content_of = _content_of(connection, config.model.name, head)
+    if then is not None:
+        arguments = [str(head), *(["--json"] if as_json else [])]
+        with then.make_context("bisect", arguments, context.parent) as inner:
+            then.invoke(inner)
+    elif as_json:
+        print_json({"model": config.model.name, "head": head, "content_of": content_of})
+    else:
+        say(f"head is {head}; it holds what revision {content_of} held")
+
+
+def _command(context: typer.Context, name: str) -> Any:
+    """Another command of this installation.
+
+    Raises:
+        ConfigError: it came with the workers, which are not installed here.
+    """
+    from daemon.core.errors import ConfigError
+
+    group = context.parent
+    found = group.command.get_command(group, name) if group else None  # type: ignore[attr-defined]
+    if found is None:
+        raise ConfigError(f"errata {name} is not installed here", hint="run it where the workers are")
+    return found
+
+
+def pause(
+    context: typer.Context,
+    reason: Reason,
+    feed: Annotated[str | None, typer.Option(help="only this feed, not the edits")] = None,
+    as_json: Json = False,
+) -> None:
+    """Hold back all edits of the model, or one feed; what comes in waits.
+
+    Examples: errata pause --reason "maintenance" | errata pause --feed wikidata --reason "vandals"
+    """
+    _turn(context, feed, reason, as_json, on=True)
+
+
+def resume(
+    context: typer.Context,
+    reason: Reason = "",
+    feed: Annotated[str | None, typer.Option(help="only this feed")] = None,
+    as_json: Json = False,
+) -> None:
+    """Let edits, or one feed, go on; ends a freeze after an incident.
+
+    Examples: errata resume --reason "looked at it" | errata resume --feed wikidata
+    """
+    _turn(context, feed, reason, as_json, on=False)
+
+
+def _turn(context: typer.Context, feed: str | None, reason: str, as_json: bool, *, on: bool) -> None:
+    from daemon.core.ledger import switches
+
+    config = load(context)
+    if on:
+        need_reason(reason)
+    if feed is not None:
+        _known_feed(config, feed)
+    what = f"feed {feed}" if feed else f"model {config.model.name}"
+    turn = switches.pause if on else switches.resume
+    with open_ledger(config) as ledger:
+        changed = turn(ledger, model=config.model.name, feed=feed, who=who(), reason=reason)
+    state = "paused" if on else "running"
+    if as_json:
+        print_json({"model": config.model.name, "feed": feed, "paused": on, "changed": changed})
+    else:
+        say(f"{what} is {state}{'' if changed else ' already'}")
+
+
+def _known_feed(config: "Config", name: str) -> None:
+    from daemon.core.errors import NotFoundError
+
+    known = [feed.name for feed in config.feeds]
+    if name not in known:
+        raise NotFoundError(
+            f"there is no feed {name!r}", hint=f"configured: {', '.join(known) or 'none'}; see [[feeds]]"
+        )
+
+
+def _content_of(connection: Any, model: str, number: int) -> int:
+    from daemon.core.ledger.chain import get_revision
+
+    return int(get_revision(connection, model, number)["content_of"])
+
+
+def _complete(item: dict[str, Any]) -> dict[str, Any]:
+    """One correction from options; a value that is not given is never read as «no longer true»."""
+    missing = [f"--{key}" for key in ("subject", "prompt", "object") if key not in item]
+    if missing:
+        raise typer.BadParameter(f"missing {', '.join(missing)} (to take a fact out: errata retract)")
+    return {"source": "operator", **item}
+
+
+def _read(file: Path) -> str:
+    """The text of a file or of stdin, at most 64 MiB of it."""
+    from daemon.core.errors import FeedError
+
+    try:
+        if str(file) == "-":
+            data = sys.stdin.buffer.read(_MAX_BYTES + 1)
+        else:
+            with file.open("rb") as stream:
+                data = stream.read(_MAX_BYTES + 1)
+        if len(data) > _MAX_BYTES:
+            raise FeedError(f"{file} is larger than {_MAX_BYTES >> 20} MiB", hint="configure it as a feed")
+        return data.decode("utf-8")
+    except OSError as error:
+        raise FeedError(f"cannot read {file}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise FeedError(f"{file} is not UTF-8", hint=f"byte {error.start}") from error

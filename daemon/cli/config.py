@@ -1,0 +1,163 @@
+"""Commands about the installation: config show, config path, doctor."""
+
+import json
+import os
+import tomllib
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from daemon.cli.common import Json, config_file, load, print_json, print_table, say
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from daemon.core.config.settings import Config
+
+config_app = typer.Typer(help="What is configured, and where.", no_args_is_help=True)
+_MASK = "***"
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands."""
+    app.add_typer(config_app, name="config")
+    app.command("doctor")(doctor)
+    app.command("completion")(completion)
+
+
+@config_app.command("show")
+def config_show(context: typer.Context, as_json: Json = False) -> None:
+    """List every key with its value, where the value comes from and what it means; secrets are masked.
+
+    Examples: errata config show | errata config show --json
+    """
+    config = load(context)
+    rows = describe(config, config_file(context))
+    if as_json:
+        print_json({"config": {row["key"]: {k: row[k] for k in ("value", "from")} for row in rows}})
+        return
+    print_table("keys", ("key", "value", "from", "meaning"), rows)
+
+
+@config_app.command("path")
+def config_path(context: typer.Context, as_json: Json = False) -> None:
+    """Print the configuration file that is in force.
+
+    Example: errata config path
+    """
+    file = config_file(context)
+    if as_json:
+        print_json({"path": None if file is None else str(file.resolve())})
+    else:
+        say("none: defaults and environment" if file is None else str(file.resolve()))
+
+
+class Shell(StrEnum):
+    """A shell that completion scripts are known for."""
+
+    BASH = "bash"
+    ZSH = "zsh"
+    FISH = "fish"
+
+
+def completion(shell: Annotated[Shell, typer.Argument(help="the shell that will read it")]) -> None:
+    """Print the script by which a shell completes commands and options of errata.
+
+    Example: errata completion bash > ~/.local/share/bash-completion/completions/errata
+    """
+    from typer.completion import get_completion_script  # type: ignore[attr-defined]
+
+    typer.echo(get_completion_script(prog_name="errata", complete_var="_ERRATA_COMPLETE", shell=shell))
+
+
+def doctor(context: typer.Context, as_json: Json = False) -> None:
+    """Look for the usual mistakes and say what mends each; exit status 1 when there is one.
+
+    Examples: errata doctor | errata doctor --json
+    """
+    from daemon.core.errors import ConfigError
+    from daemon.core.findings import Finding
+    from daemon.upkeep.doctor import examine
+
+    try:
+        config = load(context)
+    except ConfigError as error:
+        found = [
+            Finding(
+                "config", False, error.message, error.hint or "correct it; errata config show lists the keys"
+            )
+        ]
+    else:
+        found = [
+            Finding("config", True, str(config_file(context) or "defaults and environment")),
+            *examine(config),
+        ]
+    rows = [
+        {
+            "check": f.check,
+            "ok": f.ok,
+            "result": "ok" if f.ok else "problem",
+            "detail": f.detail,
+            "fix": f.fix,
+        }
+        for f in found
+    ]
+    if as_json:
+        print_json({"ok": all(f.ok for f in found), "checks": rows})
+    else:
+        print_table("checks", ("check", "result", "detail", "fix"), rows)
+    if not all(f.ok for f in found):
+        raise typer.Exit(1)
+
+
+def describe(config: "Config", file: Path | None) -> list[dict[str, Any]]:
+    """Every key with its value (secrets masked), its origin and its meaning."""
+    from daemon.core.config.settings import known_keys
+
+    written = tomllib.loads(file.read_text(encoding="utf-8")) if file else {}
+    rows = []
+    for key, meaning in known_keys().items():
+        value = _value(config, key)
+        rows.append({"key": key, "value": value, "from": _origin(key, written), "meaning": meaning})
+    return rows
+
+
+def _value(config: "BaseModel", key: str) -> Any:
+    """The value of a dotted key as plain JSON, with secrets masked."""
+    from pydantic import BaseModel, SecretStr
+
+    value: Any = config
+    for part in key.split("."):
+        value = getattr(value, part)
+    if isinstance(value, SecretStr):
+        return _MASK
+    if isinstance(value, tuple):
+        return [item.model_dump(mode="json") if isinstance(item, BaseModel) else item for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _origin(key: str, written: dict[str, Any]) -> str:
+    """The variable, the file or the default that a value comes from; the first that speaks wins."""
+    variable = "ERRATA_" + key.upper().replace(".", "__")
+    if any(name == variable or name.startswith(variable + "__") for name in os.environ):
+        return variable
+    section, _, rest = key.partition(".")
+    if rest and rest in _json_variable(f"ERRATA_{section.upper()}"):
+        return f"ERRATA_{section.upper()}"
+    node: Any = written
+    for part in key.split("."):
+        if not isinstance(node, dict) or part not in node:
+            return "REDIS_URL" if key == "redis_url" and os.environ.get("REDIS_URL") else "default"
+        node = node[part]
+    return "file"
+
+
+def _json_variable(name: str) -> dict[str, Any]:
+    """A whole section given as JSON in one variable."""
+    try:
+        value = json.loads(os.environ.get(name, "{}"))
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,132 @@
+"""Commands that keep ledger and store in order: scrub, gc, backup, restore."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from daemon.cli.common import Json, Reason, load, need_reason, open_ledger, print_json, print_table, say, who
+
+if TYPE_CHECKING:
+    from daemon.core.config.settings import Config
+    from daemon.core.ledger.ledger import Ledger
+
+Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="the backup's folder")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands."""
+    for command in (scrub, gc, backup, restore):
+        app.command(command.__name__)(command)
+
+
+def scrub(context: typer.Context, as_json: Json = False) -> None:
+    """Read every blob that a kept revision needs and compare it with its sha256; exit 1 if one differs.
+
+    Example: errata scrub
+    """
+    from daemon.upkeep.store import scrub as act
+
+    config = load(context)
+    with open_ledger(config) as ledger, _bar("blobs") as progress:
+        unsound = act(ledger, config, progress)
+        _record(ledger, "scrub", config.model.name, "by hand", {"unsound": len(unsound)})
+    if as_json:
+        print_json({"ok": not unsound, "unsound": unsound})
+    elif unsound:
+        print_table("unsound blobs", ("blob", "why"), [{"blob": b, "why": w} for b, w in unsound.items()])
+    else:
+        say("every blob is what its name says")
+    if unsound:
+        raise typer.Exit(1)
+
+
+def gc(context: typer.Context, as_json: Json = False) -> None:
+    """Give up tensors beyond store.keep_revisions and delete blobs that nothing needs, as errata run does.
+
+    Example: errata gc
+    """
+    from daemon.upkeep.store import collect_garbage
+
+    config = load(context)
+    with open_ledger(config) as ledger:
+        swept = collect_garbage(ledger, config)
+        details = {"files": swept.files, "bytes": swept.freed_bytes}
+        _record(ledger, "gc", config.model.name, "by hand", details)
+    if as_json:
+        print_json(details)
+    else:
+        say(f"{swept.files} blobs deleted, {swept.freed_bytes >> 10} KiB freed")
+
+
+def backup(context: typer.Context, folder: Folder, as_json: Json = False) -> None:
+    """Copy ledger and blobs into a new folder while everything runs; blobs are hard links where they can be.
+
+    Example: errata backup /backups/errata-monday
+    """
+    from daemon.upkeep.backup import back_up
+
+    config = load(context)
+    with open_ledger(config) as ledger:
+        _record(ledger, "backup", str(folder), "by hand", {})
+    with _bar("blobs") as progress:
+        copied = back_up(config, folder, progress)
+    if as_json:
+        print_json({"folder": str(folder), "blobs": copied.blobs, "linked": copied.linked})
+    else:
+        say(f"{folder} holds the ledger and {copied.blobs} blobs ({copied.linked} as hard links)")
+
+
+def restore(context: typer.Context, folder: Folder, reason: Reason, as_json: Json = False) -> None:
+    """Bring a backup back; the ledger that is there is kept beside it. Stop errata run first.
+
+    Example: errata restore /backups/errata-monday --reason "the disk failed"
+    """
+    from daemon.upkeep.backup import restore as act
+
+    config = load(context)
+    why = need_reason(reason)
+    with _alone(config), _bar("blobs") as progress:
+        copied = act(config, folder, progress)
+    with open_ledger(config) as ledger:
+        _record(ledger, "restore", str(folder), why, {"blobs": copied.blobs})
+    if as_json:
+        print_json({"folder": str(folder), "blobs": copied.blobs, "replaced": copied.linked})
+    else:
+        say(f"restored from {folder}: the ledger and {copied.blobs} blobs")
+
+
+def _record(ledger: "Ledger", action: str, target: str, why: str, details: dict[str, Any]) -> None:
+    from daemon.core.ledger import audit
+
+    with ledger.write() as connection:
+        audit.record(connection, ledger.clock.now(), who(), action, target, why, details)
+
+
+@contextmanager
+def _alone(config: "Config") -> Iterator[None]:
+    """Refuse while ``errata run`` works on the same data_dir."""
+    import fcntl
+
+    from daemon.core.errors import UnavailableError
+
+    config.run_path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with (config.run_path / "supervisor.lock").open("w") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UnavailableError(f"errata run works on {config.data_dir}", hint="stop it first") from error
+        yield
+
+
+@contextmanager
+def _bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on stderr, only where that is a terminal."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as shown:
+        task = shown.add_task(what, total=None)
+        yield lambda done, of: shown.update(task, completed=done, total=of)

@@ -1,0 +1,130 @@
+"""The command ``errata``: which commands it has, and what its errors and exit statuses are."""
+
+import sys
+import traceback
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from daemon.cli import act, common, config, feeds, keep, look, quarantine, watch
+from daemon.core.errors import ErrataError
+from daemon.core.text import printable
+
+ENTRY_POINTS = "errata.commands"
+UNEXPECTED = 70  # EX_SOFTWARE of sysexits.h
+_LONGEST = 4_000
+_EPILOG = (
+    "Exit status: 0 done; 1 refused, or a check found a problem; 2 wrong usage or configuration; "
+    "3 a service does not answer; 4 the ledger refuses; 5 no such revision, fact or entry; "
+    "6 the store refuses; 7 the model cannot be used; 70 a bug in Errata (--debug shows where). "
+    "Example: errata --config /etc/errata/errata.toml status"
+)
+
+
+class Commands(TyperGroup):
+    """All commands; an error that Errata raises on purpose becomes two lines and its exit status."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that was typed."""
+        try:
+            return super().invoke(ctx)
+        except ErrataError as error:
+            if ctx.params.get("debug"):
+                traceback.print_exc()
+            complain(error.message, error.hint)
+            raise typer.Exit(error.exit_code) from error
+
+
+def make_cli() -> typer.Typer:
+    """The application with the commands of this package and of every package that adds some."""
+    app = typer.Typer(
+        cls=Commands,
+        name="errata",
+        help="Keep the facts inside a language model current: streamed, versioned, probed, reversible.",
+        epilog=_EPILOG,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+    )
+    app.callback()(_global_options)
+    app.command("run")(run)
+    app.command("version")(version)
+    for module in (look, watch, act, quarantine, feeds, keep, config):
+        module.register(app)
+    _add_foreign_commands(app)
+    return app
+
+
+def main() -> None:
+    """The process: run the command, and end with the status that the help names."""
+    try:
+        make_cli()(prog_name="errata")
+    except Exception as error:  # noqa: BLE001  # the process's edge: a bug is two lines and a status
+        if "--debug" in sys.argv:
+            traceback.print_exc()
+        complain(
+            f"unexpected {type(error).__name__}: {error}", "this is a bug in Errata; --debug shows where"
+        )
+        sys.exit(UNEXPECTED)
+
+
+def complain(message: str, hint: str = "") -> None:
+    """An error on stderr: what is wrong, and what to do."""
+    typer.echo(f"error: {printable(message, _LONGEST)}", err=True)
+    if hint:
+        typer.echo(f"  {printable(hint, _LONGEST)}", err=True)
+
+
+def _global_options(
+    context: typer.Context,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH", help="errata.toml to use; else ERRATA_CONFIG, ./errata.toml, /etc/errata"
+        ),
+    ] = None,
+    debug: Annotated[bool, typer.Option("--debug", help="show where an error comes from")] = False,
+) -> None:
+    common.setup(context, config)
+
+
+def run(
+    context: typer.Context,
+    once: Annotated[
+        bool, typer.Option("--once", help="end when the feeds and the queue are drained")
+    ] = False,
+    no_worker: Annotated[
+        bool, typer.Option("--no-worker", help="scheduler and API alone; errata worker runs elsewhere")
+    ] = False,
+) -> None:
+    """Start everything on this machine: Redis, scheduler, API and one editing worker; SIGTERM ends it.
+
+    Examples: errata run | errata run --once | errata run --no-worker
+    """
+    from daemon.embedded.run import run_command
+
+    settings = common.load(context)
+    run_command(settings, common.config_file(context), once=once, with_model=not no_worker)
+
+
+def version(as_json: common.Json = False) -> None:
+    """Print the version of Errata.
+
+    Example: errata version
+    """
+    from daemon.core.version import version as this
+
+    common.print_json({"version": this()}) if as_json else common.say(f"errata {this()}")
+
+
+def _add_foreign_commands(app: typer.Typer) -> None:
+    """Let other packages add their commands; one that cannot be loaded does not take the others with it."""
+    for entry in metadata.entry_points(group=ENTRY_POINTS):
+        try:
+            entry.load()(app)
+        except Exception as error:  # noqa: BLE001  # foreign code may raise anything; errata goes on
+            why = printable(f"{type(error).__name__}: {error}", _LONGEST)
+            typer.echo(f"warning: the commands of {entry.name!r} are missing: {why}", err=True)

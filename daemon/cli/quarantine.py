@@ -1,0 +1,93 @@
+"""Commands on the quarantine: list, release, drop."""
+
+from typing import Annotated
+
+import typer
+
+from daemon.cli.common import (
+    Json,
+    Limit,
+    Reason,
+    load,
+    moment,
+    need_reason,
+    open_ledger,
+    print_json,
+    print_table,
+    say,
+    who,
+)
+
+quarantine_app = typer.Typer(help="What was refused or taken back, and why.", no_args_is_help=True)
+Entry = Annotated[
+    int, typer.Argument(min=1, help="number of the entry, see errata quarantine list", metavar="ID")
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands."""
+    app.add_typer(quarantine_app, name="quarantine")
+
+
+@quarantine_app.command("list")
+def quarantine_list(
+    context: typer.Context,
+    everything: Annotated[bool, typer.Option("--all", help="also what was released or dropped")] = False,
+    limit: Limit = 100,
+    as_json: Json = False,
+) -> None:
+    """List what is held, newest first, with the place it came from and the reason.
+
+    Examples: errata quarantine list | errata quarantine list --all --json
+    """
+    from daemon.core.names import QuarantineState
+    from daemon.views.lists import quarantine_list as view
+
+    state = None if everything else QuarantineState.HELD
+    config = load(context)
+    with open_ledger(config) as ledger, ledger.read() as connection:
+        rows = view(connection, limit=limit, state=state)
+    if as_json:
+        print_json({"quarantine": rows})
+        return
+    columns = ("id", "feed", "position", "reason", "message", "state", "correction_id", "at", "raw")
+    shown = [row | {"at": moment(row["at"])} for row in rows]
+    print_table("quarantine entries", columns, shown)
+
+
+@quarantine_app.command("release")
+def release(context: typer.Context, entry: Entry, reason: Reason, as_json: Json = False) -> None:
+    """Let an entry in after all, under the same rules as everything else.
+
+    Example: errata quarantine release 3 --reason "the source is right"
+    """
+    from daemon.admission.quarantine import release as act
+
+    need_reason(reason)
+    config = load(context)
+    with open_ledger(config) as ledger:
+        decision = act(ledger, entry, who(), reason)
+    if as_json:
+        done = {
+            "outcome": str(decision.outcome),
+            "correction": decision.correction_id,
+            "fact": decision.fact_id,
+        }
+        print_json({"id": entry, **done, "message": decision.message})
+    else:
+        say(f"entry {entry}: {decision.outcome}, correction {decision.correction_id}")
+
+
+@quarantine_app.command("drop")
+def drop(context: typer.Context, entry: Entry, reason: Reason, as_json: Json = False) -> None:
+    """Give an entry up; it stays refused.
+
+    Example: errata quarantine drop 3 --reason "nonsense"
+    """
+    from daemon.admission.quarantine import drop as act
+
+    need_reason(reason)
+    config = load(context)
+    with open_ledger(config) as ledger:
+        act(ledger, entry, who(), reason)
+    print_json({"id": entry, "state": "dropped"}) if as_json else say(f"entry {entry}: dropped")

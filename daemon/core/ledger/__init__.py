@@ -1,0 +1,1 @@
+"""The ledger: its tables and everything that reads or changes them."""

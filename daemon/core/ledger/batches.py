@@ -1,0 +1,130 @@
+"""The life of a batch: made from waiting corrections, sent, attempted, split when it kills its worker."""
+
+import secrets
+from collections.abc import Sequence
+from datetime import datetime
+
+from sqlalchemy import Connection, RowMapping, bindparam, func, insert, select, update
+
+from daemon.core.clock import to_text
+from daemon.core.ledger.chain import get_revision
+from daemon.core.ledger.proposals import Refusal
+from daemon.core.ledger.schema import attempts, batches, corrections, probe_results
+from daemon.core.ledger.settlement import settle_refused
+from daemon.core.names import ALL_PROBES, BatchState, CorrectionState, QuarantineReason
+
+_PROBING = "probing "  # outcome of an attempt while a probe runs
+
+
+def create(connection: Connection, now: datetime, model: str, correction_ids: Sequence[str]) -> str:
+    """Put corrections into a new batch in the outbox; returns its id."""
+    (batch_id,) = create_all(connection, now, model, [correction_ids])
+    return batch_id
+
+
+def create_all(
+    connection: Connection, now: datetime, model: str, groups: Sequence[Sequence[str]]
+) -> list[str]:
+    """Put each group of corrections into a new batch in the outbox; returns the batches' ids."""
+    made = {"b" + secrets.token_hex(10): group for group in groups}
+    if not made:
+        return []
+    about = {"model": model, "state": BatchState.OPEN, "created_at": to_text(now)}
+    connection.execute(insert(batches), [{"id": batch_id, **about} for batch_id in made])
+    members = update(corrections).where(corrections.c.id.in_(bindparam("members", expanding=True)))
+    change = members.values(state=CorrectionState.QUEUED, batch_id=bindparam("its_batch"))
+    for batch_id, group in made.items():
+        connection.execute(change, {"members": list(group), "its_batch": batch_id})
+    return list(made)
+
+
+def mark_sent(connection: Connection, now: datetime, batch_ids: Sequence[str]) -> None:
+    """Note that the queue has taken batches; one that is done by now stays done."""
+    values = {"state": BatchState.SENT, "sent_at": to_text(now), "sends": batches.c.sends + 1}
+    waits = batches.c.state.in_((BatchState.OPEN, BatchState.SENT))
+    connection.execute(update(batches).where(batches.c.id.in_(batch_ids), waits).values(**values))
+
+
+def get(connection: Connection, batch_id: str) -> RowMapping | None:
+    """A batch, or None."""
+    return connection.execute(select(batches).where(batches.c.id == batch_id)).mappings().one_or_none()
+
+
+def are_open(connection: Connection, model: str) -> bool:
+    """Whether a batch waits to be applied."""
+    live = batches.c.state.in_((BatchState.OPEN, BatchState.SENT))
+    query = select(batches.c.id).where(batches.c.model == model, live).limit(1)
+    return connection.execute(query).first() is not None
+
+
+def last_survey(connection: Connection, model: str) -> str:
+    """When all probes last ran to their end; before the first time: when the model was founded."""
+    mine = (probe_results.c.model == model) & (probe_results.c.probe == ALL_PROBES)
+    last = connection.execute(select(func.max(probe_results.c.measured_at)).where(mine)).scalar()
+    return str(last or get_revision(connection, model, 0)["created_at"])
+
+
+def waiting(connection: Connection, batch_id: str) -> Sequence[RowMapping]:
+    """The corrections of a batch that are still to be applied, in order of admission."""
+    query = select(corrections).where(
+        corrections.c.batch_id == batch_id, corrections.c.state == CorrectionState.QUEUED
+    )
+    return connection.execute(query.order_by(corrections.c.seq)).mappings().all()
+
+
+def begin_attempt(connection: Connection, now: datetime, batch_id: str, worker: str) -> int:
+    """Count a start before the work begins; returns its number, from 1."""
+    number = connection.execute(
+        select(func.coalesce(func.max(attempts.c.number), 0)).where(attempts.c.batch_id == batch_id)
+    ).scalar_one()
+    row = {"batch_id": batch_id, "number": number + 1, "worker": worker, "started_at": to_text(now)}
+    connection.execute(insert(attempts).values(**row))
+    return int(number) + 1
+
+
+def end_attempt(connection: Connection, now: datetime, batch_id: str, number: int, outcome: str) -> None:
+    """Note how an attempt ended; one without end killed its worker."""
+    mine = (attempts.c.batch_id == batch_id) & (attempts.c.number == number)
+    connection.execute(update(attempts).where(mine).values(ended_at=to_text(now), outcome=outcome))
+
+
+def note_probe(connection: Connection, batch_id: str, number: int, probe: str) -> None:
+    """Note which probe an attempt begins: if the process dies of it, its successor leaves that one out."""
+    mine = (attempts.c.batch_id == batch_id) & (attempts.c.number == number)
+    connection.execute(update(attempts).where(mine).values(outcome=_PROBING + probe))
+
+
+def fatal_probes(connection: Connection, batch_id: str) -> frozenset[str]:
+    """The probes at which earlier attempts at a batch died."""
+    query = select(attempts.c.outcome).where(
+        attempts.c.batch_id == batch_id,
+        attempts.c.ended_at.is_(None),
+        attempts.c.outcome.startswith(_PROBING),
+    )
+    return frozenset(outcome.removeprefix(_PROBING) for outcome in connection.execute(query).scalars())
+
+
+def crashed_attempts(connection: Connection, batch_id: str) -> int:
+    """How many attempts never ended, or ended in an error that the batch itself may have caused."""
+    probing = attempts.c.outcome.startswith(_PROBING)  # a probe's fault, and it is not run again
+    blamed = (attempts.c.ended_at.is_(None) & ~probing) | attempts.c.outcome.startswith("failed")
+    query = select(func.count()).select_from(attempts).where(attempts.c.batch_id == batch_id, blamed)
+    return int(connection.execute(query).scalar_one())
+
+
+def split_or_refuse(connection: Connection, now: datetime, batch_id: str, why: str) -> list[str]:
+    """Cut a batch that keeps failing in two, or quarantine the one correction that is left of it.
+
+    Returns the ids of the two new batches in the outbox, or nothing.
+    """
+    rows = waiting(connection, batch_id)
+    values = {"state": BatchState.SPLIT, "closed_at": to_text(now)}
+    connection.execute(update(batches).where(batches.c.id == batch_id).values(**values))
+    if len(rows) <= 1:
+        reason = QuarantineReason.CRASHED_WORKER
+        settle_refused(connection, now, [Refusal(row["id"], reason, why) for row in rows])
+        return []
+    ids = [row["id"] for row in rows]
+    middle = len(ids) // 2
+    model = rows[0]["model"]
+    return create_all(connection, now, model, [ids[:middle], ids[middle:]])

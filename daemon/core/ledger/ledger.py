@@ -1,0 +1,284 @@
+"""The one truth: what was accepted, what is in the weights, and the two ways in which head moves.
+
+A revision exists only because one transaction here says so. ``commit`` appends the outcome of an edit
+when the writer's fencing token is the newest and nobody moved head; ``rollback`` appends a revision whose
+content is an earlier one's. Nothing is ever deleted by either.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Self
+
+from sqlalchemy import Connection, Engine, insert
+from sqlalchemy.exc import IntegrityError
+
+from daemon.core.clock import Clock, SystemClock, to_text
+from daemon.core.errors import LedgerError, NotFoundError, StaleHeadError
+from daemon.core.fsio import Checkpoint, no_checkpoint
+from daemon.core.ledger import audit, leases
+from daemon.core.ledger.chain import find_revision, get_revision, head
+from daemon.core.ledger.database import check_integrity, is_founded, migrate, open_engine, transaction
+from daemon.core.ledger.leases import Lease
+from daemon.core.ledger.proposals import ProbeRow, Proposal
+from daemon.core.ledger.revision import content_hash
+from daemon.core.ledger.schema import revisions
+from daemon.core.ledger.settlement import (
+    close_batch,
+    count_active,
+    insert_probes,
+    move_tenures,
+    settle_refused,
+    settle_written,
+)
+from daemon.core.names import RevisionKind, RevisionState, writer_lease
+
+
+class Ledger:
+    """The ledger's database and the clock by which its rows are dated."""
+
+    def __init__(
+        self, engine: Engine, clock: Clock | None = None, checkpoint: Checkpoint = no_checkpoint
+    ) -> None:
+        self.engine = engine
+        self.clock = clock or SystemClock()
+        self._checkpoint = checkpoint
+
+    @classmethod
+    def open(cls, url: str, clock: Clock | None = None, checkpoint: Checkpoint = no_checkpoint) -> Self:
+        """Open, check and migrate the ledger at an SQLAlchemy URL.
+
+        Raises:
+            LedgerError: damaged, or written by a newer Errata. UnavailableError: no answer.
+        """
+        engine = open_engine(url)
+        check_integrity(engine)
+        migrate(engine)
+        return cls(engine, clock, checkpoint)
+
+    @classmethod
+    def open_existing(cls, url: str, clock: Clock | None = None) -> Self:
+        """The same, but refuse to create a ledger: for commands that only make sense on one that is there.
+
+        Raises:
+            LedgerError: there is none.
+        """
+        if not is_founded(url):
+            raise LedgerError("there is no ledger yet", hint="errata run creates it; check data_dir")
+        return cls.open(url, clock)
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """One serial, durable write transaction."""
+        with transaction(self.engine, write=True) as connection:
+            self._checkpoint("ledger.begin")
+            yield connection
+            self._checkpoint("ledger.commit")
+        self._checkpoint("ledger.committed")
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """One consistent view."""
+        with transaction(self.engine, write=False) as connection:
+            yield connection
+
+    def close(self) -> None:
+        """Close all connections."""
+        self.engine.dispose()
+
+    # -- how head moves ----------------------------------------------------------------------------
+
+    def found(self, model: str, tensors: Mapping[str, str], recipe: str) -> None:
+        """Write revision 0, the base weights; a second call with the same tensors changes nothing.
+
+        Raises:
+            LedgerError: the model's chain was founded on other weights or layers.
+        """
+        with self.write() as connection:
+            base = find_revision(connection, model, 0)
+            if base is None:
+                row = self._revision_row(model, 0, None, RevisionKind.BASE, tensors, recipe, token=0)
+                connection.execute(insert(revisions).values(**row, state=RevisionState.LIVE, active_facts=0))
+            elif base["content"] != content_hash(tensors):
+                edited = ", ".join(sorted(base["tensors"]))
+                raise LedgerError(
+                    f"the chain of {model!r} was founded on other weights or edited layers",
+                    hint=f"it edits {edited}: set edit.recipe_overrides.layers to these, or use another "
+                    "model name or data_dir for another model or recipe",
+                )
+
+    def commit(self, lease: Lease, proposal: Proposal) -> int:
+        """Append the revision that a batch led to, move head and settle every correction of the batch.
+
+        Raises:
+            FencedError: a newer writer or a rollback took the token. StaleHeadError: head is not the parent.
+        """
+        with self.write() as connection:
+            leases.check(connection, lease)
+            current = head(connection, proposal.model)
+            if current["number"] != proposal.parent:
+                raise StaleHeadError(f"head is {current['number']}, the edit began on {proposal.parent}")
+            number = proposal.parent + 1
+            row = self._revision_row(
+                proposal.model,
+                number,
+                proposal.parent,
+                proposal.kind,
+                proposal.tensors,
+                proposal.recipe,
+                token=lease.token,
+                batch_id=proposal.batch_id,
+                stages=dict(proposal.stages),
+                norms=dict(proposal.norms),
+            )
+            self._insert_revision(connection, row)
+            settle_written(connection, proposal, number)
+            settle_refused(connection, self.clock.now(), proposal.refused)
+            insert_probes(connection, self.clock.now(), proposal.model, number, proposal.probes)
+            count_active(connection, proposal.model, number)
+            close_batch(connection, self.clock.now(), proposal.batch_id)
+        return number
+
+    def rollback(
+        self,
+        model: str,
+        to: int,
+        who: str,
+        reason: str,
+        expected_head: int | None = None,
+        settle: Callable[[Connection, int], None] = lambda _connection, _number: None,
+    ) -> int:
+        """Append a revision whose content is that of ``to``; what it takes back becomes ``reverted``.
+
+        An edit in flight loses its token and is planned again on the new head. ``settle`` is called with
+        the new number in the same transaction: for incidents, so that no two can lead to two rollbacks.
+
+        Raises:
+            NotFoundError: no such revision. StaleHeadError: head is not ``expected_head``.
+        """
+        with self.write() as connection:
+            now = self.clock.now()
+            current = head(connection, model)
+            if expected_head is not None and current["number"] != expected_head:
+                raise StaleHeadError(
+                    f"head is {current['number']}, not {expected_head}",
+                    hint="look at errata revisions, then repeat",
+                )
+            target = get_revision(connection, model, to)
+            if not target["kept"]:
+                raise NotFoundError(
+                    f"the tensors of revision {to} were given up (store.keep_revisions)",
+                    hint="errata revisions lists those that are kept",
+                )
+            lease = leases.overtake(connection, now, writer_lease(model), f"rollback by {who}")
+            number = int(current["number"]) + 1
+            row = self._revision_row(
+                model,
+                number,
+                current["number"],
+                RevisionKind.ROLLBACK,
+                target["tensors"],
+                target["recipe"],
+                token=lease.token,
+                content_of=to,
+                reason=reason,
+                norms=target["norms"],
+            )
+            self._insert_revision(connection, row, state=RevisionState(target["state"]))
+            taken_back, restored = move_tenures(connection, model, to, number)
+            count_active(connection, model, number)
+            audit.record(
+                connection,
+                now,
+                who,
+                "rollback",
+                f"{model}@{to}",
+                reason,
+                {"head": number, "from": current["number"], "reverted": taken_back, "restored": restored},
+            )
+            settle(connection, number)
+        return number
+
+    def rebuild(
+        self,
+        model: str,
+        tensors: Mapping[str, str],
+        norms: Mapping[str, float],
+        who: str,
+        reason: str,
+        expected_head: int,
+    ) -> int:
+        """Append a revision with head's facts in other tensors, solved anew; head's own content adds none.
+
+        Raises:
+            StaleHeadError: head is not ``expected_head``.
+        """
+        with self.write() as connection:
+            now = self.clock.now()
+            current = head(connection, model)
+            if current["number"] != expected_head:
+                raise StaleHeadError(f"head is {current['number']}, not {expected_head}")
+            if current["content"] == content_hash(tensors):
+                return int(current["number"])
+            lease = leases.overtake(connection, now, writer_lease(model), f"rebuild by {who}")
+            number = int(current["number"]) + 1
+            kind, recipe = RevisionKind.REBUILD, current["recipe"]
+            row = self._revision_row(
+                model,
+                number,
+                number - 1,
+                kind,
+                tensors,
+                recipe,
+                token=lease.token,
+                reason=reason,
+                norms=norms,
+            )
+            self._insert_revision(connection, row, state=RevisionState(current["state"]))
+            count_active(connection, model, number)
+            audit.record(connection, now, who, "rebuild", f"{model}@{number - 1}", reason, {"head": number})
+        return number
+
+    def record_probes(self, model: str, number: int, probes: Sequence[ProbeRow]) -> None:
+        """Add measurements of a revision that exists.
+
+        Raises:
+            NotFoundError: no such revision.
+        """
+        with self.write() as connection:
+            get_revision(connection, model, number)
+            insert_probes(connection, self.clock.now(), model, number, probes)
+
+    def _insert_revision(
+        self, connection: Connection, row: dict[str, Any], state: RevisionState = RevisionState.CANDIDATE
+    ) -> None:
+        try:
+            connection.execute(insert(revisions).values(**row, state=state, active_facts=0))
+        except IntegrityError as error:  # the primary key is the compare-and-swap
+            raise StaleHeadError(f"revision {row['number']} or its batch is already there") from error
+
+    def _revision_row(
+        self,
+        model: str,
+        number: int,
+        parent: int | None,
+        kind: RevisionKind,
+        tensors: Mapping[str, str],
+        recipe: str,
+        *,
+        token: int,
+        **more: Any,
+    ) -> dict[str, Any]:
+        return {
+            "model": model,
+            "number": number,
+            "parent": parent,
+            "kind": kind,
+            "content": content_hash(tensors),
+            "tensors": dict(tensors),
+            "token": token,
+            "recipe": recipe,
+            "created_at": to_text(self.clock.now()),
+            "stages": {},
+            "norms": {},
+            **more,
+        }

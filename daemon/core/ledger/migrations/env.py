@@ -1,0 +1,9 @@
+"""Alembic's environment: migrations run on the connection that ``database.migrate`` hands over."""
+
+from alembic import context
+
+from daemon.core.ledger.schema import metadata
+
+connection = context.config.attributes["connection"]
+context.configure(connection=connection, target_metadata=metadata, render_as_batch=True)
+context.run_migrations()

@@ -1,9 +1,0 @@
-"""Alembic's environment: migrations run on the connection that ``database.migrate`` hands over."""
-
-from alembic import context
-
-from daemon.core.schema import metadata
-
-connection = context.config.attributes["connection"]
-context.configure(connection=connection, target_metadata=metadata, render_as_batch=True)
-context.run_migrations()

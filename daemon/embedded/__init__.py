@@ -1,0 +1,1 @@
+"""Run everything on one machine: supervisor, child processes and a private Redis server."""

@@ -1,0 +1,243 @@
+"""The embedded set-up: Redis, one editing worker, scheduler and API, started and stopped as one."""
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import FrameType
+
+import uvicorn
+from sqlalchemy import func, select
+
+from daemon.api.app import make_app
+from daemon.core.broker import CELERY_URL_FILE, URL_FILE, ping, worker_arguments
+from daemon.core.config.feeds import JsonlFeedConfig
+from daemon.core.config.settings import CONFIG_VARIABLE, Config
+from daemon.core.errors import ConfigError, NotFoundError, UnavailableError
+from daemon.core.fsio import write_durably
+from daemon.core.ledger import chain
+from daemon.core.ledger.ledger import Ledger
+from daemon.core.ledger.schema import batches, corrections, feeds, revisions
+from daemon.core.log import get_logger
+from daemon.core.names import BatchState, CorrectionState, RevisionState
+from daemon.embedded.children import Child
+from daemon.embedded.redis_server import PrivateRedis
+from daemon.scheduling.dispatch import CeleryQueue
+from daemon.scheduling.scheduler import Scheduler
+
+log = get_logger("errata.run")
+_WATCH_SECONDS = 0.5
+
+
+class Supervisor:
+    """Everything that one machine needs, in one process tree."""
+
+    def __init__(
+        self,
+        config: Config,
+        config_file: Path | None,
+        *,
+        log_folder: Path | None = None,
+        with_model: bool = True,
+    ) -> None:
+        self.config, self._with_model = config, with_model
+        self._environment = dict(os.environ)
+        if config_file is not None:
+            self._environment[CONFIG_VARIABLE] = str(config_file.resolve())
+        self._log_folder = log_folder
+        self._stopping = threading.Event()
+
+    def stop(self) -> None:
+        """End ``run`` after what is in progress."""
+        self._stopping.set()
+
+    def run(self, *, once: bool = False) -> None:
+        """Start all parts, watch them, and return after ``stop`` (or, with ``once``, when all is drained).
+
+        Raises:
+            UnavailableError: no Redis, another supervisor on this data_dir, or no model.
+            ConfigError: a feed that was never read has no file.
+        """
+        with ExitStack() as stack:
+            stack.enter_context(self._only_one())
+            stack.enter_context(self._redis())
+            ledger = Ledger.open(self.config.ledger_url)
+            stack.callback(ledger.close)
+            _require_feeds(ledger, self.config)
+            if self._with_model:
+                self._prepare(ledger)
+            children = self._children()
+            for child in children:
+                child.start()
+                stack.callback(child.stop, self.config.edit.task_seconds)
+            scheduler = Scheduler(ledger, self.config, CeleryQueue(self.config))
+            scheduler.start()
+            stack.callback(scheduler.stop)
+            stack.enter_context(self._api(ledger))
+            log.info("running", data_dir=str(self.config.data_dir), api=self.config.api.port)
+            self._watch(children, scheduler, once=once)
+
+    def _watch(self, children: Sequence[Child], scheduler: Scheduler, *, once: bool) -> None:
+        while not self._stopping.wait(_WATCH_SECONDS):
+            for child in children:
+                child.watch()
+            if self._private_redis is not None and not self._private_redis.alive():
+                log.warning("Redis died; starting it again")
+                self._private_redis.start()
+            if once and scheduler.feeds_at_end and drained(scheduler.ledger, self.config):
+                return
+
+    @contextmanager
+    def _only_one(self) -> Iterator[None]:
+        """Refuse a second supervisor on the same data_dir."""
+        self.config.run_path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with (self.config.run_path / "supervisor.lock").open("w") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise UnavailableError(
+                    f"another errata run works on {self.config.data_dir}",
+                    hint="stop it, or use another data_dir",
+                ) from error
+            yield
+
+    @contextmanager
+    def _redis(self) -> Iterator[None]:
+        """The configured Redis, or a private one whose address the other processes read from a file."""
+        self._private_redis: PrivateRedis | None = None
+        if self.config.redis_url is not None:
+            ping(self.config)
+            yield
+            return
+        server = PrivateRedis(self.config.data_dir / "redis")
+        server.start()
+        self._private_redis = server
+        for name, url in ((URL_FILE, server.url), (CELERY_URL_FILE, server.celery_url)):
+            write_durably(self.config.run_path / name, url.encode(), mode=0o600)
+        try:
+            yield
+        finally:
+            for name in (URL_FILE, CELERY_URL_FILE):
+                (self.config.run_path / name).unlink(missing_ok=True)
+            server.stop()
+
+    def _prepare(self, ledger: Ledger) -> None:
+        """Found revision 0 through the workers' own command, once."""
+        with ledger.read() as connection:
+            try:
+                chain.head(connection, self.config.model.name)
+            except NotFoundError:
+                log.info("preparing the model; this happens once")
+            else:
+                return
+        command = [sys.executable, "-m", "daemon.cli", "prepare"]
+        if subprocess.run(command, env=self._environment, check=False).returncode != 0:
+            raise UnavailableError("the model could not be prepared", hint="errata prepare says why")
+
+    def _children(self) -> list[Child]:
+        """The worker, and what else the configuration asks for: the publisher, the completion routes."""
+        if not self._with_model:
+            return []
+        errata = [sys.executable, "-m", "daemon.cli"]
+        children = [self._worker()]
+        if self.config.publish.follow:
+            children.append(self._child("publish", [*errata, "publish", "--follow"]))
+        if self.config.serve.enabled:
+            children.append(self._child("serve", [*errata, "serve"]))
+        return children
+
+    def _worker(self) -> Child:
+        return self._child("worker", [sys.executable, *worker_arguments(self.config)])
+
+    def _child(self, name: str, command: Sequence[str]) -> Child:
+        return Child(name, command, self._environment, self._log_file(name))
+
+    @contextmanager
+    def _api(self, ledger: Ledger) -> Iterator[None]:
+        """The HTTP API in a thread; a port that is taken is an error at once."""
+        settings = uvicorn.Config(
+            make_app(ledger, self.config),
+            host=self.config.api.host,
+            port=self.config.api.port,
+            log_config=None,
+            access_log=False,
+        )
+        server = uvicorn.Server(settings)
+        thread = threading.Thread(target=server.run, name="api", daemon=True)
+        thread.start()
+        deadline = time.monotonic() + 10
+        while not server.started and thread.is_alive() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        if not server.started:
+            raise UnavailableError(
+                f"the API cannot listen on {self.config.api.host}:{self.config.api.port}", hint="set api.port"
+            )
+        try:
+            yield
+        finally:
+            server.should_exit = True
+            thread.join(timeout=10)
+
+    def _log_file(self, name: str) -> Path | None:
+        if self._log_folder is None:
+            return None
+        self._log_folder.mkdir(parents=True, exist_ok=True)
+        return self._log_folder / f"{name}.log"
+
+
+def drained(ledger: Ledger, config: Config) -> bool:
+    """Whether nothing waits and every revision has been judged."""
+    model = config.model.name
+    open_states = (CorrectionState.PENDING, CorrectionState.QUEUED)
+    queries = (
+        select(func.count()).where(corrections.c.model == model, corrections.c.state.in_(open_states)),
+        select(func.count()).where(
+            batches.c.model == model, batches.c.state.in_((BatchState.OPEN, BatchState.SENT))
+        ),
+        select(func.count()).where(revisions.c.model == model, revisions.c.state == RevisionState.CANDIDATE),
+    )
+    with ledger.read() as connection:
+        return not any(connection.execute(query).scalar() for query in queries)
+
+
+def _require_feeds(ledger: Ledger, config: Config) -> None:
+    """A file that was never there is a mistake; one that was read before may be rotating.
+
+    Raises:
+        ConfigError: names the feed and the path.
+    """
+    with ledger.read() as connection:
+        rows = connection.execute(select(feeds.c.name, feeds.c.cursor)).all()
+    known = {row.name for row in rows if row.cursor}
+    for feed in config.feeds:
+        if isinstance(feed, JsonlFeedConfig) and feed.name not in known and not feed.path.exists():
+            raise ConfigError(
+                f"feed {feed.name}: there is no file {feed.path}",
+                hint="create it, or correct the path",
+            )
+
+
+def run_command(
+    config: Config, config_file: Path | None, *, once: bool = False, with_model: bool = True
+) -> None:
+    """Run until SIGTERM or SIGINT; without the model: scheduler and API alone, workers are elsewhere.
+
+    Raises:
+        ConfigError: workers elsewhere could not reach a private Redis.
+    """
+    if not with_model and config.redis_url is None:
+        raise ConfigError("--no-worker needs redis_url", hint="workers elsewhere reach no private Redis")
+    supervisor = Supervisor(config, config_file, with_model=with_model)
+
+    def ask_to_stop(_number: int, _frame: FrameType | None) -> None:
+        supervisor.stop()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, ask_to_stop)
+    supervisor.run(once=once)

@@ -1,0 +1,203 @@
+"""The outbox: waiting corrections become batches, batches go to the queue, what Redis lost goes again."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from typing import Protocol
+
+import redis
+from kombu.exceptions import KombuError
+from sqlalchemy import Connection, func, select
+
+from daemon.core.broker import celery_app, redis_url
+from daemon.core.clock import to_text
+from daemon.core.config.settings import Config
+from daemon.core.errors import UnavailableError
+from daemon.core.ledger import batches, leases
+from daemon.core.ledger.ledger import Ledger
+from daemon.core.ledger.schema import batches as batch_table
+from daemon.core.ledger.schema import corrections, switches
+from daemon.core.names import EDIT_TASK, SURVEY_TASK, BatchState, CorrectionState, edit_queue, writer_lease
+
+_AT_ONCE = 64  # batches in one transaction
+
+
+class Queue(Protocol):
+    """The queue of batch ids, one a model."""
+
+    def send(self, model: str, batch_id: str) -> None:
+        """Put an id on the queue, or raise UnavailableError."""
+        ...
+
+    def survey(self, model: str) -> None:
+        """Ask for a run of all probes, or raise UnavailableError."""
+        ...
+
+    def depth(self, model: str) -> int:
+        """How many ids wait on the queue; raises UnavailableError."""
+        ...
+
+    def workers(self) -> list[str]:
+        """The names of the worker processes that answer now; raises UnavailableError."""
+        ...
+
+
+class CeleryQueue:
+    """The queue over Celery and Redis; a message carries a batch's id alone, the ledger has the rest."""
+
+    def __init__(self, config: Config) -> None:
+        self._app = celery_app(config)
+        self._redis = redis.Redis.from_url(redis_url(config), socket_timeout=5, socket_connect_timeout=5)
+
+    def send(self, model: str, batch_id: str) -> None:
+        """Put an id on the queue.
+
+        Raises:
+            UnavailableError: Redis does not take it.
+        """
+        with _redis_errors():
+            self._app.send_task(EDIT_TASK, args=[batch_id], queue=edit_queue(model), retry=False)
+
+    def survey(self, model: str) -> None:
+        """Ask for a run of all probes on head, behind what is on the queue.
+
+        Raises:
+            UnavailableError: Redis does not take it.
+        """
+        with _redis_errors():
+            self._app.send_task(SURVEY_TASK, queue=edit_queue(model), retry=False)
+
+    def depth(self, model: str) -> int:
+        """How many ids wait and are with no worker.
+
+        Raises:
+            UnavailableError: Redis does not answer.
+        """
+        with _redis_errors():
+            return int(self._redis.llen(edit_queue(model)))
+
+    def workers(self) -> list[str]:
+        """The names of the worker processes that answer a ping within a second.
+
+        Raises:
+            UnavailableError: Redis does not answer.
+        """
+        with _redis_errors():
+            return [name for answer in self._app.control.ping(timeout=1.0) for name in answer]
+
+
+@contextmanager
+def _redis_errors() -> Iterator[None]:
+    try:
+        yield
+    except (KombuError, redis.RedisError, OSError) as error:
+        raise UnavailableError(
+            f"Redis does not answer: {error}", hint="batches stay in the outbox and go when it is back"
+        ) from error
+
+
+def is_paused(connection: Connection, model: str) -> bool:
+    """Whether an operator or the judge holds back all edits of ``model``."""
+    query = select(switches.c.is_on).where(switches.c.name == f"paused:{model}")
+    return bool(connection.execute(query).scalar())
+
+
+def make_batches(ledger: Ledger, config: Config) -> int:
+    """Make batches of waiting corrections while one is full or its oldest is old enough; returns how many.
+
+    Only so many go ahead of the worker: what waits here is still replaced by what is newer, at no cost.
+    """
+    model, made = config.model.name, 0
+    while True:
+        with ledger.write() as connection:
+            if is_paused(connection, model):
+                return made
+            due = _due(connection, ledger, config)
+            batches.create_all(connection, ledger.clock.now(), model, due)
+        if not due:
+            return made
+        made += len(due)
+
+
+def _due(connection: Connection, ledger: Ledger, config: Config) -> list[list[str]]:
+    """The oldest waiting corrections, cut into the batches that they make now, at most ``_AT_ONCE``."""
+    size = config.edit.batch_size
+    free = min(_AT_ONCE, config.edit.batches_ahead - _ahead(connection, config.model.name))
+    if free <= 0:
+        return []
+    left = edits_left(connection, ledger.clock.now(), config.model.name, config.edit.edits_per_hour)
+    wanted = free * size if left is None else min(free * size, left)
+    waiting = select(corrections.c.id, corrections.c.admitted_at).where(
+        corrections.c.model == config.model.name, corrections.c.state == CorrectionState.PENDING
+    )
+    rows = connection.execute(waiting.order_by(corrections.c.seq).limit(wanted)).all()
+    ripe = to_text(ledger.clock.now() - timedelta(seconds=config.edit.batch_age_seconds))
+    cut = [rows[start : start + size] for start in range(0, len(rows), size)]
+    if cut and len(cut[-1]) < size and min(row.admitted_at for row in cut[-1]) > ripe:
+        cut.pop()
+    return [[row.id for row in one] for one in cut]
+
+
+def _ahead(connection: Connection, model: str) -> int:
+    """Batches that are made and not yet done."""
+    live = batch_table.c.state.in_((BatchState.OPEN, BatchState.SENT))
+    query = select(func.count()).select_from(batch_table).where(batch_table.c.model == model, live)
+    return int(connection.execute(query).scalar_one())
+
+
+def send_open(ledger: Ledger, queue: Queue) -> int:
+    """Send every batch of the outbox; returns how many.
+
+    Raises:
+        UnavailableError: Redis does not take them; they stay in the outbox.
+    """
+    return _send(ledger, queue, BatchState.OPEN)
+
+
+def reconcile(ledger: Ledger, config: Config, queue: Queue) -> int:
+    """Send again what was sent long ago and nobody works on: Redis lost it, or its worker died.
+
+    A batch that arrives twice does no harm: the second worker finds it done. Returns how many were sent.
+    """
+    model = config.model.name
+    with ledger.read() as connection:
+        now = ledger.clock.now()
+        if leases.current_note(connection, now, writer_lease(model)):
+            return 0  # the queue is moving
+        ripe = to_text(now - timedelta(seconds=config.edit.resend_seconds))
+        sent = (batch_table.c.model == model) & (batch_table.c.state == BatchState.SENT)
+        count = connection.execute(select(func.count()).select_from(batch_table).where(sent)).scalar_one()
+    if queue.depth(model) >= count:
+        return 0  # all of them still wait; nothing was lost
+    return _send(ledger, queue, BatchState.SENT, before=ripe)
+
+
+def _send(ledger: Ledger, queue: Queue, state: BatchState, before: str | None = None) -> int:
+    with ledger.read() as connection:
+        query = select(batch_table.c.id, batch_table.c.model).where(batch_table.c.state == state)
+        if before is not None:
+            query = query.where(batch_table.c.sent_at <= before)
+        due = connection.execute(query.order_by(batch_table.c.created_at, batch_table.c.id)).all()
+    for start in range(0, len(due), _AT_ONCE):
+        gone = []
+        try:
+            for batch_id, model in due[start : start + _AT_ONCE]:
+                queue.send(model, batch_id)
+                gone.append(batch_id)
+        finally:  # what went is noted even when the next one did not go
+            with ledger.write() as connection:
+                batches.mark_sent(connection, ledger.clock.now(), gone)
+    return len(due)
+
+
+def edits_left(connection: Connection, now: datetime, model: str, per_hour: int) -> int | None:
+    """How many corrections may still be put into batches this hour; None: as many as come.
+
+    What waits for the budget is replaced by what is newer, so that the next hour writes the newest values.
+    """
+    if per_hour <= 0:
+        return None
+    since = to_text(now - timedelta(hours=1))
+    recent = select(batch_table.c.id).where(batch_table.c.model == model, batch_table.c.created_at > since)
+    made = select(func.count()).select_from(corrections).where(corrections.c.batch_id.in_(recent))
+    return max(0, per_hour - int(connection.execute(made).scalar_one()))

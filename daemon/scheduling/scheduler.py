@@ -1,0 +1,214 @@
+"""The daemon's pulse: pull feeds, dispatch batches, reconcile the queue, judge revisions.
+
+One tick of each job can be called by hand (``Scheduler.tick``); APScheduler only repeats them. One scheduler
+leads: the others wait for its lease to run out.
+"""
+
+import os
+import socket
+from collections.abc import Callable
+from datetime import UTC
+from functools import partial
+
+from apscheduler.schedulers.background import BackgroundScheduler
+from sqlalchemy import delete, insert, select
+
+from daemon.admission.admit import backlog, pull_feed
+from daemon.admission.auto_pause import pause_if_poisoned
+from daemon.admission.policy import Policy
+from daemon.core.clock import to_text
+from daemon.core.config.settings import Config
+from daemon.core.errors import ErrataError, FencedError, LeaseHeldError
+from daemon.core.ledger import leases
+from daemon.core.ledger.heartbeats import heard
+from daemon.core.ledger.ledger import Ledger
+from daemon.core.ledger.schema import feeds as feed_table
+from daemon.core.ledger.schema import switches
+from daemon.core.log import get_logger
+from daemon.core.names import SCHEDULER_LEASE, AdmissionOutcome
+from daemon.core.token_bucket import TokenBucket
+from daemon.feeds.base import Feed, make_feed
+from daemon.scheduling.dispatch import Queue, make_batches, reconcile, send_open
+from daemon.scheduling.surveys import ask_for_survey
+from daemon.upkeep.store import collect_garbage, is_scrub_due, require_room, scrub
+from daemon.watch.judge import judge
+
+log = get_logger("errata.scheduler")
+
+
+class Scheduler:
+    """The jobs of the daemon over one ledger."""
+
+    def __init__(self, ledger: Ledger, config: Config, queue: Queue) -> None:
+        self.ledger, self.config, self.queue = ledger, config, queue
+        self.feeds: list[Feed] = [make_feed(feed) for feed in config.feeds]
+        self._sections = {feed.name: feed for feed in config.feeds}
+        self._buckets = {
+            feed.name: TokenBucket(ledger.clock, feed.items_per_second, feed.burst_items)
+            for feed in config.feeds
+        }
+        self._policy = Policy.of(config.admission)
+        self._unread = {feed.name for feed in self.feeds}
+        self._lease: leases.Lease | None = None
+        self._jobs = BackgroundScheduler(
+            timezone=UTC, job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None}
+        )
+
+    @property
+    def feeds_at_end(self) -> bool:
+        """Whether the last pull of every feed found its end."""
+        return not self._unread
+
+    def start(self) -> None:
+        """Repeat the jobs in the background until ``stop``."""
+        every = self.config.schedule
+        self._repeat("lead", self.lead, every.lease_seconds / 3)
+        for feed in self.feeds:  # one that waits for its server holds up no other
+            self._repeat(f"pull {feed.name}", partial(self.pull_one, feed), every.pull_seconds)
+        self._repeat("dispatch", self.dispatch, every.dispatch_seconds)
+        self._repeat("reconcile", self.reconcile, every.reconcile_seconds)
+        self._repeat("judge", self.judge, every.judge_seconds)
+        self._repeat("survey", self.survey, every.judge_seconds)
+        self._repeat("keep", self.keep, every.keep_seconds)
+        self._repeat("greet", self.greet, every.greet_seconds)
+        self.lead()
+        self._jobs.start()
+
+    def stop(self) -> None:
+        """End after the jobs in progress, and let another scheduler lead."""
+        self._jobs.shutdown(wait=True)
+        if self._lease is not None:
+            with self.ledger.write() as connection:
+                leases.release(connection, self.ledger.clock.now(), self._lease)
+
+    def tick(self) -> None:
+        """Do each job once, in the order in which a correction meets them."""
+        self.lead()
+        for job in (self.pull, self.dispatch, self.reconcile, self.judge):
+            job()
+
+    def lead(self) -> bool:
+        """Take or keep the lease by which one scheduler leads; returns whether this one does."""
+        seconds = self.config.schedule.lease_seconds
+        with self.ledger.write() as connection:
+            now = self.ledger.clock.now()
+            try:
+                if self._lease is not None:
+                    leases.renew(connection, now, self._lease, seconds)
+                else:
+                    self._lease = leases.acquire(
+                        connection, now, SCHEDULER_LEASE, _holder(), seconds, "leads"
+                    )
+                    log.info("leads", token=self._lease.token)
+            except LeaseHeldError:
+                self._lease = None
+            except FencedError:
+                log.warning("another scheduler leads now")
+                self._lease = None
+        return self._lease is not None
+
+    def pull(self) -> None:
+        """Read what is new in every feed, while there is room for it."""
+        for feed in self.feeds:
+            self.pull_one(feed)
+
+    def pull_one(self, feed: Feed) -> None:
+        """Read what is new in one feed, unless it is paused."""
+        if self._lease is not None and not self._paused(f"feed:{feed.name}"):
+            self._guarded(f"pull {feed.name}", partial(self._pull_one, feed), feed.name)
+
+    def dispatch(self) -> None:
+        """Make batches of waiting corrections and send the outbox."""
+        if self._lease is not None:
+            self._guarded("dispatch", self._dispatch)
+
+    def _dispatch(self) -> None:
+        require_room(self.config)
+        make_batches(self.ledger, self.config)
+        send_open(self.ledger, self.queue)
+
+    def reconcile(self) -> None:
+        """Send again what Redis lost or a dead worker left."""
+        if self._lease is not None:
+            self._guarded("reconcile", self._reconcile)
+
+    def _reconcile(self) -> None:
+        require_room(self.config)
+        reconcile(self.ledger, self.config, self.queue)
+
+    def judge(self) -> None:
+        """Settle new revisions by their probes."""
+        if self._lease is not None:
+            self._guarded("judge", lambda: judge(self.ledger, self.config))
+
+    def keep(self) -> None:
+        """Delete blobs that nothing needs; now and then read all others and compare them with their names."""
+        if self._lease is not None:
+            self._guarded("collect", lambda: collect_garbage(self.ledger, self.config))
+            self._guarded("scrub", self._scrub_when_due)
+
+    def _scrub_when_due(self) -> None:
+        with self.ledger.read() as connection:
+            due = is_scrub_due(connection, self.ledger, self.config)
+        if due:
+            scrub(self.ledger, self.config)
+
+    def survey(self) -> None:
+        """Ask for a run of all probes when it is due."""
+        if self._lease is not None:
+            self._guarded("survey", lambda: ask_for_survey(self.ledger, self.config, self.queue))
+
+    def greet(self) -> None:
+        """Ask which workers live, busy or not, and note when each was heard."""
+        if self._lease is not None:
+            self._guarded("greet", lambda: heard(self.ledger, self.config.model.name, self.queue.workers()))
+
+    def _pull_one(self, feed: Feed) -> None:
+        section, bucket, model = self._sections[feed.name], self._buckets[feed.name], self.config.model.name
+        while self._has_room() and (limit := bucket.room(section.chunk_items)):
+            report = pull_feed(self.ledger, feed, limit, model, self._policy)
+            bucket.take(len(report.decisions))
+            if report.counts[AdmissionOutcome.QUARANTINED] and pause_if_poisoned(
+                self.ledger, model, feed.name, section.quarantine_limit
+            ):
+                return
+            if not report.more:
+                self._unread.discard(feed.name)
+                return
+            self._unread.add(feed.name)
+
+    def _has_room(self) -> bool:
+        with self.ledger.read() as connection:
+            return backlog(connection, self.config.model.name) < self.config.edit.queue_bound
+
+    def _paused(self, name: str) -> bool:
+        with self.ledger.read() as connection:
+            return bool(connection.execute(select(switches.c.is_on).where(switches.c.name == name)).scalar())
+
+    def _guarded(self, job: str, work: Callable[[], object], feed: str | None = None) -> None:
+        """Run a job whose failure is expected now and then; the next tick tries again."""
+        try:
+            work()
+        except ErrataError as error:
+            log.warning("job failed", job=job, code=error.code, error=str(error))
+            if feed is not None:
+                self._note_feed_error(feed, str(error))
+
+    def _note_feed_error(self, name: str, error: str) -> None:
+        with self.ledger.write() as connection:
+            row = (
+                connection.execute(select(feed_table).where(feed_table.c.name == name))
+                .mappings()
+                .one_or_none()
+            )
+            values = dict(row) if row else {"name": name, "cursor": {}, "items": 0}
+            connection.execute(delete(feed_table).where(feed_table.c.name == name))
+            values |= {"error": error, "pulled_at": to_text(self.ledger.clock.now())}
+            connection.execute(insert(feed_table).values(**values))
+
+    def _repeat(self, name: str, job: Callable[[], object], seconds: float) -> None:
+        self._jobs.add_job(job, "interval", seconds=seconds, id=name, replace_existing=True)
+
+
+def _holder() -> str:
+    return f"{socket.gethostname()}:{os.getpid()}"

@@ -1,0 +1,63 @@
+"""When all probes are due on head: on a schedule, and where configured before a revision becomes live."""
+
+import secrets
+from datetime import datetime, timedelta
+
+from sqlalchemy import Connection, select
+
+from daemon.core.clock import from_text
+from daemon.core.config.settings import Config
+from daemon.core.errors import LeaseHeldError, NotFoundError
+from daemon.core.ledger import leases
+from daemon.core.ledger.batches import last_survey
+from daemon.core.ledger.chain import head
+from daemon.core.ledger.ledger import Ledger
+from daemon.core.ledger.schema import probe_results, revisions
+from daemon.core.names import ALL_PROBES
+from daemon.scheduling.dispatch import Queue
+from daemon.views.figures import queue as waiting
+
+_WHO = "scheduler"
+
+
+def ask_for_survey(ledger: Ledger, config: Config, queue: Queue) -> bool:
+    """Send one run of all probes to the worker when it is due and none is under way; returns whether.
+
+    Raises:
+        UnavailableError: the queue does not take it; it is due again when the lease has run out.
+    """
+    model = config.model.name
+    with ledger.read() as connection:
+        if not is_due(connection, config, ledger.clock.now()):
+            return False
+    with ledger.write() as connection:
+        now = ledger.clock.now()
+        try:  # the lease is never given back: a run that is lost is asked for again when it has run out
+            who = f"{_WHO}:{secrets.token_hex(4)}"
+            leases.acquire(connection, now, f"survey:{model}", who, config.edit.task_seconds)
+        except LeaseHeldError:
+            return False
+    queue.survey(model)
+    return True
+
+
+def is_due(connection: Connection, config: Config, now: datetime) -> bool:
+    """Whether what head holds was not surveyed yet, and it is time: a busy queue goes first for a while."""
+    model, every = config.model.name, timedelta(seconds=config.watch.full_seconds)
+    try:
+        current = head(connection, model)
+    except NotFoundError:
+        return False
+    same = select(revisions.c.number).where(
+        revisions.c.model == model, revisions.c.content == current["content"]
+    )
+    mine = (probe_results.c.model == model) & (probe_results.c.probe == ALL_PROBES)
+    done = select(probe_results.c.id).where(mine, probe_results.c.revision.in_(same)).limit(1)
+    if connection.execute(done).scalar() is not None or current["number"] == 0:
+        return False
+    if config.watch.full_before_live:
+        return True
+    since = from_text(last_survey(connection, model))
+    busy = waiting(connection, now, model)
+    patience = 2 * every if busy.pending + busy.queued else every
+    return now - since >= patience

@@ -1,0 +1,1 @@
+"""Look after the store: disk space, scrubbing, garbage collection, backup, and the doctor."""

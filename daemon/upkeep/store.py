@@ -1,0 +1,90 @@
+"""Keeping the store: is there room, is every needed blob sound, and what may be deleted."""
+
+import time
+from collections.abc import Callable
+
+from sqlalchemy import Connection, insert, select
+
+from daemon.core.blobs import Swept, collect, require_sound
+from daemon.core.clock import from_text, to_text
+from daemon.core.config.settings import Config
+from daemon.core.errors import DiskFullError, NotFoundError, StoreError
+from daemon.core.ledger.damage import note_damage
+from daemon.core.ledger.holdings import forget_tensors, kept_blobs
+from daemon.core.ledger.ledger import Ledger
+from daemon.core.ledger.schema import scrubs
+from daemon.core.log import get_logger
+from daemon.views.figures import free_bytes
+
+log = get_logger("errata.keeping")
+Progress = Callable[[int, int], None]
+
+
+def require_room(config: Config) -> None:
+    """Refuse to hand out work that could not be saved; it goes on by itself when there is space again.
+
+    Raises:
+        DiskFullError: less than ``store.reserve_bytes`` are free.
+    """
+    free = free_bytes(config)
+    if free < config.store.reserve_bytes:
+        raise DiskFullError(
+            f"{free >> 20} MiB free, edits need {config.store.reserve_bytes >> 20} MiB",
+            hint="free space, or lower store.reserve_bytes; batches wait and go on by themselves",
+        )
+
+
+def collect_garbage(ledger: Ledger, config: Config) -> Swept:
+    """Give up the tensors of old revisions, then delete the blobs that no kept revision needs."""
+    with ledger.write() as connection:
+        try:
+            forget_tensors(connection, config.model.name, config.store.keep_revisions)
+        except NotFoundError:
+            return Swept(0, 0)
+    with ledger.read() as connection:
+        needed = kept_blobs(connection)
+    if not config.store_path.is_dir():
+        return Swept(0, 0)
+    swept = collect(config.store_path, needed.keys(), config.store.grace_seconds)
+    if swept.files:
+        log.info("collected", files=swept.files, bytes=swept.freed_bytes)
+    return swept
+
+
+def is_scrub_due(connection: Connection, ledger: Ledger, config: Config) -> bool:
+    """Whether the last look at all blobs is ``store.scrub_seconds`` old."""
+    last = connection.execute(select(scrubs.c.at).order_by(scrubs.c.id.desc()).limit(1)).scalar()
+    age = None if last is None else (ledger.clock.now() - from_text(last)).total_seconds()
+    return age is None or age >= config.store.scrub_seconds
+
+
+def scrub(ledger: Ledger, config: Config, progress: Progress = lambda _done, _of: None) -> dict[str, str]:
+    """Read every blob that a kept revision needs and compare it with its name; what is unsound, and why.
+
+    Each unsound blob opens an incident of the newest revision that needs it.
+    """
+    start = time.monotonic()
+    with ledger.read() as connection:
+        needed = kept_blobs(connection)
+    unsound: dict[str, str] = {}
+    size = 0
+    for done, blob in enumerate(sorted(needed), start=1):
+        try:
+            size += require_sound(config.store_path, blob)
+        except StoreError as error:
+            if _is_needed(ledger, blob):  # a collection may have taken it meanwhile
+                unsound[blob] = error.message
+        progress(done, len(needed))
+    with ledger.write() as connection:
+        now = to_text(ledger.clock.now())
+        values = {"blobs": len(needed), "bytes": size, "unsound": unsound, "at": now}
+        connection.execute(insert(scrubs).values(**values, seconds=time.monotonic() - start))
+        for blob, why in unsound.items():
+            note_damage(connection, now, *needed[blob], why)
+            log.error("unsound blob", blob=blob, why=why)
+    return unsound
+
+
+def _is_needed(ledger: Ledger, blob: str) -> bool:
+    with ledger.read() as connection:
+        return blob in kept_blobs(connection)

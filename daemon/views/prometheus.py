@@ -1,0 +1,254 @@
+"""The ledger as Prometheus sees it: one read transaction a scrape, nothing kept between scrapes."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
+from itertools import accumulate
+from typing import Any
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.registry import Collector
+from sqlalchemy import Connection, RowMapping, select
+
+from daemon.core.clock import from_text
+from daemon.core.config.settings import Config
+from daemon.core.errors import ErrataError
+from daemon.core.ledger.chain import find_revision
+from daemon.core.ledger.ledger import Ledger
+from daemon.core.ledger.schema import revisions
+from daemon.core.log import get_logger
+from daemon.core.metrics import METRICS, OTHER, STAGE_BUCKETS, Kind
+from daemon.core.names import (
+    API_FEED,
+    OPERATOR,
+    AdmissionOutcome,
+    BatchState,
+    CorrectionState,
+    QuarantineReason,
+    QuarantineState,
+    RevisionKind,
+)
+from daemon.core.version import version
+from daemon.views import figures, lists
+from daemon.views.prometheus_watch import StageHistory, add_watch
+
+log = get_logger("errata.exporter")
+Family = GaugeMetricFamily | CounterMetricFamily | HistogramMetricFamily
+_UP_PERIODS = 3.0  # lease periods without a heartbeat after which a worker counts as down
+
+
+def render(ledger: Ledger, config: Config, history: StageHistory | None = None) -> bytes:
+    """All metrics in Prometheus' text format; ``history`` spares reading old revisions at every scrape."""
+    registry = CollectorRegistry()
+    registry.register(LedgerCollector(ledger, config, history or StageHistory()))
+    return generate_latest(registry)
+
+
+class Samples:
+    """The families of ``daemon.core.metrics``, being filled; what is not declared there cannot be added."""
+
+    def __init__(self) -> None:
+        self._families: dict[str, Family] = {name: _family(name) for name in METRICS}
+
+    def add(self, name: str, value: float, **labels: str) -> None:
+        """Add one series.
+
+        Raises:
+            KeyError: the metric, or one of its labels, is not declared. ValueError: a label too many.
+            TypeError: it is a histogram.
+        """
+        family = self._families[name]
+        if isinstance(family, HistogramMetricFamily):
+            raise TypeError(f"{name} is a histogram")
+        family.add_metric(_values(name, labels), value)
+
+    def add_histogram(self, name: str, buckets: Sequence[float], total: float, **labels: str) -> None:
+        """Add one histogram: how many values lie in each of ``STAGE_BUCKETS`` and above, and their sum.
+
+        Raises:
+            KeyError, ValueError: as for ``add``. TypeError: it is none.
+        """
+        family = self._families[name]
+        if not isinstance(family, HistogramMetricFamily):
+            raise TypeError(f"{name} is no histogram")
+        bounds = [*(str(bound) for bound in STAGE_BUCKETS), "+Inf"]
+        cumulative = list(zip(bounds, accumulate(buckets), strict=True))
+        family.add_metric(_values(name, labels), cumulative, total)
+
+    def families(self) -> Iterable[Family]:
+        """Every declared family, in order of declaration."""
+        return self._families.values()
+
+
+class LedgerCollector(Collector):
+    """Reads the ledger at every scrape; one that does not answer is a metric, not an error."""
+
+    def __init__(self, ledger: Ledger, config: Config, history: StageHistory) -> None:
+        self._ledger, self._config, self._history = ledger, config, history
+
+    def collect(self) -> Iterator[Family]:
+        """All families; only ``errata_ledger_up`` and ``errata_build_info`` have series when it fails."""
+        samples = Samples()
+        try:
+            with self._ledger.read() as connection:
+                now = self._ledger.clock.now()
+                _Scrape(connection, now, self._config, samples, self._history).fill()
+            up = 1
+        except ErrataError as error:
+            log.warning("metrics not read", code=error.code, error=str(error))
+            samples, up = Samples(), 0
+        samples.add("errata_ledger_up", up)
+        samples.add("errata_build_info", 1, version=version())
+        yield from samples.families()
+
+
+class _Scrape:
+    """One scrape."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        now: datetime,
+        config: Config,
+        samples: Samples,
+        history: StageHistory,
+    ) -> None:
+        self._connection, self._now, self._config, self._history = connection, now, config, history
+        self._add, self._add_histogram = samples.add, samples.add_histogram
+        self._models = sorted({*figures.models(connection), config.model.name})
+
+    def fill(self) -> None:
+        """Add everything that the ledger knows."""
+        feeds = lists.feed_list(self._connection, self._now)
+        items = figures.feed_items(self._connection)
+        names = {OPERATOR, API_FEED, *(feed.name for feed in self._config.feeds), *(f["name"] for f in feeds)}
+        self._corrections(names)
+        self._feeds(names, feeds, items)
+        self._quarantine()
+        self._batches()
+        self._store()
+        for model in self._models:
+            self._queue(model)
+            self._chain(model)
+            add_watch(self._add, self._connection, self._now, self._config, model)
+            self._stages(model)
+            self._worker(model)
+
+    def _store(self) -> None:
+        """Room for the next revision, and what the last scrub said of the others."""
+        self._add("errata_store_free_bytes", figures.free_bytes(self._config))
+        self._add("errata_store_reserve_bytes", self._config.store.reserve_bytes)
+        self._add("errata_store_unsound_blobs", figures.unsound_blobs(self._connection))
+
+    def _corrections(self, feeds: set[str]) -> None:
+        """By state and feed; a model or feed that nobody configured is folded into ``other``."""
+        counts: Counter[tuple[str, str, str]] = Counter(
+            {(m, s, f): 0 for m in self._models for s in CorrectionState for f in feeds}
+        )
+        for (model, state, feed), count in figures.corrections_by_state(self._connection).items():
+            counts[_known(model, self._models), _known(state, CorrectionState), _known(feed, feeds)] += count
+        for (model, state, feed), count in sorted(counts.items()):
+            self._add("errata_corrections", count, model=model, state=state, feed=feed)
+
+    def _feeds(self, names: set[str], feeds: list[dict[str, Any]], items: figures.Counts) -> None:
+        counts: Counter[tuple[str, str]] = Counter({(f, o): 0 for f in names for o in AdmissionOutcome})
+        for (feed, outcome), count in items.items():
+            counts[_known(feed, names), _known(outcome, AdmissionOutcome)] += count
+        for (feed, outcome), count in sorted(counts.items()):
+            self._add("errata_feed_items_total", count, feed=feed, outcome=outcome)
+        pulled = {row["name"]: row for row in feeds}
+        for name in sorted({feed.name for feed in self._config.feeds} | pulled.keys()):
+            row = pulled.get(name)
+            self._add("errata_feed_error", bool(row and row["error"]), feed=name)
+            self._add("errata_feed_paused", figures.is_on(self._connection, f"feed:{name}"), feed=name)
+            if row and row["lag_seconds"] is not None:
+                self._add("errata_feed_pull_age_seconds", row["lag_seconds"], feed=name)
+
+    def _quarantine(self) -> None:
+        counts: Counter[tuple[str, str]] = Counter(
+            {(r, s): 0 for r in QuarantineReason for s in QuarantineState}
+        )
+        for (reason, state), count in figures.quarantine_by_reason(self._connection).items():
+            counts[_known(reason, QuarantineReason), _known(state, QuarantineState)] += count
+        for (reason, state), count in sorted(counts.items()):
+            self._add("errata_quarantine_entries", count, reason=reason, state=state)
+
+    def _batches(self) -> None:
+        counts: Counter[tuple[str, str]] = Counter({(m, s): 0 for m in self._models for s in BatchState})
+        for (model, state), count in figures.batches_by_state(self._connection).items():
+            counts[_known(model, self._models), _known(state, BatchState)] += count
+        for (model, state), count in sorted(counts.items()):
+            self._add("errata_batches", count, model=model, state=state)
+
+    def _queue(self, model: str) -> None:
+        waiting = figures.queue(self._connection, self._now, model)
+        for state, count in (("pending", waiting.pending), ("queued", waiting.queued)):
+            self._add("errata_queue_corrections", count, model=model, state=state)
+        self._add("errata_queue_oldest_age_seconds", waiting.oldest_age_seconds, model=model)
+        self._add("errata_paused", figures.is_on(self._connection, f"paused:{model}"), model=model)
+
+    def _chain(self, model: str) -> None:
+        for name, kind in (
+            ("errata_edits_total", RevisionKind.EDIT),
+            ("errata_rollbacks_total", RevisionKind.ROLLBACK),
+        ):
+            self._add(name, figures.revisions_of_kind(self._connection, model, kind), model=model)
+        number = figures.head_number(self._connection, model)
+        head = None if number is None else find_revision(self._connection, model, number)
+        if head is None:
+            return
+        live = figures.live_number(self._connection, model)
+        self._add("errata_revision_head", head["number"], model=model)
+        if live is not None:
+            self._add("errata_revision_live", live, model=model)
+        self._add("errata_active_facts", head["active_facts"], model=model)
+        self._add("errata_facts_written_total", figures.facts_written(self._connection, model), model=model)
+        self._add("errata_head_timestamp_seconds", from_text(head["created_at"]).timestamp(), model=model)
+        for layer, norm in head["norms"].items():
+            self._add("errata_layer_delta_ratio", norm, model=model, layer=layer)
+        for stage, seconds in self._last_stages(model).items():
+            self._add("errata_edit_stage_seconds", seconds, model=model, stage=stage)
+
+    def _last_stages(self, model: str) -> dict[str, float]:
+        mine = (revisions.c.model == model) & (revisions.c.kind == RevisionKind.EDIT)
+        query = select(revisions.c.stages).where(mine).order_by(revisions.c.number.desc()).limit(1)
+        row: RowMapping | None = self._connection.execute(query).mappings().one_or_none()
+        return dict(row["stages"]) if row else {}
+
+    def _stages(self, model: str) -> None:
+        for stage, (buckets, total) in self._history.of(self._connection, model).items():
+            self._add_histogram(
+                "errata_edit_stage_duration_seconds", buckets, total, model=model, stage=stage
+            )
+
+    def _worker(self, model: str) -> None:
+        beat = figures.newest_heartbeat(self._connection, self._now, model)
+        fresh = beat is not None and beat.age_seconds <= _UP_PERIODS * self._config.edit.lease_seconds
+        self._add("errata_worker_up", fresh, model=model)
+        if beat is not None:
+            self._add("errata_worker_heartbeat_age_seconds", beat.age_seconds, model=model)
+            self._add("errata_worker_memory_bytes", beat.memory_bytes, model=model)
+            self._add("errata_worker_gpu_memory_bytes", beat.gpu_memory_bytes, model=model)
+
+
+def _values(name: str, labels: Mapping[str, str]) -> list[str]:
+    declared = METRICS[name].labels
+    values = [labels[label] for label in declared]
+    if len(values) != len(labels):
+        raise ValueError(f"{name} has the labels {declared}, not {tuple(labels)}")
+    return values
+
+
+def _known(value: str, values: Iterable[str]) -> str:
+    """The value, or ``other`` for one outside its closed set."""
+    return value if value in {str(known) for known in values} else OTHER
+
+
+def _family(name: str) -> Family:
+    metric = METRICS[name]
+    if metric.kind is Kind.HISTOGRAM:
+        return HistogramMetricFamily(name, metric.help, labels=metric.labels)
+    if metric.kind is Kind.COUNTER:
+        return CounterMetricFamily(name.removesuffix("_total"), metric.help, labels=metric.labels)
+    return GaugeMetricFamily(name, metric.help, labels=metric.labels)

@@ -1,0 +1,1 @@
+"""Judge revisions by their probes and take bad ones back."""

@@ -1,0 +1,113 @@
+"""Alerts that call for a rollback: what an Alertmanager delivers, and what the ledger makes of it.
+
+An alert about a probe of ours is a reminder: the ledger knows itself what is open. An alert about something
+else, say a metric of the serving side, opens an incident about head, unless it began before head was made.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from sqlalchemy import Connection, insert, select
+
+from daemon.core.clock import from_text, to_text
+from daemon.core.config.settings import Config
+from daemon.core.errors import NotFoundError
+from daemon.core.ledger import audit
+from daemon.core.ledger.chain import head
+from daemon.core.ledger.ledger import Ledger
+from daemon.core.ledger.schema import incidents
+from daemon.core.names import IncidentState, ProbeResult, Reaction
+from daemon.core.text import printable
+from daemon.watch.judge import react
+
+WHO = "alertmanager"
+ACTION = "rollback"
+_SHOWN = 20  # alerts that an audit row names
+
+
+class Alert(BaseModel):
+    """One alert of a delivery, as far as it matters here."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    status: str = Field(max_length=32)
+    labels: dict[str, str] = Field(max_length=64)
+    startsAt: AwareDatetime  # noqa: N815  # Alertmanager's name
+    fingerprint: str = Field("", max_length=64)
+
+    @property
+    def name(self) -> str:
+        """What the rule is called, as it may be shown."""
+        return printable(self.labels.get("alertname", "unnamed"), 50)
+
+    @property
+    def episode(self) -> str:
+        """The same for every delivery of one firing, however often it is repeated."""
+        return f"{printable(self.fingerprint, 64)}@{to_text(self.startsAt)}"
+
+    def wants_rollback(self, model: str) -> bool:
+        """Whether it fires, about this model or none, and asks for a rollback."""
+        ours = self.labels.get("model", model) == model
+        return self.status == "firing" and ours and self.labels.get("action") == ACTION
+
+
+class Delivery(BaseModel):
+    """What Alertmanager posts to a webhook (version 4)."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    alerts: list[Alert] = Field(max_length=1000)
+
+
+def receive(ledger: Ledger, config: Config, delivery: Delivery) -> Reaction:
+    """Answer a delivery: at most one rollback for an incident, and one audit row, however often it comes."""
+    model = config.model.name
+    asking = [alert for alert in delivery.alerts if alert.wants_rollback(model)]
+    episode = _bring_up(ledger, model, asking) if asking else None
+    reaction = react(ledger, config, WHO, episode) if asking else Reaction.NOTHING
+    with ledger.write() as connection:
+        names = sorted({alert.name for alert in delivery.alerts})[:_SHOWN]
+        details = {"alerts": len(delivery.alerts), "asking": len(asking), "reaction": str(reaction)}
+        details |= {"names": names, "episodes": sorted({alert.episode for alert in asking})[:_SHOWN]}
+        audit.record(connection, ledger.clock.now(), WHO, "alert", model, ", ".join(names), details)
+    return reaction
+
+
+def _bring_up(ledger: Ledger, model: str, asking: Sequence[Alert]) -> str:
+    """Open incidents for alerts about what no probe of ours measures; the episode of the first alert."""
+    foreign = [alert for alert in asking if "probe" not in alert.labels]
+    if foreign:
+        with ledger.write() as connection:
+            for alert in foreign:
+                _open(connection, ledger.clock.now(), model, alert)
+    return asking[0].episode
+
+
+def _open(connection: Connection, now: datetime, model: str, alert: Alert) -> None:
+    """One incident for a firing about head; none where it was answered, or began before head was made."""
+    try:
+        current = head(connection, model)
+    except NotFoundError:
+        return
+    probe = f"alert:{alert.name}"
+    answered = (incidents.c.alert == alert.episode) | (
+        (incidents.c.revision == current["number"]) & (incidents.c.probe == probe)
+    )
+    if connection.execute(select(incidents.c.id).where(incidents.c.model == model, answered)).first():
+        return
+    if current["number"] == 0 or alert.startsAt < from_text(current["created_at"]):
+        return  # no edit of ours is in it, or head is newer than the trouble
+    connection.execute(
+        insert(incidents).values(
+            model=model,
+            revision=current["number"],
+            probe=probe,
+            state=IncidentState.OPEN,
+            result=ProbeResult.DEGRADED,
+            message=f"the alert {alert.name} fires",
+            opened_at=to_text(now),
+            since=current["number"] - 1,
+            alert=alert.episode,
+        )
+    )

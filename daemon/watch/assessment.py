@@ -1,0 +1,260 @@
+"""What the measurements of one revision amount to, by bounds and against the revisions before it.
+
+Nothing is written here: verdicts follow from the ledger and the configuration alone.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from statistics import fmean
+
+from sqlalchemy import Connection, RowMapping, func, select
+
+from daemon.core.clock import to_text
+from daemon.core.config.watch import WatchConfig
+from daemon.core.ledger.chain import lineage
+from daemon.core.ledger.outcomes import Outcomes, Scale
+from daemon.core.ledger.schema import incidents, judgements, probe_results, revisions
+from daemon.core.metrics import CEILING_PROBES
+from daemon.core.names import IncidentState, ProbeResult, RevisionState
+from daemon.core.paired_tests import Drift, Paired, compare, mean_of, standardised
+
+_BASELINE = 8  # first revisions whose mean a drift is measured against
+_ALLOWANCE = 0.5  # standard errors of every revision that are no drift
+_CHUNK = 500  # numbers in one IN list
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the judge makes of one probe of one revision.
+
+    ``since`` is the last revision that was good, as far as this probe can tell; ``loss`` is a mean over the
+    items that were compared with ``reference``; ``drift`` is the cumulative sum in standard errors.
+    """
+
+    probe: str
+    result: ProbeResult
+    message: str
+    measurement: int
+    since: int
+    reference: int | None = None
+    loss: float | None = None
+    p_value: float | None = None
+    drift: Drift | None = None
+
+
+def assess(connection: Connection, watch: WatchConfig, row: RowMapping, now: datetime) -> list[Verdict]:
+    """One verdict for each probe that was measured on a revision, in order of their names."""
+    measured = _newest(connection, row["model"], row["number"])
+    running = to_text(now - timedelta(seconds=2 * watch.probe_seconds))
+    if any(m["details"].get("running") and m["measured_at"] > running for m in measured):
+        return []  # it may still answer
+    if not measured:
+        return []
+    look = _Look(connection, watch, row, to_text(now - timedelta(seconds=watch.cooldown_seconds)))
+    verdicts = [look.by_bound(m) for m in measured]
+    compared = [look.with_reference(v, m) for v, m in zip(verdicts, measured, strict=True)]
+    tests = sum(1 for verdict in compared if verdict.p_value is not None)
+    return [
+        look.by_drift(look.by_step(verdict, m, watch.significance / max(tests, 1)), m)
+        for verdict, m in zip(compared, measured, strict=True)
+    ]
+
+
+def _newest(connection: Connection, model: str, number: int) -> Sequence[RowMapping]:
+    """The newest measurement of each probe of a revision."""
+    mine = (probe_results.c.model == model) & (probe_results.c.revision == number)
+    ids = select(func.max(probe_results.c.id)).where(mine).group_by(probe_results.c.probe)
+    query = select(probe_results).where(probe_results.c.id.in_(ids)).order_by(probe_results.c.probe)
+    return connection.execute(query).mappings().all()
+
+
+class _Look:
+    """One revision, its forebears and the configuration."""
+
+    def __init__(self, connection: Connection, watch: WatchConfig, row: RowMapping, lately: str) -> None:
+        self._connection, self._watch, self._lately = connection, watch, lately
+        self._model, self._number = str(row["model"]), int(row["number"])
+        self._before = lineage(connection, self._model, self._number)
+
+    def by_bound(self, measured: RowMapping) -> Verdict:
+        """The result that the worker gave, by the floor or ceiling of the configuration."""
+        result, score, bound = ProbeResult(measured["result"]), measured["score"], measured["bound"]
+        message = ""
+        if result is ProbeResult.UNKNOWN:
+            message = (
+                f"{measured['probe']} is not known: {measured['details'].get('error', 'no reason given')}"
+            )
+        elif result is ProbeResult.DEGRADED:
+            shown = "not a number" if score is None else f"{score:.4g}"
+            message = f"{measured['probe']} is {shown}, the bound is {bound:.4g}"
+        return Verdict(measured["probe"], result, message, measured["id"], self._number - 1)
+
+    def with_reference(self, verdict: Verdict, measured: RowMapping) -> Verdict:
+        """The paired test against the last good revision; only what passed its bound is compared."""
+        if verdict.result is not ProbeResult.OK:
+            return verdict
+        before = self._reference(verdict.probe)
+        if before is None:
+            return verdict
+        verdict = self._after_incident(verdict, measured, before)
+        now, then = Outcomes.from_json(measured["outcomes"]), Outcomes.from_json(before["outcomes"])
+        paired = compare(now, then, self._watch, self._number)
+        verdict = replace(verdict, reference=before["revision"])
+        return verdict if paired is None else replace(verdict, loss=paired.loss, p_value=paired.p_value)
+
+    def by_step(self, verdict: Verdict, measured: RowMapping, level: float) -> Verdict:
+        """Degraded where the loss against the reference is above the budget and no noise."""
+        if verdict.result is not ProbeResult.OK or verdict.p_value is None or verdict.loss is None:
+            return verdict
+        now = Outcomes.from_json(measured["outcomes"])
+        hits = now is not None and now.scale is Scale.HITS
+        budget = self._watch.step_budget if hits else self._watch.step_budget_nats
+        if not Paired(verdict.loss, verdict.p_value, budget).is_step(level):
+            return verdict
+        message = (
+            f"{verdict.probe} lost {verdict.loss:.3g}{'' if hits else ' nats'} an item against revision "
+            f"{verdict.reference} (p {verdict.p_value:.1e})"
+        )
+        since = self._number - 1 if verdict.reference is None else verdict.reference
+        return replace(verdict, result=ProbeResult.DEGRADED, message=message, since=since)
+
+    def by_drift(self, verdict: Verdict, measured: RowMapping) -> Verdict:
+        """Degraded where losses that no single step shows have added up, since the sum began to rise."""
+        now = Outcomes.from_json(measured["outcomes"])
+        if now is None or now.ids is not None:
+            return verdict
+        reset = self._reset(verdict.probe)
+        baseline = self._baseline(verdict.probe, reset, now)
+        if len(baseline) < _BASELINE:  # the mean of a few is noise that every later revision would inherit
+            return replace(verdict, drift=Drift(0.0, self._number))
+        sign = -1.0 if now.scale is Scale.HITS else 1.0
+        losses = [sign * (new - old) for new, old in zip(now.values, mean_of(baseline), strict=True)]
+        hits = now.scale is Scale.HITS
+        slack = self._watch.drift_budget if hits else self._watch.drift_budget_nats
+        score = standardised(losses, slack, hits=hits)
+        drift = self._drift_before(verdict.probe, reset).after(self._number, score, _ALLOWANCE)
+        verdict = replace(verdict, drift=drift)
+        if verdict.result is not ProbeResult.OK or drift.total <= self._watch.drift_limit:
+            return verdict
+        message = (
+            f"{verdict.probe} has drifted since revision {drift.since}: {fmean(losses):.3g} an item below "
+            f"its beginning (sum {drift.total:.1f}, limit {self._watch.drift_limit:g})"
+        )
+        return replace(verdict, result=ProbeResult.DEGRADED, message=message, since=drift.since)
+
+    def _after_incident(self, verdict: Verdict, measured: RowMapping, before: RowMapping) -> Verdict:
+        """Hysteresis: soon after a rollback a score must be clear of its bound, or as good as what held."""
+        score, bound = measured["score"], measured["bound"]
+        if score is None or bound is None or not self._lately_rolled_back(verdict.probe):
+            return verdict
+        sign = -1.0 if verdict.probe in CEILING_PROBES else 1.0
+        wanted = sign * bound + self._watch.hysteresis
+        if before["score"] is not None:
+            wanted = min(wanted, sign * before["score"])
+        if sign * score >= wanted:
+            return verdict
+        message = f"{verdict.probe} is {score:.4g}: too near its bound {bound:.4g} so soon after an incident"
+        return replace(verdict, result=ProbeResult.DEGRADED, message=message)
+
+    # -- what the ledger says of earlier revisions -----------------------------------------------------
+
+    def _reference(self, probe: str) -> RowMapping | None:
+        """The measurement of the newest good forebear that has one."""
+        joined = probe_results.join(
+            revisions,
+            (revisions.c.model == probe_results.c.model) & (revisions.c.number == probe_results.c.revision),
+        )
+        for start in range(0, len(self._before), _CHUNK):
+            query = (
+                select(probe_results)
+                .select_from(joined)
+                .where(
+                    probe_results.c.model == self._model,
+                    probe_results.c.probe == probe,
+                    probe_results.c.revision.in_(self._before[start : start + _CHUNK]),
+                    probe_results.c.result == ProbeResult.OK,
+                    revisions.c.state == RevisionState.LIVE,
+                )
+            )
+            order = (probe_results.c.revision.desc(), probe_results.c.id.desc())
+            row = self._connection.execute(query.order_by(*order).limit(1)).mappings().first()
+            if row is not None:
+                return row
+        return None
+
+    def _baseline(self, probe: str, reset: int, now: Outcomes) -> list[tuple[float, ...]]:
+        """The outcomes of the first revisions from ``reset`` on, on the same items."""
+        found: dict[int, tuple[float, ...]] = {}
+        forward = [number for number in reversed(self._before) if number >= reset]
+        for start in range(0, len(forward), _CHUNK):
+            query = select(probe_results.c.revision, probe_results.c.outcomes).where(
+                probe_results.c.model == self._model,
+                probe_results.c.probe == probe,
+                probe_results.c.revision.in_(forward[start : start + _CHUNK]),
+                probe_results.c.outcomes.is_not(None),
+            )
+            for row in self._connection.execute(
+                query.order_by(probe_results.c.revision).limit(4 * _BASELINE)
+            ):
+                then = Outcomes.from_json(row.outcomes)
+                if then and (then.suite, then.scale, len(then.values)) == (
+                    now.suite,
+                    now.scale,
+                    len(now.values),
+                ):
+                    found[row.revision] = then.values
+                if len(found) == _BASELINE:
+                    return list(found.values())
+        return list(found.values())
+
+    def _drift_before(self, probe: str, reset: int) -> Drift:
+        query = (
+            select(judgements.c.revision, judgements.c.drift, judgements.c.since)
+            .where(
+                judgements.c.model == self._model, judgements.c.probe == probe,
+                judgements.c.revision < self._number, judgements.c.drift.is_not(None),
+            )
+            .order_by(judgements.c.revision.desc())
+        )  # fmt: skip
+        forebears = {number for number in self._before if number > reset}
+        for row in self._connection.execute(query):
+            if row.revision in forebears:
+                return Drift(row.drift, reset if row.since is None else row.since)
+        return Drift(0.0, reset)
+
+    def _reset(self, probe: str) -> int:
+        """From where a drift is counted: a human who settles an incident by hand accepts what is."""
+        query = select(func.max(incidents.c.revision)).where(
+            incidents.c.model == self._model,
+            incidents.c.probe == probe,
+            incidents.c.state == IncidentState.CLOSED,
+            incidents.c.rollback_revision.is_(None),
+            incidents.c.result == ProbeResult.DEGRADED,
+        )
+        return int(self._connection.execute(query).scalar() or 0)
+
+    def _lately_rolled_back(self, probe: str) -> bool:
+        query = select(incidents.c.id).where(
+            incidents.c.model == self._model,
+            incidents.c.probe == probe,
+            incidents.c.state == IncidentState.ROLLED_BACK,
+            incidents.c.closed_at > self._lately,
+        )
+        return self._connection.execute(query.limit(1)).scalar() is not None
+
+
+def verdict_row(verdict: Verdict) -> Mapping[str, object]:
+    """A verdict as the ledger's columns."""
+    drift = verdict.drift
+    return {
+        "probe": verdict.probe,
+        "result": verdict.result,
+        "reference": verdict.reference,
+        "loss": verdict.loss,
+        "p_value": verdict.p_value,
+        "drift": None if drift is None else drift.total,
+        "since": None if drift is None else drift.since,
+        "measurement": verdict.measurement,
+        "message": verdict.message,
+    }

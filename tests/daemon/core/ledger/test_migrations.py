@@ -1,0 +1,150 @@
+"""Migrations: they make the schema that the code speaks, once, whoever comes first, and never go back."""
+
+import multiprocessing
+import sqlite3
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Engine, inspect, select
+
+from daemon.admission.admit import submit
+from daemon.core.errors import LedgerError
+from daemon.core.ledger import database
+from daemon.core.ledger.ledger import Ledger
+from daemon.core.ledger.schema import corrections, metadata
+from tests.ledgers import found, statement
+
+
+@pytest.fixture
+def engine(ledger_url: str) -> Iterator[Engine]:
+    """An engine on an empty database."""
+    made = database.open_engine(ledger_url)
+    yield made
+    made.dispose()
+
+
+def test_a_fresh_ledger_is_what_the_code_speaks(engine: Engine) -> None:
+    database.migrate(engine)
+    with database.transaction(engine, write=True) as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, metadata) == []
+
+
+def test_every_index_and_constraint_is_there_by_its_name(engine: Engine) -> None:
+    database.migrate(engine)
+    found_here = inspect(engine)
+    for table in metadata.tables.values():
+        wanted = {str(index.name) for index in table.indexes}
+        assert {index["name"] for index in found_here.get_indexes(table.name)} >= wanted
+    assert found_here.get_pk_constraint("revisions")["constrained_columns"] == ["model", "number"]
+    unique = {tuple(one["column_names"]) for one in found_here.get_unique_constraints("revisions")}
+    assert ("batch_id",) in unique
+
+
+def test_the_number_of_the_schema_goes_from_none_to_the_newest(engine: Engine) -> None:
+    assert database.schema_version(engine) is None
+    database.migrate(engine)
+    assert database.schema_version(engine) == database.newest_version()
+
+
+def test_a_second_opening_changes_nothing(ledger_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger = Ledger.open(ledger_url)
+    found(ledger)
+    submit(ledger, statement("France", "Lyon"), "test")
+    ledger.close()
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("there was nothing to migrate")
+
+    monkeypatch.setattr("alembic.command.upgrade", refuse)
+    again = Ledger.open(ledger_url)
+    with again.read() as connection:
+        assert connection.execute(select(corrections.c.object)).scalars().all() == ["Lyon"]
+    again.close()
+
+
+def test_a_ledger_of_a_newer_errata_is_refused_and_left_alone(engine: Engine, ledger_url: str) -> None:
+    database.migrate(engine)
+    with database.transaction(engine, write=True) as connection:
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
+    knows = rf"schema 9999, this Errata knows {database.newest_version()} \(install the newer Errata"
+    with pytest.raises(LedgerError, match=knows):
+        Ledger.open(ledger_url)
+    assert database.schema_version(engine) == "9999"
+
+
+def test_a_migration_that_fails_leaves_nothing_and_can_be_repeated(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from alembic.operations import Operations
+
+    whole = Operations.create_table
+
+    def fail(self: Any, name: str, *columns: Any, **more: Any) -> Any:
+        if name == "tenures":
+            raise RuntimeError("the power went")
+        return whole(self, name, *columns, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Operations, "create_table", fail)
+        with pytest.raises(RuntimeError, match="the power went"):
+            database.migrate(engine)
+    assert inspect(engine).get_table_names() == []
+    database.migrate(engine)
+    assert set(metadata.tables) < set(inspect(engine).get_table_names())
+
+
+def test_migrations_are_one_line_numbered_in_order() -> None:
+    folder = Path(database.__file__).parent / "migrations"
+    steps = list(ScriptDirectory(str(folder)).walk_revisions())[::-1]
+    assert [step.revision for step in steps] == [f"{number:04d}" for number in range(1, len(steps) + 1)]
+    assert [step.down_revision for step in steps] == [None, *(step.revision for step in steps[:-1])]
+
+
+def open_and_found(url: str, start: Any, ends: Any) -> None:
+    """What each of several processes does at the same moment on an empty database."""
+    start.wait(30)
+    try:
+        ledger = Ledger.open(url)
+        found(ledger)
+        submit(ledger, statement("France", "Lyon", 1), "test")
+        ledger.close()
+        ends.put("opened")
+    except BaseException as error:  # noqa: BLE001  whatever it is, the parent shows it
+        ends.put(repr(error))
+
+
+def test_several_processes_may_open_an_empty_ledger_at_once(ledger_url: str) -> None:
+    context = multiprocessing.get_context("spawn")
+    start, ends = context.Barrier(3), context.Queue()
+    processes = [context.Process(target=open_and_found, args=(ledger_url, start, ends)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    assert [ends.get(timeout=90) for _ in processes] == ["opened"] * 3
+    for process in processes:
+        process.join(30)
+    ledger = Ledger.open(ledger_url)
+    with ledger.read() as connection:
+        assert connection.execute(select(corrections.c.object)).scalars().all() == ["Lyon"]
+    ledger.close()
+
+
+def test_opening_waits_for_another_process_that_is_just_making_the_file(tmp_path: Path) -> None:
+    """SQLite's own timeout does not cover the switch to write-ahead logging."""
+    path = tmp_path / "ledger.sqlite"
+    other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+    other.execute("CREATE TABLE other (x)")
+    timer = threading.Timer(0.3, lambda: other.execute("COMMIT"))
+    timer.start()
+    try:
+        Ledger.open(f"sqlite:///{path}").close()
+    finally:
+        timer.join()
+        other.close()

@@ -1,0 +1,151 @@
+"""The commands that need the model; they join ``errata`` by the entry point group ``errata.commands``."""
+
+import json
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from daemon.core.terminal import make_console
+from workers.cli import bench, keep, locate, publish, serve, watch
+
+if TYPE_CHECKING:
+    from daemon.core.config.settings import Config
+
+Json = Annotated[bool, typer.Option("--json", help="print one JSON document instead of a table")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the workers' commands to the application of ``errata``."""
+    app.command("prepare")(prepare)
+    app.command("probe")(probe)
+    app.command("worker")(worker)
+    app.command("recipes")(recipes)
+    app.command("tour")(tour)
+    app.add_typer(bench.app, name="bench")
+    keep.register(app)
+    locate.register(app)
+    publish.register(app)
+    serve.register(app)
+    watch.register(app)
+
+
+def prepare(context: typer.Context) -> None:
+    """Get the default model if it is missing, prepare its statistics and found revision 0.
+
+    Example: errata prepare
+    """
+    from workers.cli.prepare import prepare_model
+
+    console = Console(stderr=True)
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+    )
+    with bar:
+        shown: dict[str, TaskID] = {}
+
+        def step(name: str, done: int, total: int) -> None:
+            if name not in shown:
+                shown[name] = bar.add_task(name, total=total)
+            bar.update(shown[name], completed=done, total=total)
+
+        prepare_model(_config(context), step)
+    console.print("the model is ready: revision 0 is its base")
+
+
+def worker(
+    context: typer.Context,
+    targets: Annotated[
+        bool, typer.Option("--targets", help="seek targets for the editing worker (edit.fan_out)")
+    ] = False,
+) -> None:
+    """Edit batches from the queue: one Celery worker with one process; SIGTERM ends it after its batch.
+
+    Examples: errata worker | errata worker --targets
+    """
+    import os
+    import sys
+
+    from daemon.core.broker import worker_arguments
+    from daemon.core.config.settings import CONFIG_VARIABLE, find_config
+
+    config = _config(context)
+    if not targets:
+        prepare(context)
+    file = find_config(context.obj["config_file"])
+    if file is not None:
+        os.environ[CONFIG_VARIABLE] = str(file.resolve())
+    os.execv(sys.executable, [sys.executable, *worker_arguments(config, targets=targets)])  # noqa: S606  # no shell
+
+
+def probe(
+    context: typer.Context,
+    revision: Annotated[str | None, typer.Argument(help="revision; without it, head")] = None,
+    as_json: Json = False,
+) -> None:
+    """Run the probes on a revision and add the results to the ledger.
+
+    Examples: errata probe | errata probe 12 --json
+    """
+    from workers.cli.probe import probe_revision
+
+    number, rows = probe_revision(_config(context), revision)
+    if as_json:
+        found = [
+            {"probe": r.probe, "result": str(r.result), "score": r.score, "bound": r.bound, "items": r.items}
+            for r in rows
+        ]
+        typer.echo(json.dumps({"revision": number, "probes": found}))
+        return
+    table = Table("probe", "result", "score", "bound", "items", "seconds", title=f"revision {number}")
+    for r in rows:
+        score = "-" if r.score is None else f"{r.score:.4f}"
+        table.add_row(
+            r.probe,
+            r.result,
+            score,
+            "-" if r.bound is None else f"{r.bound:.3f}",
+            str(r.items),
+            f"{r.seconds:.1f}",
+        )
+    make_console().print(table)
+
+
+def recipes(as_json: Json = False) -> None:
+    """List the editing recipes that ``edit.recipe`` may name.
+
+    Example: errata recipes --json
+    """
+    from workers.editing.recipes import PRESETS
+
+    if as_json:
+        typer.echo(json.dumps({name: recipe.model_dump() for name, recipe in PRESETS.items()}))
+        return
+    table = Table("recipe", "layers", "what it is")
+    for name, recipe in PRESETS.items():
+        table.add_row(name, str(recipe.layers), recipe.summary)
+    make_console().print(table)
+
+
+def tour(
+    context: typer.Context,
+    once: Annotated[bool, typer.Option("--once", help="end when the feeds are drained")] = False,
+) -> None:
+    """Show the whole way: prepare, run, edit from the feeds, before and after, one rollback and back.
+
+    Example: errata tour --once
+    """
+    from workers.cli.tour import run_tour
+
+    run_tour(_config(context), context.obj["config_file"], once=once)
+
+
+def _config(context: typer.Context) -> "Config":
+    config: Config = context.obj["config"](context)
+    return config

@@ -1,0 +1,143 @@
+"""The commands that hand revisions to others: export, publish."""
+
+import json
+import signal
+import threading
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from daemon.core.config.settings import Config
+    from daemon.core.ledger.ledger import Ledger
+    from workers.publishing.revision_facts import RevisionFacts
+
+Json = Annotated[bool, typer.Option("--json", help="print one JSON document instead of a line")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands."""
+    app.command("export")(export)
+    app.command("publish")(publish)
+
+
+def export(
+    context: typer.Context,
+    revision: Annotated[str, typer.Argument(help="revision, or live, or head")],
+    folder: Annotated[Path, typer.Argument(help="folder to make")],
+    lora: Annotated[
+        bool, typer.Option("--lora", help="a PEFT LoRA adapter instead of a whole model")
+    ] = False,
+    energy: Annotated[
+        float, typer.Option(min=0.5, max=1.0, help="share of the change that the adapter keeps (Σσ²)")
+    ] = 0.999,
+    as_json: Json = False,
+) -> None:
+    """Write a revision as a Hugging Face folder that any program loads, without Errata.
+
+    Examples: errata export live ./model | errata export 12 ./adapter --lora --energy 0.99
+    """
+    from workers.publishing.export import Exporter
+    from workers.revisions.store import Store
+
+    config: Config = context.obj["config"](context)
+    found = _read(config, revision)
+    if lora:
+        _export_adapter(config, found, folder, energy, as_json=as_json)
+        return
+    Exporter(config.model_path, Store(config.store_path)).export(found, folder)
+    _report(found, folder, as_json=as_json)
+
+
+def publish(
+    context: typer.Context,
+    follow: Annotated[bool, typer.Option("--follow", help="go on with each new live revision")] = False,
+    as_json: Json = False,
+) -> None:
+    """Publish the live revision: its folder, the link «live», and word to the consumers.
+
+    Examples: errata publish | errata publish --follow
+    """
+    from daemon.core.errors import NotFoundError
+    from daemon.core.tracing import configure_tracing
+    from workers.publishing.consumers import make_consumers
+    from workers.publishing.publisher import Publisher
+
+    config: Config = context.obj["config"](context)
+    configure_tracing("errata-publish")
+    publisher = Publisher(_ledger(config), config, make_consumers(config.consumers))
+    if follow:
+        publisher.follow(_until_asked(), config.publish.poll_seconds)
+        return
+    if publisher.tick() is None:
+        raise NotFoundError("no revision is live yet", hint="errata revisions says what the judge said")
+    _report(_read(config, "live"), config.published_path / "live", as_json=as_json)
+
+
+def _export_adapter(
+    config: "Config", revision: "RevisionFacts", folder: Path, energy: float, *, as_json: bool
+) -> None:
+    """Write the adapter and say for each layer how near it comes."""
+    from workers.publishing.lora import ADAPTER, export_adapter
+    from workers.revisions.store import Store
+
+    store = Store(config.store_path)
+    rows = export_adapter(store, _read(config, "0"), revision, config.model_path, folder, energy)
+    size = (folder / ADAPTER).stat().st_size
+    if as_json:
+        layers = [asdict(row) for row in rows]
+        said = {"path": str(folder), "revision": revision.number, "bytes": size, "layers": layers}
+        typer.echo(json.dumps(said, ensure_ascii=False))
+        return
+    typer.echo(f"revision {revision.number}, {len(revision.facts)} facts: {folder}, {size / 2**20:.2f} MiB")
+    for row in rows:
+        kept = f"rank {row.rank} of {row.of_rank}, energy {row.energy:.5f}, error {row.error:.4f}"
+        typer.echo(f"{row.module}: {kept}")
+
+
+def _report(revision: "RevisionFacts", folder: Path, *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps({"path": str(folder), **revision.manifest()}, ensure_ascii=False))
+    else:
+        typer.echo(f"revision {revision.number}, {len(revision.facts)} facts: {folder}")
+
+
+def _read(config: "Config", text: str) -> "RevisionFacts":
+    """The revision that was typed.
+
+    Raises:
+        NotFoundError: there is none.
+    """
+    from daemon.core.errors import NotFoundError
+    from daemon.core.ledger.chain import head, live
+    from daemon.core.ledger.revision import parse_revision
+    from workers.publishing.revision_facts import read_revision
+
+    with _ledger(config).read() as connection:
+        model = config.model.name
+        if text == "head":
+            number = int(head(connection, model)["number"])
+        elif text == "live":
+            row = live(connection, model)
+            if row is None:
+                raise NotFoundError("no revision is live yet", hint="errata revisions lists them")
+            number = int(row["number"])
+        else:
+            number = parse_revision(text)
+        return read_revision(connection, model, number)
+
+
+def _ledger(config: "Config") -> "Ledger":
+    from daemon.core.ledger.ledger import Ledger
+
+    return Ledger.open_existing(config.ledger_url)
+
+
+def _until_asked() -> threading.Event:
+    """An event that SIGTERM and SIGINT set."""
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    return stop

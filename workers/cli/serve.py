@@ -1,0 +1,124 @@
+"""The commands that let the model speak: ask, serve."""
+
+import json
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from daemon.core.config.settings import Config
+
+Json = Annotated[bool, typer.Option("--json", help="print one JSON document")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands."""
+    app.command("ask")(ask)
+    app.command("serve")(serve)
+
+
+def ask(
+    context: typer.Context,
+    prompt: Annotated[str, typer.Argument(help="text that the model continues")],
+    at: Annotated[str | None, typer.Option(help="revision; without it, head")] = None,
+    base: Annotated[bool, typer.Option("--base", help="ask the unedited model")] = False,
+    compare: Annotated[bool, typer.Option("--compare", help="ask both, side by side")] = False,
+    chat: Annotated[bool, typer.Option("--chat", help="ask in the model's chat form")] = False,
+    tokens: Annotated[int, typer.Option(min=1, max=512, help="longest answer in tokens")] = 24,
+    as_json: Json = False,
+) -> None:
+    """Ask the model at head, at a revision, or as it was before any edit; the answer streams in.
+
+    Examples: errata ask "The capital of France is" | errata ask --compare "..." | errata ask --at 3 "..."
+    """
+    from daemon.core.errors import ConfigError
+    from workers.serving.generation import Sampling, encode, encode_chat
+    from workers.serving.side_by_side import Speaker
+
+    if base and (at is not None or compare):
+        raise ConfigError("--base excludes --at and --compare", hint="--base is --at 0")
+    speaker = Speaker(context.obj["config"](context), ["0"] if base else ["0", at] if compare else [at])
+    model = speaker.model
+    ids = encode_chat(model, [{"role": "user", "content": prompt}]) if chat else encode(model, prompt)
+    sampling = Sampling(tokens, temperature=0, stop=() if chat else ("\n",), skip="\n")
+    answers = speaker.answers(ids, sampling)
+    if as_json:
+        said = [(number, "".join(pieces)) for number, pieces in answers]
+        found = {"revision": said[-1][0], "prompt": prompt, "answer": said[-1][1]}
+        typer.echo(json.dumps(found | ({"base": said[0][1]} if compare else {}), ensure_ascii=False))
+    elif compare:
+        _side_by_side(prompt, answers)
+    else:
+        if not chat:
+            typer.echo(prompt, nl=False)
+        for piece in answers[0][1]:
+            typer.echo(piece, nl=False)
+        typer.echo()
+
+
+def serve(context: typer.Context) -> None:
+    """Answer OpenAI's completion routes by the live revision; follows it without dropping a request.
+
+    Example: errata serve
+    """
+    import uvicorn
+
+    from daemon.core.ledger.ledger import Ledger
+    from daemon.core.log import configure_logging
+    from workers.models.open import open_model
+    from workers.revisions.store import Store
+    from workers.serving.openai import make_app
+    from workers.serving.replica import Replica
+
+    config: Config = context.obj["config"](context)
+    configure_logging(config.log.level, json_lines=config.log.json_lines)
+    ledger = Ledger.open_existing(config.ledger_url)
+    replica = Replica(ledger, Store(config.store_path), open_model(config), config)
+    replica.start()
+    try:
+        uvicorn.run(
+            make_app(replica, config),
+            host=config.serve.host,
+            port=config.serve.port,
+            log_config=None,
+            access_log=False,
+        )
+    finally:
+        replica.stop()
+
+
+def _side_by_side(prompt: str, answers: list[tuple[int, Iterator[str]]]) -> None:
+    """Both answers at once, token by token; in a pipe one line each when both are done."""
+    titles = ["base" if number == 0 else f"revision {number}" for number, _ in answers]
+    said = [""] * len(answers)
+    sides = [pieces for _, pieces in answers]
+
+    def table() -> Table:
+        shown = Table(*titles, title=Text(prompt), expand=True)
+        shown.add_row(*(Text(text) for text in said))
+        return shown
+
+    live = Live(table(), console=Console(), auto_refresh=False) if sys.stdout.isatty() else None
+    if live:
+        live.start()
+    open_sides = set(range(len(sides)))
+    while open_sides:
+        for side in sorted(open_sides):
+            piece = next(sides[side], None)
+            if piece is None:
+                open_sides.discard(side)
+            else:
+                said[side] += piece
+        if live:
+            live.update(table(), refresh=True)
+    if live:
+        live.stop()
+    else:
+        for title, text in zip(titles, said, strict=True):
+            typer.echo(f"{title}: {prompt}{text}")

@@ -1,0 +1,1 @@
+"""Fetch, convert and open the model that is edited."""

@@ -1,0 +1,1 @@
+"""Publish live revisions as model folders and tell their consumers."""

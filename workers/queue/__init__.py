@@ -1,0 +1,1 @@
+"""The Celery application, its tasks, and how a worker process is put together."""

@@ -1,0 +1,35 @@
+"""The Celery application of a worker process: ``celery -A workers.queue.app worker``."""
+
+from typing import Any
+
+from celery import Celery
+from celery.signals import setup_logging, worker_process_init
+
+from daemon.core.broker import celery_app
+from daemon.core.config.settings import load_config
+from daemon.core.log import configure_logging
+from daemon.core.tracing import configure_tracing
+from workers.queue.tasks import register
+
+
+def _make() -> Celery:
+    config = load_config()
+    application = celery_app(config)
+    register(application, config)
+    return application
+
+
+@setup_logging.connect  # type: ignore[untyped-decorator]
+def _logs(**_: Any) -> None:
+    """Our logs in place of Celery's."""
+    config = load_config()
+    configure_logging(config.log.level, json_lines=config.log.json_lines)
+
+
+@worker_process_init.connect  # type: ignore[untyped-decorator]
+def _traces(**_: Any) -> None:
+    """Spans of the pool's child, whose threads begin after the fork."""
+    configure_tracing("errata-worker")
+
+
+app = _make()

@@ -1,0 +1,88 @@
+"""Putting a worker's parts together: model, statistics, editor, store, ledger, session."""
+
+from daemon.core.broker import celery_app
+from daemon.core.config.settings import Config
+from daemon.core.errors import ConfigError
+from daemon.core.ledger.ledger import Ledger
+from daemon.core.log import get_logger
+from workers.editing.editor import Editor
+from workers.editing.model import EditableModel
+from workers.editing.recipes import Recipe, resolve
+from workers.editing.statistics import Progress, Statistics, load_or_compute
+from workers.editing.targets import Finder, find_targets
+from workers.models.open import open_model
+from workers.queue.fanout import FanOut
+from workers.revisions.store import Store
+from workers.session.session import Session
+
+log = get_logger("errata.worker")
+
+
+class SessionHolder:
+    """The session of this process, made when it is first needed; never before the fork."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._session: Session | None = None
+        self.model = config.model.name
+
+    def session(self) -> Session:
+        """The session, loading the model on the first call.
+
+        Raises:
+            ModelError: the model's folder is missing or not editable.
+        """
+        if self._session is None:
+            ledger = Ledger.open(self._config.ledger_url)
+            editor = make_editor(self._config, find=finder(self._config))
+            store = Store(self._config.store_path)
+            found(ledger, store, editor, self._config)
+            self._session = Session(ledger, store, editor, self._config)
+            log.info("ready", model=self._config.model.name, device=str(editor.model.device))
+        return self._session
+
+    def forget(self) -> None:
+        """Drop everything after an error that may have left memory in doubt; the next call starts clean."""
+        self._session = None
+
+
+def make_editor(config: Config, progress: Progress | None = None, find: Finder = find_targets) -> Editor:
+    """An editor at the base weights, with its statistics computed or read from the cache."""
+    model = open_model(config)
+    recipe = chosen_recipe(config, model)
+    return Editor(model, statistics_for(config, model, recipe, progress), recipe, find=find)
+
+
+def finder(config: Config) -> Finder:
+    """Who seeks the targets: this process, or the target workers as well."""
+    return FanOut(config, celery_app(config)) if config.edit.fan_out else find_targets
+
+
+def chosen_recipe(config: Config, model: EditableModel) -> Recipe:
+    """The configured preset with its overrides.
+
+    Raises:
+        ConfigError: unknown preset or setting, or a recipe from which no fact can be taken back exactly.
+    """
+    recipe = resolve(config.edit.recipe, config.edit.recipe_overrides, model.n_layers)
+    if not recipe.exact:
+        raise ConfigError(
+            f"recipe {recipe.name} cannot take a fact back exactly",
+            hint="it is there for errata bench; choose one that keeps history, such as encore-blue",
+        )
+    return recipe
+
+
+def statistics_for(
+    config: Config, model: EditableModel, recipe: Recipe, progress: Progress | None = None
+) -> Statistics:
+    """Second moments, prefixes and norm anchors of the clean model, cached in data_dir by model hash."""
+    return load_or_compute(
+        model, recipe.layers, config.data_dir / "statistics", config.model.corpus, progress
+    )
+
+
+def found(ledger: Ledger, store: Store, editor: Editor, config: Config) -> None:
+    """Write revision 0 if it is not there."""
+    tensors = {name: store.put({name: tensor}) for name, tensor in editor.published().items()}
+    ledger.found(config.model.name, tensors, editor.recipe.name)

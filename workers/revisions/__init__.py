@@ -1,0 +1,1 @@
+"""Stored revisions: blobs, pairs, loading and recovery."""

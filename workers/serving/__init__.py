@@ -1,0 +1,1 @@
+"""Answer completion requests with the live revision."""

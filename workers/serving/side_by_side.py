@@ -1,0 +1,49 @@
+"""One model in memory that speaks as several revisions, a token of each in turn."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+
+from daemon.core.config.settings import Config
+from daemon.core.ledger.chain import get_revision, head
+from daemon.core.ledger.ledger import Ledger
+from daemon.core.ledger.revision import parse_revision
+from workers.models.open import open_model
+from workers.revisions.loading import load_tensors
+from workers.revisions.store import Store
+from workers.serving.generation import Sampling, stream
+
+
+class Speaker:
+    """The configured model and the edited tensors of some revisions (None: head)."""
+
+    def __init__(self, config: Config, revisions: Sequence[str | None]) -> None:
+        store, name = Store(config.store_path), config.model.name
+        ledger = Ledger.open_existing(config.ledger_url)
+        with ledger.read() as connection:
+            rows = [
+                head(connection, name)
+                if text is None
+                else get_revision(connection, name, parse_revision(text))
+                for text in revisions
+            ]
+        ledger.close()
+        self._sides = [(int(row["number"]), load_tensors(store, row["tensors"])) for row in rows]
+        self.model = open_model(config)
+
+    def answers(self, prompt: Sequence[int], sampling: Sampling) -> list[tuple[int, Iterator[str]]]:
+        """The number of each revision and what it says; the iterators may be drawn from in any order."""
+        return [(number, self._say(tensors, prompt, sampling)) for number, tensors in self._sides]
+
+    def _say(
+        self, tensors: Mapping[str, torch.Tensor], prompt: Sequence[int], sampling: Sampling
+    ) -> Iterator[str]:
+        pieces = stream(self.model, prompt, sampling)
+        while True:
+            with torch.no_grad():
+                for name, tensor in tensors.items():
+                    self.model.lm.get_parameter(name).copy_(tensor)
+            piece = next(pieces, None)
+            if piece is None:
+                return
+            yield piece.text

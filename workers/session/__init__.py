@@ -1,0 +1,1 @@
+"""Write one batch of corrections into the weights."""

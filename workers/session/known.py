@@ -1,0 +1,20 @@
+"""Facts that the model answers right without an edit: recorded, not written, and watched like the others."""
+
+from collections.abc import Sequence
+
+from workers.editing.editor import Editor
+from workers.revisions.facts import Fact
+
+NOTE = "the model answers so already; nothing was written"
+_CHUNK = 500
+
+
+def split_known(editor: Editor, facts: Sequence[Fact]) -> tuple[list[Fact], list[Fact]]:
+    """Those that greedy decoding answers now, and the rest; what replaces an older pair is always written."""
+    fresh = [fact for fact in facts if fact.replaces is None]
+    verdicts = editor.verify([fact.request() for fact in fresh])
+    known = {fact.correction_id for fact, verdict in zip(fresh, verdicts, strict=True) if verdict.ok}
+    return (
+        [fact for fact in facts if fact.correction_id in known],
+        [fact for fact in facts if fact.correction_id not in known],
+    )

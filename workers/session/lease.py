@@ -1,0 +1,105 @@
+"""Keeps the writer's lease and heartbeat alive beside a long edit."""
+
+import os
+import socket
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from daemon.core.errors import ErrataError, FencedError
+from daemon.core.ledger import leases
+from daemon.core.ledger.heartbeats import beat
+from daemon.core.ledger.ledger import Ledger
+from daemon.core.log import get_logger
+from daemon.core.names import writer_lease
+
+log = get_logger("errata.worker")
+
+
+def worker_name() -> str:
+    """This process, as leases and heartbeats name it."""
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+class LeaseKeeper:
+    """Holds the writer lease of a model for a ``with`` block and renews it from a thread.
+
+    Raises on entry:
+        LeaseHeldError: another writer is at work.
+    """
+
+    def __init__(self, ledger: Ledger, model: str, seconds: float, batch_id: str, device: str) -> None:
+        self._ledger, self._model, self._seconds = ledger, model, seconds
+        self._batch_id, self._device = batch_id, device
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._renew, name="lease-keeper", daemon=True)
+        self.lease: leases.Lease
+
+    def __enter__(self) -> Self:
+        """Take the lease."""
+        with self._ledger.write() as connection:
+            now = self._ledger.clock.now()
+            name = writer_lease(self._model)
+            self.lease = leases.acquire(connection, now, name, worker_name(), self._seconds, self._batch_id)
+        self._beat("busy")
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Give the lease back."""
+        self._stop.set()
+        self._thread.join(timeout=self._seconds)
+        with self._ledger.write() as connection:
+            leases.release(connection, self._ledger.clock.now(), self.lease)
+        self._beat("idle")
+
+    def retake(self) -> leases.Lease:
+        """Take a newer token after a rollback overtook ours.
+
+        Raises:
+            LeaseHeldError: another writer has it.
+        """
+        with self._ledger.write() as connection:
+            now = self._ledger.clock.now()
+            name = writer_lease(self._model)
+            self.lease = leases.acquire(connection, now, name, worker_name(), self._seconds, self._batch_id)
+        return self.lease
+
+    def _renew(self) -> None:
+        while not self._stop.wait(self._seconds / 3):
+            try:
+                with self._ledger.write() as connection:
+                    leases.renew(connection, self._ledger.clock.now(), self.lease, self._seconds)
+                self._beat("busy")
+            except FencedError:
+                continue  # overtaken: the commit will be refused, and the session plans again
+            except ErrataError as error:
+                log.warning("lease not renewed", error=str(error))
+
+    def _beat(self, state: str) -> None:
+        with self._ledger.write() as connection:
+            now = self._ledger.clock.now()
+            memory = resident_bytes()
+            gpu = gpu_bytes(self._device)
+            beat(connection, now, worker_name(), self._model, state, self._device, memory, gpu)
+
+
+def gpu_bytes(device: str) -> int:
+    """The memory of a GPU that this process has reserved, in bytes; 0 on a CPU."""
+    if not device.startswith("cuda"):
+        return 0
+    import torch
+
+    return int(torch.cuda.memory_reserved(device))
+
+
+def resident_bytes() -> int:
+    """The resident memory of this process in bytes (Linux; 0 elsewhere)."""
+    try:
+        with Path("/proc/self/statm").open(encoding="ascii") as stream:
+            return int(stream.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
