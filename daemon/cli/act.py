@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from daemon.cli.common import Json, Reason, load, need_reason, open_ledger, print_json, print_table, say, who
+from daemon.cli.common import Reason, need_reason, open_ledger, print_table, say
+from daemon.core.command import Json, load, needs, print_json, who
+from daemon.core.names import Role
 
 if TYPE_CHECKING:
     from daemon.core.config.settings import Config
@@ -20,6 +22,7 @@ def register(app: typer.Typer) -> None:
         app.command(command.__name__)(command)
 
 
+@needs(Role.SUBMIT)
 def submit(
     context: typer.Context,
     file: Annotated[

@@ -1,11 +1,7 @@
-"""What every command shares: its configuration and ledger, who types it, and how a result is printed."""
+"""What the daemon's commands share: opening the ledger, and printing tables and lines."""
 
-import getpass
-import json
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -17,7 +13,6 @@ if TYPE_CHECKING:  # imported where they are used, so that a command starts fast
     from daemon.core.config.settings import Config
     from daemon.core.ledger.ledger import Ledger
 
-Json = Annotated[bool, typer.Option("--json", help="print one JSON document instead of a table")]
 Limit = Annotated[int, typer.Option(min=1, max=1_000_000, help="at most this many rows")]
 Reason = Annotated[str, typer.Option(help="why; it stands in the audit")]
 _CELL = 2_000
@@ -26,33 +21,6 @@ _WHOLE = frozenset(
     | {"since", "created", "at", "opened", "closed", "admitted"}
 )
 """Columns that are copied from the screen, or read at a glance: a narrow terminal folds others first."""
-_WHO = 100
-
-
-def setup(context: typer.Context, config_file: Path | None) -> None:
-    """Put the means of finding and reading the configuration into the context; nothing is read yet."""
-
-    def config(command: typer.Context) -> "Config":
-        return _read_config(config_file, command)
-
-    context.obj = {"config": config, "config_file": config_file, "who": who}
-
-
-def load(context: typer.Context) -> "Config":
-    """The configuration, for who may run the command.
-
-    Raises:
-        ConfigError: it cannot be used as it is. ForbiddenError: the role does not suffice.
-    """
-    read: Callable[[typer.Context], Config] = context.obj["config"]
-    return read(context)
-
-
-def config_file(context: typer.Context) -> Path | None:
-    """The file that the configuration comes from; None: defaults and environment only."""
-    from daemon.core.config.settings import find_config
-
-    return find_config(context.obj["config_file"])
 
 
 @contextmanager
@@ -71,27 +39,11 @@ def open_ledger(config: "Config") -> "Iterator[Ledger]":
         ledger.close()
 
 
-def who() -> str:
-    """Who types: ``ERRATA_WHO``, else the login name."""
-    name = os.environ.get("ERRATA_WHO", "").strip()
-    if not name:
-        try:
-            name = getpass.getuser()
-        except (OSError, KeyError, ImportError):  # no name for this uid: a container
-            name = f"uid {os.getuid()}"
-    return printable(name, _WHO)
-
-
 def need_reason(text: str) -> str:
     """The reason that was given; an empty one is a usage error."""
     if not text.strip():
         raise typer.BadParameter("say why", param_hint="--reason")
     return text.strip()
-
-
-def print_json(document: Any) -> None:
-    """One JSON document on stdout."""
-    typer.echo(json.dumps(document, ensure_ascii=False, indent=2, default=str))
 
 
 def say(text: str) -> None:
@@ -146,15 +98,3 @@ def age(seconds: float | None) -> str:
     if whole < 86_400:
         return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
     return f"{whole // 86_400}d{whole % 86_400 // 3600:02d}h"
-
-
-def _read_config(file: Path | None, context: typer.Context) -> "Config":
-    from daemon.cli.roles import needed_role, require_role
-    from daemon.core.config.settings import load_config
-    from daemon.core.log import configure_logging
-
-    config = load_config(file)
-    configure_logging(config.log.level, json_lines=config.log.json_lines)  # stdout is for answers
-    command = context.command_path.partition(" ")[2]
-    require_role(config, needed_role(command), f"errata {command}")
-    return config

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from daemon.cli.common import Json, config_file, load, print_json, print_table, say
+from daemon.cli.common import print_table, say
+from daemon.core.command import Json, config_file, load, needs, print_json
+from daemon.core.names import Role
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -28,6 +30,7 @@ def register(app: typer.Typer) -> None:
 
 
 @config_app.command("show")
+@needs(Role.READ)
 def config_show(context: typer.Context, as_json: Json = False) -> None:
     """List every key with its value, where the value comes from and what it means; secrets are masked.
 
@@ -42,6 +45,7 @@ def config_show(context: typer.Context, as_json: Json = False) -> None:
 
 
 @config_app.command("path")
+@needs(Role.READ)
 def config_path(context: typer.Context, as_json: Json = False) -> None:
     """Print the configuration file that is in force.
 
@@ -62,6 +66,7 @@ class Shell(StrEnum):
     FISH = "fish"
 
 
+@needs(Role.READ)
 def completion(shell: Annotated[Shell, typer.Argument(help="the shell that will read it")]) -> None:
     """Print the script by which a shell completes commands and options of errata.
 
@@ -72,6 +77,7 @@ def completion(shell: Annotated[Shell, typer.Argument(help="the shell that will 
     typer.echo(get_completion_script(prog_name="errata", complete_var="_ERRATA_COMPLETE", shell=shell))
 
 
+@needs(Role.READ)
 def doctor(context: typer.Context, as_json: Json = False) -> None:
     """Look for the usual mistakes and say what mends each; exit status 1 when there is one.
 

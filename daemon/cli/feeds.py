@@ -5,20 +5,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from daemon.cli.common import (  # fmt: skip
-    Json,
-    Limit,
-    Reason,
-    age,
-    load,
-    moment,
-    need_reason,
-    open_ledger,
-    print_json,
-    print_table,
-    say,
-    who,
-)
+from daemon.cli.common import Limit, Reason, age, moment, need_reason, open_ledger, print_table, say
+from daemon.core.command import Json, load, needs, print_json, who
+from daemon.core.names import Role
 
 if TYPE_CHECKING:
     from daemon.core.config.feeds import FeedSection
@@ -36,6 +25,7 @@ def register(app: typer.Typer) -> None:
 
 
 @feeds_app.command("list")
+@needs(Role.READ)
 def list_(context: typer.Context, as_json: Json = False) -> None:
     """List the feeds: what each has brought, what became of it, and what holds it back.
 
@@ -60,6 +50,7 @@ def list_(context: typer.Context, as_json: Json = False) -> None:
 
 
 @feeds_app.command("test")
+@needs(Role.READ)
 def test(
     context: typer.Context,
     feed: Annotated[str, typer.Argument(help="name of a configured feed, or an https URL of JSON")],
@@ -156,6 +147,7 @@ def approve(
     print_table("corrections that wait for a human", columns, shown)
 
 
+@needs(Role.READ)
 def why(
     context: typer.Context,
     fact: Annotated[str, typer.Argument(help="id, a unique prefix of it, or the subject", metavar="FACT")],

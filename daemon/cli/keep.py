@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from daemon.cli.common import Json, Reason, load, need_reason, open_ledger, print_json, print_table, say, who
+from daemon.cli.common import Reason, need_reason, open_ledger, print_table, say
+from daemon.core.command import Json, load, print_json, who
 
 if TYPE_CHECKING:
     from daemon.core.config.settings import Config

@@ -4,21 +4,9 @@ from typing import Annotated, Any
 
 import typer
 
-from daemon.cli.common import (
-    Json,
-    Limit,
-    Reason,
-    age,
-    cell,
-    load,
-    moment,
-    need_reason,
-    open_ledger,
-    print_json,
-    print_table,
-    say,
-    who,
-)
+from daemon.cli.common import Limit, Reason, age, cell, moment, need_reason, open_ledger, print_table, say
+from daemon.core.command import Json, load, needs, print_json, require_role, who
+from daemon.core.names import Role
 
 audit_app = typer.Typer(help="Who did what, when and why.", no_args_is_help=True)
 
@@ -30,6 +18,7 @@ def register(app: typer.Typer) -> None:
     app.add_typer(audit_app, name="audit")
 
 
+@needs(Role.READ)
 def status(context: typer.Context, as_json: Json = False) -> None:
     """Head, live, queue, corrections, probes, incidents, feeds and workers on one page.
 
@@ -46,6 +35,7 @@ def status(context: typer.Context, as_json: Json = False) -> None:
     _print_status(page)
 
 
+@needs(Role.READ)
 def facts(
     context: typer.Context,
     fact: Annotated[
@@ -87,6 +77,7 @@ def facts(
         print_table("facts", columns, shown)
 
 
+@needs(Role.READ)
 def revisions(context: typer.Context, limit: Limit = 50, as_json: Json = False) -> None:
     """List the newest revisions with their probes, newest first.
 
@@ -117,6 +108,7 @@ def revisions(context: typer.Context, limit: Limit = 50, as_json: Json = False) 
     print_table("revisions", tuple(shown[0]) if shown else (), shown)
 
 
+@needs(Role.READ)
 def show(
     context: typer.Context,
     revision: Annotated[str, typer.Argument(help="revision, such as 17", metavar="REV")],
@@ -139,6 +131,7 @@ def show(
     _print_revision(detail)
 
 
+@needs(Role.READ)
 def incidents(
     context: typer.Context,
     unsettled: Annotated[bool, typer.Option("--open", help="only those that still need somebody")] = False,
@@ -151,9 +144,7 @@ def incidents(
 
     Examples: errata incidents --open | errata incidents --close 3 --reason "floor was too high"
     """
-    from daemon.cli.roles import require_role
     from daemon.core.ledger.switches import close_incident
-    from daemon.core.names import Role
     from daemon.views.lists import incident_list
 
     config = load(context)
@@ -177,6 +168,7 @@ def incidents(
     print_table("incidents", columns, shown)
 
 
+@needs(Role.READ)
 def metrics(context: typer.Context) -> None:
     """Print the metrics as Prometheus reads them at /metrics.
 
@@ -190,6 +182,7 @@ def metrics(context: typer.Context) -> None:
 
 
 @audit_app.command("list")
+@needs(Role.READ)
 def audit_list(context: typer.Context, limit: Limit = 50, as_json: Json = False) -> None:
     """List the newest rows of the audit, newest first.
 
@@ -208,6 +201,7 @@ def audit_list(context: typer.Context, limit: Limit = 50, as_json: Json = False)
 
 
 @audit_app.command("verify")
+@needs(Role.READ)
 def audit_verify(context: typer.Context, as_json: Json = False) -> None:
     """Check that no row of the audit was changed or taken out; exit status 1 when one was.
 

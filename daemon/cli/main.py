@@ -9,7 +9,9 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from daemon.cli import act, common, config, feeds, keep, look, quarantine, watch
+from daemon.cli import act, config, feeds, keep, look, quarantine, watch
+from daemon.cli.common import say
+from daemon.core.command import CommandContext, Json, config_file, load, print_json
 from daemon.core.errors import ErrataError
 from daemon.core.text import printable
 
@@ -88,7 +90,7 @@ def _global_options(
     ] = None,
     debug: Annotated[bool, typer.Option("--debug", help="show where an error comes from")] = False,
 ) -> None:
-    common.setup(context, config)
+    context.obj = CommandContext(config)
 
 
 def run(
@@ -106,18 +108,18 @@ def run(
     """
     from daemon.embedded.run import run_command
 
-    settings = common.load(context)
-    run_command(settings, common.config_file(context), once=once, with_model=not no_worker)
+    settings = load(context)
+    run_command(settings, config_file(context), once=once, with_model=not no_worker)
 
 
-def version(as_json: common.Json = False) -> None:
+def version(as_json: Json = False) -> None:
     """Print the version of Errata.
 
     Example: errata version
     """
     from daemon.core.version import version as this
 
-    common.print_json({"version": this()}) if as_json else common.say(f"errata {this()}")
+    print_json({"version": this()}) if as_json else say(f"errata {this()}")
 
 
 def _add_foreign_commands(app: typer.Typer) -> None:

@@ -4,19 +4,9 @@ from typing import Annotated
 
 import typer
 
-from daemon.cli.common import (
-    Json,
-    Limit,
-    Reason,
-    load,
-    moment,
-    need_reason,
-    open_ledger,
-    print_json,
-    print_table,
-    say,
-    who,
-)
+from daemon.cli.common import Limit, Reason, moment, need_reason, open_ledger, print_table, say
+from daemon.core.command import Json, load, needs, print_json, who
+from daemon.core.names import Role
 
 quarantine_app = typer.Typer(help="What was refused or taken back, and why.", no_args_is_help=True)
 Entry = Annotated[
@@ -30,6 +20,7 @@ def register(app: typer.Typer) -> None:
 
 
 @quarantine_app.command("list")
+@needs(Role.READ)
 def quarantine_list(
     context: typer.Context,
     everything: Annotated[bool, typer.Option("--all", help="also what was released or dropped")] = False,

@@ -5,7 +5,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from daemon.cli.common import Json, age, load, moment, open_ledger, print_json, print_table, say
+from daemon.cli.common import age, moment, open_ledger, print_table, say
+from daemon.core.command import Json, load, needs, print_json
+from daemon.core.names import Role
 from daemon.core.terminal import make_console
 
 if TYPE_CHECKING:
@@ -20,6 +22,7 @@ def register(app: typer.Typer) -> None:
     app.command("top")(top)
 
 
+@needs(Role.READ)
 def diff(
     context: typer.Context,
     first: Annotated[str, typer.Argument(help="revision before")],
@@ -47,6 +50,7 @@ def diff(
         print_table(title, ("name", "before", "after"), rows)
 
 
+@needs(Role.READ)
 def top(
     context: typer.Context,
     every: Annotated[float, typer.Option(min=0.2, max=3600, help="seconds between looks")] = 2.0,

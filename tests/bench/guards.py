@@ -265,7 +265,7 @@ STRANGERS = (
         _ROLES + "test_each_role_may_do_its_part_and_what_is_below_it",
     ),
     Guard(
-        "a command needs its role", "daemon/cli/roles.py",
+        "a command needs its role", "daemon/core/command.py",
         "    if not role.includes(needed):\n",
         "    if False:\n",
         "tests/security/test_cli_roles.py::test_who_may_only_look_changes_nothing",

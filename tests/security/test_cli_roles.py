@@ -8,7 +8,7 @@ import typer
 
 from daemon.cli.main import make_cli
 from daemon.cli.reference import commands
-from daemon.cli.roles import needed_role
+from daemon.core.command import needed_role
 from daemon.core.ledger.ledger import Ledger
 from daemon.core.names import Role
 from tests.installation import Installation
@@ -88,12 +88,26 @@ def test_a_token_may_lower_the_role(
 
 
 def test_what_needs_less_than_everything_is_named_and_is_there() -> None:
-    """A new command needs the role operate until somebody says otherwise."""
-    names = {" ".join(path) for path, _ in commands(typer.main.get_command(make_cli()))}
-    less = {name for name in names if needed_role(name) is not Role.OPERATE and not name.startswith("bench ")}
-    assert less == {
+    """A new command needs the role operate until its decorator states another one."""
+    roles = {
+        " ".join(path): needed_role(command) for path, command in commands(typer.main.get_command(make_cli()))
+    }
+    read = {name for name, role in roles.items() if role is Role.READ and not name.startswith("bench ")}
+    assert read == {
         "status", "facts", "revisions", "show", "incidents", "metrics", "diff", "top", "why", "doctor",
         "completion", "recipes", "ask", "locate", "audit list", "audit verify", "quarantine list",
-        "feeds list", "feeds test", "config show", "config path", "submit",
+        "feeds list", "feeds test", "config show", "config path",
     }  # fmt: skip
-    assert needed_role("something new") is Role.OPERATE
+    assert {name for name, role in roles.items() if role is Role.SUBMIT} == {"submit"}
+    assert {role for name, role in roles.items() if name.startswith("bench ")} == {Role.READ}
+    assert needed_role(typer.main.get_command(make_new_command())) is Role.OPERATE
+
+
+def make_new_command() -> typer.Typer:
+    app = typer.Typer()
+
+    @app.command()
+    def something_new() -> None:
+        pass
+
+    return app

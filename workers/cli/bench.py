@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from daemon.core.command import Json, load, needs
+from daemon.core.names import Role
 from daemon.core.terminal import make_console
 
 if TYPE_CHECKING:
@@ -38,8 +40,6 @@ Settings = Annotated[
     list[str] | None, typer.Option("--set", help="recipe setting as name=JSON, may be repeated")
 ]
 Fresh = Annotated[bool, typer.Option("--fresh", help="begin anew, even where a run was interrupted")]
-Json = Annotated[bool, typer.Option("--json", help="print one JSON document instead of a table")]
-
 _METRICS = ("es", "ps", "ns", "s", "es_argmax", "ps_argmax", "ns_argmax", "greedy", "perplexity")
 _SEQUENCE_CURVES = ("greedy", "first_100", "ps", "ns", "perplexity")
 _REVISION_CURVES = ("greedy", "others", "ps", "ns", "perplexity")
@@ -66,7 +66,7 @@ class Bench:
         from workers.bench.report import Report
         from workers.models.open import open_model
 
-        config = context.obj["config"](context)
+        config = load(context)
         self.console = Console(stderr=True)
         self.lab = Lab(open_model(config), config.data_dir / "statistics", config.model.corpus)
         self.recipes = self._resolve(recipes or [config.edit.recipe], config.edit.recipe_overrides, settings)
@@ -119,6 +119,7 @@ class Bench:
 
 
 @app.command()
+@needs(Role.READ)
 def counterfact(
     context: typer.Context,
     n: Count = 24,
@@ -139,6 +140,7 @@ def counterfact(
 
 
 @app.command()
+@needs(Role.READ)
 def zsre(
     context: typer.Context,
     n: Count = 24,
@@ -186,6 +188,7 @@ def _table(
 
 
 @app.command()
+@needs(Role.READ)
 def sequence(
     context: typer.Context,
     n: Count = 300,
@@ -240,6 +243,7 @@ def sequence(
 
 
 @app.command()
+@needs(Role.READ)
 def revisions(
     context: typer.Context,
     facts: Annotated[int, typer.Option(min=2, help="facts that are revised")] = 20,
@@ -274,6 +278,7 @@ def revisions(
 
 
 @app.command()
+@needs(Role.READ)
 def retract(
     context: typer.Context,
     n: Count = 60,
@@ -317,6 +322,7 @@ def retract(
 
 
 @app.command()
+@needs(Role.READ)
 def cost(
     context: typer.Context,
     batch: Batch = 16,

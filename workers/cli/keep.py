@@ -1,12 +1,11 @@
 """The command that compares head with what its facts amount to: rebuild."""
 
 import json
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from daemon.core.config.settings import Config
+from daemon.core.command import Json, load, who
 
 
 def register(app: typer.Typer) -> None:
@@ -17,7 +16,7 @@ def register(app: typer.Typer) -> None:
 def rebuild(
     context: typer.Context,
     mend: Annotated[bool, typer.Option("--mend", help="where they part, append the rebuilt tensors")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="print one JSON document instead of text")] = False,
+    as_json: Json = False,
 ) -> None:
     """Solve head anew from the base weights and its stored facts, and compare; exit 1 when they part.
 
@@ -29,10 +28,9 @@ def rebuild(
     from workers.revisions.recovery import rebuild as act
     from workers.revisions.store import Store
 
-    config: Config = context.obj["config"](context)
+    config = load(context)
     ledger = Ledger.open_existing(config.ledger_url)
-    who: str = context.obj["who"]()
-    found = act(ledger, Store(config.store_path), make_editor(config), config.model.name, who, mend=mend)
+    found = act(ledger, Store(config.store_path), make_editor(config), config.model.name, who(), mend=mend)
     if as_json:
         answer = {"revision": found.revision, "agrees": found.agrees, "drift": found.drift}
         typer.echo(json.dumps({**answer, "head": found.number}))

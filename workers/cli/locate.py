@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from daemon.core.command import Json, load, needs
+from daemon.core.names import Role
 from daemon.core.terminal import make_console
 
 if TYPE_CHECKING:
@@ -20,6 +22,7 @@ def register(app: typer.Typer) -> None:
     app.command("locate")(locate)
 
 
+@needs(Role.READ)
 def locate(
     context: typer.Context,
     against: Annotated[
@@ -45,9 +48,7 @@ def locate(
         bool, typer.Option("--fresh", help="begin anew, even where a run was interrupted")
     ] = False,
     picture: Annotated[bool, typer.Option(help="draw locate.png (extra bench)")] = True,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="print one JSON document instead of tables")
-    ] = False,
+    as_json: Json = False,
 ) -> None:
     """Choose the layers to edit in a model that nobody knows yet, and write them down as a recipe file.
 
@@ -65,7 +66,7 @@ def locate(
     from workers.locate.run import Plan, locate_layers
     from workers.progress import progress_bars
 
-    config, start = context.obj["config"](context), time.monotonic()
+    config, start = load(context), time.monotonic()
     if picture:
         report.require_pictures()
     rivals = tuple(_pair(text) for text in against or ())

@@ -1,20 +1,17 @@
 """The commands that need the model; they join ``errata`` by the entry point group ``errata.commands``."""
 
 import json
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from daemon.core.command import Json, config_file, load, needs
+from daemon.core.names import Role
 from daemon.core.terminal import make_console
 from workers.cli import bench, keep, locate, publish, serve, watch
-
-if TYPE_CHECKING:
-    from daemon.core.config.settings import Config
-
-Json = Annotated[bool, typer.Option("--json", help="print one JSON document instead of a table")]
 
 
 def register(app: typer.Typer) -> None:
@@ -55,7 +52,7 @@ def prepare(context: typer.Context) -> None:
                 shown[name] = bar.add_task(name, total=total)
             bar.update(shown[name], completed=done, total=total)
 
-        prepare_model(_config(context), step)
+        prepare_model(load(context), step)
     console.print("the model is ready: revision 0 is its base")
 
 
@@ -73,12 +70,12 @@ def worker(
     import sys
 
     from daemon.core.broker import worker_arguments
-    from daemon.core.config.settings import CONFIG_VARIABLE, find_config
+    from daemon.core.config.settings import CONFIG_VARIABLE
 
-    config = _config(context)
+    config = load(context)
     if not targets:
         prepare(context)
-    file = find_config(context.obj["config_file"])
+    file = config_file(context)
     if file is not None:
         os.environ[CONFIG_VARIABLE] = str(file.resolve())
     os.execv(sys.executable, [sys.executable, *worker_arguments(config, targets=targets)])  # noqa: S606  # no shell
@@ -95,7 +92,7 @@ def probe(
     """
     from workers.cli.probe import probe_revision
 
-    number, rows = probe_revision(_config(context), revision)
+    number, rows = probe_revision(load(context), revision)
     if as_json:
         found = [
             {"probe": r.probe, "result": str(r.result), "score": r.score, "bound": r.bound, "items": r.items}
@@ -117,6 +114,7 @@ def probe(
     make_console().print(table)
 
 
+@needs(Role.READ)
 def recipes(as_json: Json = False) -> None:
     """List the editing recipes that ``edit.recipe`` may name.
 
@@ -143,9 +141,4 @@ def tour(
     """
     from workers.cli.tour import run_tour
 
-    run_tour(_config(context), context.obj["config_file"], once=once)
-
-
-def _config(context: typer.Context) -> "Config":
-    config: Config = context.obj["config"](context)
-    return config
+    run_tour(load(context), config_file(context), once=once)

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from daemon.core.command import Json, load
+
 if TYPE_CHECKING:
     from daemon.core.config.settings import Config
     from daemon.core.ledger.ledger import Ledger
     from workers.publishing.revision_facts import RevisionFacts
-
-Json = Annotated[bool, typer.Option("--json", help="print one JSON document instead of a line")]
 
 
 def register(app: typer.Typer) -> None:
@@ -42,7 +42,7 @@ def export(
     from workers.publishing.export import Exporter
     from workers.revisions.store import Store
 
-    config: Config = context.obj["config"](context)
+    config = load(context)
     found = _read(config, revision)
     if lora:
         _export_adapter(config, found, folder, energy, as_json=as_json)
@@ -65,7 +65,7 @@ def publish(
     from workers.publishing.consumers import make_consumers
     from workers.publishing.publisher import Publisher
 
-    config: Config = context.obj["config"](context)
+    config = load(context)
     configure_tracing("errata-publish")
     publisher = Publisher(_ledger(config), config, make_consumers(config.consumers))
     if follow:

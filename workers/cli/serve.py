@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -11,10 +11,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-if TYPE_CHECKING:
-    from daemon.core.config.settings import Config
-
-Json = Annotated[bool, typer.Option("--json", help="print one JSON document")]
+from daemon.core.command import Json, load, needs
+from daemon.core.names import Role
 
 
 def register(app: typer.Typer) -> None:
@@ -23,6 +21,7 @@ def register(app: typer.Typer) -> None:
     app.command("serve")(serve)
 
 
+@needs(Role.READ)
 def ask(
     context: typer.Context,
     prompt: Annotated[str, typer.Argument(help="text that the model continues")],
@@ -43,7 +42,7 @@ def ask(
 
     if base and (at is not None or compare):
         raise ConfigError("--base excludes --at and --compare", hint="--base is --at 0")
-    speaker = Speaker(context.obj["config"](context), ["0"] if base else ["0", at] if compare else [at])
+    speaker = Speaker(load(context), ["0"] if base else ["0", at] if compare else [at])
     model = speaker.model
     ids = encode_chat(model, [{"role": "user", "content": prompt}]) if chat else encode(model, prompt)
     sampling = Sampling(tokens, temperature=0, stop=() if chat else ("\n",), skip="\n")
@@ -76,7 +75,7 @@ def serve(context: typer.Context) -> None:
     from workers.serving.openai import make_app
     from workers.serving.replica import Replica
 
-    config: Config = context.obj["config"](context)
+    config = load(context)
     configure_logging(config.log.level, json_lines=config.log.json_lines)
     ledger = Ledger.open_existing(config.ledger_url)
     replica = Replica(ledger, Store(config.store_path), open_model(config), config)

@@ -1,12 +1,11 @@
 """The command that looks for what did the damage: bisect."""
 
 import json
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from daemon.core.config.settings import Config
+from daemon.core.command import Json, load, who
 
 
 def register(app: typer.Typer) -> None:
@@ -17,7 +16,7 @@ def register(app: typer.Typer) -> None:
 def bisect(
     context: typer.Context,
     revision: Annotated[str | None, typer.Argument(help="a rollback; without it, the newest")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print one JSON document instead of text")] = False,
+    as_json: Json = False,
 ) -> None:
     """Find the guilty among what a rollback took back, quarantine them, and let the rest be written again.
 
@@ -34,7 +33,7 @@ def bisect(
     from workers.session.bisect import bisect as act
     from workers.session.rehearsal import Rehearsal
 
-    config: Config = context.obj["config"](context)
+    config = load(context)
     number = None if revision is None else parse_revision(revision)
     session = SessionHolder(config).session()
     columns = (TextColumn("corrections judged"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -44,7 +43,7 @@ def bisect(
         found = act(
             rehearsal,
             number,
-            context.obj["who"](),
+            who(),
             lambda done, total: bar.update(task, completed=done, total=total),
         )
     if as_json:
