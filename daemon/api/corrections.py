@@ -90,7 +90,7 @@ def _require_room(
             raise UnavailableError(f"feed {hook.name} is paused", hint="errata feeds list says why")
         if backlog(connection, config.model.name) >= config.edit.queue_bound:
             raise UnavailableError("too many corrections wait already", hint="send it again later")
-    if bucket.room(count) < count:
+    if bucket.available(count) < count:
         raise RateLimitedError(f"feed {hook.name} brings more than its rate", hint="send it again later")
 
 

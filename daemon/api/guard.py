@@ -95,7 +95,7 @@ class Guard:
     def _limited(self, role: Role, headers: Headers) -> JSONResponse | None:
         """A refusal of what comes too often, or is no JSON."""
         bucket = self._rates[role]
-        if not bucket.room(1):
+        if not bucket.available(1):
             return problem(429, "rate_limited", "more changes than api.changes_per_second", retryable=True)
         bucket.take(1)
         return _media_refusal(headers)
@@ -106,7 +106,7 @@ class Guard:
         Only so many: nobody without a token shall fill the ledger.
         """
         self._failures.add(_address(scope))
-        if changes(scope["method"]) and self._audited.room(1):
+        if changes(scope["method"]) and self._audited.available(1):
             self._audited.take(1)
             await run_in_threadpool(self._write_down, scope, status)
 

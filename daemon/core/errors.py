@@ -128,17 +128,17 @@ class DiskFullError(StoreError):
 class EditError(ErrataError):
     """An edit was refused by a guard; the weights are as they were.
 
-    ``reason`` is a quarantine reason; ``guilty`` are the ids of the requests that are refused, none where
+    ``reason`` is a quarantine reason; ``culprits`` are the ids of the requests that are refused, none where
     that is not known: then a batch is halved to find them.
     """
 
     code = "edit"
 
     def __init__(
-        self, message: str, *, reason: str = "edit_error", hint: str = "", guilty: Collection[str] = ()
+        self, message: str, *, reason: str = "edit_error", hint: str = "", culprits: Collection[str] = ()
     ) -> None:
         super().__init__(message, hint=hint)
-        self.reason, self.guilty = reason, frozenset(guilty)
+        self.reason, self.culprits = reason, frozenset(culprits)
 
 
 class ModelError(ErrataError):

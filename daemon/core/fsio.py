@@ -11,15 +11,15 @@ from pathlib import Path
 
 from daemon.core.errors import DiskFullError, StoreError
 
-Checkpoint = Callable[[str], None]
-"""Called with the name of each point at which a crash could matter; production passes ``no_checkpoint``."""
+FaultHook = Callable[[str], None]
+"""Called with the name of each point at which a crash could matter; production passes ``no_fault``."""
 
 TEMPORARY = ".part-"
 _CHUNK = 1 << 20
 
 
-def no_checkpoint(name: str) -> None:
-    """Do nothing: the production value of every ``checkpoint`` argument."""
+def no_fault(name: str) -> None:
+    """Do nothing: the production value of every ``fault`` argument."""
 
 
 @contextmanager
@@ -44,9 +44,7 @@ def fsync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def write_durably(
-    path: Path, data: bytes, *, mode: int = 0o644, checkpoint: Checkpoint = no_checkpoint
-) -> None:
+def write_durably(path: Path, data: bytes, *, mode: int = 0o644, fault: FaultHook = no_fault) -> None:
     """Put ``data`` at ``path`` so that a crash leaves the old file or the new one, never a part.
 
     Raises:
@@ -60,17 +58,17 @@ def write_durably(
         try:
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
             try:
-                checkpoint("fsio.write")
+                fault("fsio.write")
                 view = memoryview(data)
                 while view:
                     view = view[os.write(descriptor, view) :]
-                checkpoint("fsio.fsync")
+                fault("fsio.fsync")
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
-            checkpoint("fsio.rename")
+            fault("fsio.rename")
             temporary.rename(path)
-            checkpoint("fsio.folder")
+            fault("fsio.folder")
             fsync_folder(path.parent)
         except BaseException:
             with suppress(OSError):

@@ -10,7 +10,7 @@ class TokenBucket:
         self._clock, self._per_second, self._burst = clock, per_second, float(burst)
         self._tokens, self._at = float(burst), clock.monotonic()
 
-    def room(self, wanted: int) -> int:
+    def available(self, wanted: int) -> int:
         """How many of ``wanted`` items may come now."""
         if self._per_second <= 0:
             return wanted

@@ -58,13 +58,13 @@ class Failures:
     def too_many(self, address: str) -> bool:
         """Whether an address has failed so often that its next token is not even looked at."""
         bucket = self._left.get(address)
-        return bucket is not None and not bucket.room(1)
+        return bucket is not None and not bucket.available(1)
 
     def add(self, address: str) -> None:
         """Count a failure."""
         bucket = self._left.setdefault(address, TokenBucket(self._clock, _FAILURES_PER_SECOND, _FAILURES))
         self._left.move_to_end(address)
-        bucket.room(1)  # refills
+        bucket.available(1)  # refills
         bucket.take(1)
         while len(self._left) > _ADDRESSES:
             self._left.popitem(last=False)

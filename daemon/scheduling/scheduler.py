@@ -165,7 +165,7 @@ class Scheduler:
 
     def _pull_one(self, feed: Feed) -> None:
         section, bucket, model = self._sections[feed.name], self._buckets[feed.name], self.config.model.name
-        while self._has_room() and (limit := bucket.room(section.chunk_items)):
+        while self._has_room() and (limit := bucket.available(section.chunk_items)):
             report = pull_feed(self.ledger, feed, limit, model, self._policy)
             bucket.take(len(report.decisions))
             if report.counts[AdmissionOutcome.QUARANTINED] and pause_if_poisoned(

@@ -14,7 +14,7 @@ import torch
 from sqlalchemy import func, select
 
 from daemon.admission.admit import backlog, pull_feed
-from daemon.core.fsio import Checkpoint, no_checkpoint
+from daemon.core.fsio import FaultHook, no_fault
 from daemon.core.ledger.audit import first_broken_row
 from daemon.core.ledger.chain import active_tenures, head
 from daemon.core.ledger.ledger import Ledger
@@ -67,24 +67,22 @@ class Life:
     def __init__(
         self,
         folder: Path,
-        checkpoint: Checkpoint = no_checkpoint,
+        fault: FaultHook = no_fault,
         ahead: float = 0.0,
         url: str | None = None,
-        store_checkpoint: Checkpoint | None = None,
+        store_fault: FaultHook | None = None,
     ) -> None:
         self.config = toy_config(folder / "data", edit={"lease_seconds": 20.0})
         self.model = self.config.model.name
         self.feed = JsonlFeed("sample", feed_file(folder))
-        self._checkpoint = checkpoint
-        self.ledger = Ledger.open(url or self.config.ledger_url, Later(ahead), checkpoint)
-        self.store = Store(self.config.store_path, checkpoint=store_checkpoint or checkpoint)
+        self._fault = fault
+        self.ledger = Ledger.open(url or self.config.ledger_url, Later(ahead), fault)
+        self.store = Store(self.config.store_path, fault=store_fault or fault)
         self._session: Session | None = None
 
     def session(self) -> Session:
         if self._session is None:
-            self._session = Session(
-                self.ledger, self.store, ToyEditor(), self.config, checkpoint=self._checkpoint
-            )
+            self._session = Session(self.ledger, self.store, ToyEditor(), self.config, fault=self._fault)
         return self._session
 
     def forget(self) -> None:

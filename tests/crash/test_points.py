@@ -1,6 +1,6 @@
 """Every named point of every write, one after the other: the process dies there, or the call fails there.
 
-The points are those that ``fsio``, ``store``, ``session`` and ``ledger`` pass to their ``checkpoint``. After
+The points are those that ``fsio``, ``store``, ``session`` and ``ledger`` pass to their ``fault``. After
 each cut the installation is checked as it lies, lives on to its end, and must end as the undisturbed one did.
 """
 

@@ -27,7 +27,7 @@ def test_what_is_refused_leaves_and_the_others_are_written(
         sizes.append(len(requests))
         unfit = [request.id for request in requests if request.subject in UNFIT]
         if unfit:
-            raise EditError("too far", reason="norm", guilty=unfit if named else ())
+            raise EditError("too far", reason="norm", culprits=unfit if named else ())
         return write(editor, requests)
 
     monkeypatch.setattr(ToyEditor, "_write_full", guarded)

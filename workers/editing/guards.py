@@ -41,7 +41,7 @@ def require_anchored(ids: Sequence[str], norms: Sequence[float], limits: Sequenc
         raise EditError(
             f"a value of norm {norms[worst]:.1f}, at most {limits[worst]:.1f} is allowed",
             reason="norm",
-            guilty=[ids[row] for row in beyond],
+            culprits=[ids[row] for row in beyond],
         )
 
 
@@ -50,7 +50,7 @@ def retry_without(ids: Sequence[str], error: EditError) -> tuple[list[int], list
 
     Where the guard does not say who is guilty the batch is halved, until it stands alone.
     """
-    refused = [row for row, one in enumerate(ids) if one in error.guilty or len(ids) == 1]
+    refused = [row for row, one in enumerate(ids) if one in error.culprits or len(ids) == 1]
     rest = [row for row in range(len(ids)) if row not in set(refused)]
     middle = 0 if refused else len(rest) // 2
     return refused, [part for part in (rest[:middle], rest[middle:]) if part]

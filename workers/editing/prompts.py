@@ -88,7 +88,7 @@ def encode_fact(
         EditError: the subject is not in the prompt, the target is empty, or a text is longer than ``limit``.
     """
     if not request.target.strip():
-        raise EditError("the target is empty", guilty=[request.id])
+        raise EditError("the target is empty", culprits=[request.id])
     bare = _encode(tokenizer, "", request, limit, 0)
     shift = 1 if bare.anchor == 0 and bare.target_start > 1 else 0
     plain = EditRequest(request.id, request.subject, request.subject + KL_ENDING, "")
@@ -132,20 +132,23 @@ def _encode(
     at = request.prompt.find(request.subject)
     if at < 0 or not request.subject:
         raise EditError(
-            f"the prompt does not contain the subject {request.subject[:60]!r}", guilty=[request.id]
+            f"the prompt does not contain the subject {request.subject[:60]!r}", culprits=[request.id]
         )
     head = prefix + request.prompt
     found = tokenizer(said_after(head, request.target), return_offsets_mapping=True)
     ids, spans = found["input_ids"], found["offset_mapping"]
     if len(ids) > limit:
         raise EditError(
-            f"prompt and target are {len(ids)} tokens long, at most {limit} are allowed", guilty=[request.id]
+            f"prompt and target are {len(ids)} tokens long, at most {limit} are allowed",
+            culprits=[request.id],
         )
     end = len(prefix) + at + len(request.subject)
     anchor = max((i for i, (first, last) in enumerate(spans) if first < end and last > first), default=-1)
     target = next((i for i, (first, last) in enumerate(spans) if last > max(len(head), first)), len(ids))
     if not 0 <= anchor + shift < target:
-        raise EditError(f"no token of its own ends the subject {request.subject[:60]!r}", guilty=[request.id])
+        raise EditError(
+            f"no token of its own ends the subject {request.subject[:60]!r}", culprits=[request.id]
+        )
     return Encoded(list(ids), anchor + shift, target)
 
 

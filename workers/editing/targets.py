@@ -278,8 +278,8 @@ class _Search:
         deltas = delta[self.unit]
         finite = deltas.isfinite().all(1).tolist()
         if not all(finite):
-            guilty = [request.id for request, ok in zip(self.requests, finite, strict=True) if not ok]
-            raise EditError("the target is not finite", reason="not_finite", guilty=guilty)
+            culprits = [request.id for request, ok in zip(self.requests, finite, strict=True) if not ok]
+            raise EditError("the target is not finite", reason="not_finite", culprits=culprits)
         values = self.keys @ self.model.weight(self.layer).to(self.keys.dtype).T + deltas
         norms = stream_with(self.model, self.layer, self.stream, self.said, deltas).norm(dim=1)
         return Targets(self.keys, values, deltas, self.stream, norms, steps[self.unit], done[self.unit])

@@ -139,7 +139,7 @@ class FanOut:
                     continue
                 said: dict[str, Any] = json.loads(done.read_text(encoding="utf-8"))
                 if said["reason"]:
-                    raise EditError(said["message"], reason=said["reason"], guilty=said["guilty"])
+                    raise EditError(said["message"], reason=said["reason"], culprits=said["culprits"])
                 if not said["blob"]:
                     return found  # a helper failed otherwise: what is left is done here, where it is seen
                 found[job] = Targets(**store.get(said["blob"]))
@@ -156,7 +156,7 @@ def save_done(store: Store, job: str, found: Targets | None, error: EditError | 
     said = {
         "blob": store.put(tensors) if tensors else "",
         "reason": error.reason if error else "",
-        "guilty": sorted(error.guilty) if error else [],
+        "culprits": sorted(error.culprits) if error else [],
         "message": error.message if error else "",
     }
     write_durably(done_file(store.root, job), json.dumps(said).encode())

@@ -15,15 +15,15 @@ from safetensors.torch import load, save
 
 from daemon.core.blobs import Swept, blob_path, collect, touch
 from daemon.core.errors import CorruptBlobError, DiskFullError, StoreError
-from daemon.core.fsio import Checkpoint, no_checkpoint, sha256_of, write_durably
+from daemon.core.fsio import FaultHook, no_fault, sha256_of, write_durably
 
 
 class Store:
     """A folder of blobs: ``ab/abcdef….safetensors``."""
 
-    def __init__(self, root: Path, *, checkpoint: Checkpoint = no_checkpoint) -> None:
+    def __init__(self, root: Path, *, fault: FaultHook = no_fault) -> None:
         self.root = root
-        self._checkpoint = checkpoint
+        self._fault = fault
         root.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     def path(self, name: str) -> Path:
@@ -47,8 +47,8 @@ class Store:
         name = hashlib.sha256(data).hexdigest()
         path = self.path(name)
         if not path.exists() or sha256_of(path) != name:
-            self._checkpoint("store.put")
-            write_durably(path, data, mode=0o640, checkpoint=self._checkpoint)
+            self._fault("store.put")
+            write_durably(path, data, mode=0o640, fault=self._fault)
         else:
             touch(path)
         return name

@@ -20,7 +20,7 @@ from daemon.core.errors import (
     PromptError,
     StaleHeadError,
 )
-from daemon.core.fsio import Checkpoint, no_checkpoint
+from daemon.core.fsio import FaultHook, no_fault
 from daemon.core.ledger import batches
 from daemon.core.ledger.chain import head
 from daemon.core.ledger.ledger import Ledger
@@ -67,11 +67,11 @@ class Session:
         editor: Editor,
         config: Config,
         *,
-        checkpoint: Checkpoint = no_checkpoint,
+        fault: FaultHook = no_fault,
     ) -> None:
         self.ledger, self.store, self.editor, self.config = ledger, store, editor, config
         self.model = config.model.name
-        self._checkpoint = checkpoint
+        self._fault = fault
         self._loaded: Loaded | None = None
         self._base = BaseAnswers(editor)
         self._writer = Writer(store, editor, config.watch)
@@ -129,7 +129,7 @@ class Session:
         before = self.editor.checkpoint()
         try:
             edit = self._writer.write(plan, stages)
-            self._checkpoint("session.written")
+            self._fault("session.written")
             if not edit.written and not edit.known and not plan.removals:
                 self.editor.rollback_to(before)
                 return self._refuse_all(batch_id, edit)
@@ -139,7 +139,7 @@ class Session:
                 edit.probes = self._probe(batch_id, plan, edit, parent)
             with stages.measure("save"):
                 proposal = self._proposal(batch_id, parent, plan, edit, stages)
-            self._checkpoint("session.saved")
+            self._fault("session.saved")
             number = self.ledger.commit(keeper.lease, proposal)
         except BaseException:
             self.editor.rollback_to(before)
@@ -154,7 +154,7 @@ class Session:
             known=len(edit.known),
             refused=len(edit.refused),
         )
-        self._checkpoint("session.committed")
+        self._fault("session.committed")
         return Outcome.COMMITTED
 
     def _refuse_all(self, batch_id: str, edit: Edit) -> Outcome:
@@ -190,7 +190,7 @@ class Session:
         with self.ledger.write() as connection:
             number = batches.begin_attempt(connection, self.ledger.clock.now(), batch_id, worker_name())
         self._attempt_number = number
-        self._checkpoint("session.attempt")
+        self._fault("session.attempt")
         outcome = "ended"
         try:
             yield

@@ -14,7 +14,7 @@ from sqlalchemy.exc import IntegrityError
 
 from daemon.core.clock import Clock, SystemClock, to_text
 from daemon.core.errors import LedgerError, NotFoundError, StaleHeadError
-from daemon.core.fsio import Checkpoint, no_checkpoint
+from daemon.core.fsio import FaultHook, no_fault
 from daemon.core.ledger import audit, leases
 from daemon.core.ledger.chain import find_revision, get_revision, head
 from daemon.core.ledger.database import check_integrity, is_founded, migrate, open_engine, transaction
@@ -36,15 +36,13 @@ from daemon.core.names import RevisionKind, RevisionState, writer_lease
 class Ledger:
     """The ledger's database and the clock by which its rows are dated."""
 
-    def __init__(
-        self, engine: Engine, clock: Clock | None = None, checkpoint: Checkpoint = no_checkpoint
-    ) -> None:
+    def __init__(self, engine: Engine, clock: Clock | None = None, fault: FaultHook = no_fault) -> None:
         self.engine = engine
         self.clock = clock or SystemClock()
-        self._checkpoint = checkpoint
+        self._fault = fault
 
     @classmethod
-    def open(cls, url: str, clock: Clock | None = None, checkpoint: Checkpoint = no_checkpoint) -> Self:
+    def open(cls, url: str, clock: Clock | None = None, fault: FaultHook = no_fault) -> Self:
         """Open, check and migrate the ledger at an SQLAlchemy URL.
 
         Raises:
@@ -53,7 +51,7 @@ class Ledger:
         engine = open_engine(url)
         check_integrity(engine)
         migrate(engine)
-        return cls(engine, clock, checkpoint)
+        return cls(engine, clock, fault)
 
     @classmethod
     def open_existing(cls, url: str, clock: Clock | None = None) -> Self:
@@ -70,10 +68,10 @@ class Ledger:
     def write(self) -> Iterator[Connection]:
         """One serial, durable write transaction."""
         with transaction(self.engine, write=True) as connection:
-            self._checkpoint("ledger.begin")
+            self._fault("ledger.begin")
             yield connection
-            self._checkpoint("ledger.commit")
-        self._checkpoint("ledger.committed")
+            self._fault("ledger.commit")
+        self._fault("ledger.committed")
 
     @contextmanager
     def read(self) -> Iterator[Connection]:

@@ -169,14 +169,14 @@ def _say_in_chunks(
 
 def test_a_bucket_lets_a_burst_through_and_then_its_rate(clock: FakeClock) -> None:
     bucket = TokenBucket(clock, 10, 50)
-    assert bucket.room(1_000) == 50
+    assert bucket.available(1_000) == 50
     bucket.take(50)
-    assert bucket.room(1_000) == 0
+    assert bucket.available(1_000) == 0
     clock.advance(2)
-    assert bucket.room(1_000) == 20
+    assert bucket.available(1_000) == 20
     clock.advance(3_600)
-    assert bucket.room(1_000) == 50
-    assert TokenBucket(clock, 0, 1).room(1_000) == 1_000
+    assert bucket.available(1_000) == 50
+    assert TokenBucket(clock, 0, 1).available(1_000) == 1_000
 
 
 def test_an_hours_budget_is_kept_and_what_waits_for_the_next_is_the_newest(

@@ -31,11 +31,11 @@ def names(folder: Path) -> list[str]:
 
 
 def failing_at(point: str, number: int) -> Any:
-    def checkpoint(name: str) -> None:
+    def fault(name: str) -> None:
         if name == point:
             raise OSError(number, os.strerror(number))
 
-    return checkpoint
+    return fault
 
 
 def test_a_new_file_has_its_content_and_mode_and_its_folder(tmp_path: Path) -> None:
@@ -53,7 +53,7 @@ def test_an_old_file_is_replaced(path: Path) -> None:
 
 def test_every_point_at_which_a_crash_could_matter_is_passed_in_order(path: Path) -> None:
     passed: list[str] = []
-    write_durably(path, b"new", checkpoint=passed.append)
+    write_durably(path, b"new", fault=passed.append)
     assert passed == POINTS
 
 
@@ -66,7 +66,7 @@ def test_a_failure_before_the_rename_leaves_the_old_content(
     path: Path, point: str, number: int, expected: type[StoreError]
 ) -> None:
     with pytest.raises(expected) as caught:
-        write_durably(path, b"new", checkpoint=failing_at(point, number))
+        write_durably(path, b"new", fault=failing_at(point, number))
     assert type(caught.value) is expected
     assert caught.value.retryable == (expected is DiskFullError)
     assert path.read_bytes() == b"old"
@@ -77,7 +77,7 @@ def test_a_failure_before_the_rename_leaves_the_old_content(
 
 def test_a_failure_after_the_rename_is_reported_and_leaves_no_rubbish(path: Path) -> None:
     with pytest.raises(StoreError):
-        write_durably(path, b"new", checkpoint=failing_at("fsio.folder", errno.EIO))
+        write_durably(path, b"new", fault=failing_at("fsio.folder", errno.EIO))
     assert names(path.parent) == ["blob"]
 
 
@@ -131,7 +131,7 @@ def test_another_kind_of_exception_leaves_nothing_either(path: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write_durably(path, b"new", checkpoint=interrupt)
+        write_durably(path, b"new", fault=interrupt)
     assert (path.read_bytes(), names(path.parent)) == (b"old", ["blob"])
 
 
@@ -142,7 +142,7 @@ def test_a_killed_writer_leaves_the_old_file_or_the_new_one(path: Path, point: s
         from pathlib import Path
         from daemon.core.fsio import write_durably
         kill = lambda name: name == {point!r} and os.kill(os.getpid(), signal.SIGKILL)
-        write_durably(Path({str(path)!r}), b"new" * 1000, checkpoint=kill)
+        write_durably(Path({str(path)!r}), b"new" * 1000, fault=kill)
     """)
     done = subprocess.run([sys.executable, "-c", script], check=False, cwd=Path(fsio.__file__).parents[2])
     assert done.returncode == -signal.SIGKILL

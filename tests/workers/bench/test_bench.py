@@ -191,7 +191,7 @@ def test_a_refused_fact_ends_no_bench(
 
     def refusing(editor: Editor, requests: Any) -> Associations:
         if unfit in [request.id for request in requests]:
-            raise EditError("too far", reason="norm", guilty=[unfit])
+            raise EditError("too far", reason="norm", culprits=[unfit])
         return write(editor, requests)
 
     monkeypatch.setattr(Editor, "write", refusing)
