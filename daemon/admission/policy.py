@@ -19,12 +19,11 @@ from daemon.core.clock import from_text
 from daemon.core.config.feeds import AdmissionConfig
 from daemon.core.corrections import Correction, parse_item
 from daemon.core.errors import InvalidCorrectionError
+from daemon.core.ledger.database import in_chunks
 from daemon.core.ledger.schema import corrections, quarantine
 from daemon.core.names import AdmissionOutcome, CorrectionState, QuarantineReason, QuarantineState
 from daemon.core.relations.table import complete, find
 from daemon.feeds.base import RawItem
-
-_CHUNK = 900
 
 
 @dataclass(frozen=True)
@@ -167,10 +166,9 @@ def _hold_contradicted(
 def _said(connection: Connection, facts: Iterable[str]) -> Mapping[str, list[RowMapping]]:
     """Everything that was ever said about facts, but for what an operator's rollback took back."""
     found: defaultdict[str, list[RowMapping]] = defaultdict(list)
-    wanted = sorted(facts)
-    for start in range(0, len(wanted), _CHUNK):
+    for some in in_chunks(sorted(facts)):
         query = select(corrections).where(
-            corrections.c.fact_id.in_(wanted[start : start + _CHUNK]),
+            corrections.c.fact_id.in_(some),
             corrections.c.state != CorrectionState.REVERTED,
         )
         for row in connection.execute(query.order_by(corrections.c.order_key)).mappings():

@@ -1,7 +1,7 @@
 """Writing parsed corrections into the ledger: known ones dropped, the rest placed and stored in bulk."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Self
@@ -12,6 +12,7 @@ from daemon.admission.newest_wins import CONSIDERED, Fact, Placing, Standing
 from daemon.core.clock import to_text
 from daemon.core.corrections import MAX_ITEM_BYTES, Correction, identify
 from daemon.core.errors import InvalidCorrectionError
+from daemon.core.ledger.database import in_chunks
 from daemon.core.ledger.schema import corrections, quarantine
 from daemon.core.names import AdmissionOutcome, CorrectionState, QuarantineReason, QuarantineState
 from daemon.core.text import printable
@@ -23,7 +24,6 @@ _FUTURE = timedelta(days=1)  # clocks differ; a statement of a later date would 
 _RAW_CHARACTERS = 2_000
 _WHOLE_CHARACTERS = 6 * MAX_ITEM_BYTES  # every character an escape
 _POSITION_CHARACTERS = 128
-_CHUNK = 900  # values in one IN list
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def load_facts(connection: Connection, fact_ids: Iterable[str]) -> defaultdict[s
         corrections.c.prompt,
         corrections.c.state,
     )
-    for ids in _chunks(fact_ids):
+    for ids in in_chunks(fact_ids):
         query = select(*columns).where(
             corrections.c.fact_id.in_(ids), corrections.c.state.in_(sorted(CONSIDERED))
         )
@@ -182,16 +182,11 @@ def _raw_limit(decision: Decision) -> int:
 
 def _known(connection: Connection, ids: Iterable[str]) -> set[str]:
     found: set[str] = set()
-    for chunk in _chunks(ids):
+    for chunk in in_chunks(ids):
         found.update(
             connection.execute(select(corrections.c.id).where(corrections.c.id.in_(chunk))).scalars()
         )
     return found
-
-
-def _chunks(ids: Iterable[str]) -> Iterator[list[str]]:
-    distinct = list(dict.fromkeys(ids))
-    return (distinct[start : start + _CHUNK] for start in range(0, len(distinct), _CHUNK))
 
 
 def _standing(arrival: Arrival) -> Standing:

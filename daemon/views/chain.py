@@ -7,11 +7,11 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, RowMapping, Select, and_, func, select
 
 from daemon.core.ledger.chain import get_revision
+from daemon.core.ledger.database import in_chunks
 from daemon.core.ledger.schema import corrections, judgements, probe_results, revisions, tenures
 from daemon.views.figures import head_number, live_number
 
 Row = dict[str, Any]
-_CHUNK = 500  # numbers in one IN list
 _REVISION = (
     "number", "parent", "kind", "state", "content", "content_of", "batch_id", "recipe", "reason",
     "active_facts", "created_at",
@@ -52,10 +52,8 @@ def revision_detail(connection: Connection, model: str, number: int) -> Row:
 def newest_probes(connection: Connection, model: str, numbers: Sequence[int]) -> dict[int, list[Row]]:
     """The newest measurement of each probe of some revisions, in order of the probes' names."""
     found: dict[int, list[Row]] = {}
-    for start in range(0, len(numbers), _CHUNK):
-        mine = and_(
-            probe_results.c.model == model, probe_results.c.revision.in_(numbers[start : start + _CHUNK])
-        )
+    for some in in_chunks(numbers):
+        mine = and_(probe_results.c.model == model, probe_results.c.revision.in_(some))
         newest = (
             select(func.max(probe_results.c.id))
             .where(mine)

@@ -5,11 +5,11 @@ from typing import Any
 from sqlalchemy import Connection, select
 
 from daemon.core.ledger.chain import active_tenures, get_revision
+from daemon.core.ledger.database import in_chunks
 from daemon.core.ledger.schema import corrections
 from daemon.views.chain import newest_probes
 
 Row = dict[str, Any]
-_CHUNK = 500
 
 
 def difference(connection: Connection, model: str, first: int, second: int) -> Row:
@@ -46,11 +46,10 @@ def _held(connection: Connection, model: str, number: int) -> dict[str, str]:
 
 
 def _said(connection: Connection, ids: set[str]) -> dict[str, Row]:
-    wanted = sorted(ids)
     found: dict[str, Row] = {}
     columns = [corrections.c[name] for name in ("id", "subject", "relation", "object")]
-    for start in range(0, len(wanted), _CHUNK):
-        query = select(*columns).where(corrections.c.id.in_(wanted[start : start + _CHUNK]))
+    for some in in_chunks(sorted(ids)):
+        query = select(*columns).where(corrections.c.id.in_(some))
         found |= {row["id"]: dict(row) for row in connection.execute(query).mappings()}
     return found
 

@@ -13,6 +13,7 @@ from sqlalchemy import Connection, RowMapping, func, select
 from daemon.core.clock import to_text
 from daemon.core.config.watch import WatchConfig
 from daemon.core.ledger.chain import lineage
+from daemon.core.ledger.database import in_chunks
 from daemon.core.ledger.outcomes import Outcomes, Scale
 from daemon.core.ledger.schema import incidents, judgements, probe_results, revisions
 from daemon.core.metrics import CEILING_PROBES
@@ -21,7 +22,6 @@ from daemon.core.paired_tests import Drift, Paired, compare, mean_of, standardis
 
 _BASELINE = 8  # first revisions whose mean a drift is measured against
 _ALLOWANCE = 0.5  # standard errors of every revision that are no drift
-_CHUNK = 500  # numbers in one IN list
 
 
 @dataclass(frozen=True)
@@ -165,14 +165,14 @@ class _Look:
             revisions,
             (revisions.c.model == probe_results.c.model) & (revisions.c.number == probe_results.c.revision),
         )
-        for start in range(0, len(self._before), _CHUNK):
+        for numbers in in_chunks(self._before):
             query = (
                 select(probe_results)
                 .select_from(joined)
                 .where(
                     probe_results.c.model == self._model,
                     probe_results.c.probe == probe,
-                    probe_results.c.revision.in_(self._before[start : start + _CHUNK]),
+                    probe_results.c.revision.in_(numbers),
                     probe_results.c.result == ProbeResult.OK,
                     revisions.c.state == RevisionState.LIVE,
                 )
@@ -187,11 +187,11 @@ class _Look:
         """The outcomes of the first revisions from ``reset`` on, on the same items."""
         found: dict[int, tuple[float, ...]] = {}
         forward = [number for number in reversed(self._before) if number >= reset]
-        for start in range(0, len(forward), _CHUNK):
+        for numbers in in_chunks(forward):
             query = select(probe_results.c.revision, probe_results.c.outcomes).where(
                 probe_results.c.model == self._model,
                 probe_results.c.probe == probe,
-                probe_results.c.revision.in_(forward[start : start + _CHUNK]),
+                probe_results.c.revision.in_(numbers),
                 probe_results.c.outcomes.is_not(None),
             )
             for row in self._connection.execute(

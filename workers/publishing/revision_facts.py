@@ -7,9 +7,9 @@ from typing import Any
 from sqlalchemy import Connection, select
 
 from daemon.core.ledger.chain import active_tenures, get_revision
+from daemon.core.ledger.database import in_chunks
 from daemon.core.ledger.schema import corrections, probe_results, revisions
 
-_CHUNK = 500
 _PROBE = ("probe", "version", "result", "score", "bound", "items", "measured_at")
 
 
@@ -90,11 +90,10 @@ def _facts(connection: Connection, since: Mapping[str, int]) -> list[dict[str, A
     wanted = ("fact_id", "id", "subject", "relation", "prompt", "object", "source", "feed", "admitted_at")
     columns = [corrections.c[name] for name in wanted]
     found: dict[str, dict[str, Any]] = {}
-    ids = list(since)
-    for start in range(0, len(ids), _CHUNK):
-        query = select(*columns).where(corrections.c.id.in_(ids[start : start + _CHUNK]))
+    for some in in_chunks(since):
+        query = select(*columns).where(corrections.c.id.in_(some))
         found |= {row["id"]: dict(row) for row in connection.execute(query).mappings()}
-    return [found[one] | {"since": since[one]} for one in ids]
+    return [found[one] | {"since": since[one]} for one in since]
 
 
 def _probes(connection: Connection, model: str, content: str) -> list[dict[str, Any]]:

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, RowMapping, select
 
 from daemon.core.ledger.chain import active_tenures
+from daemon.core.ledger.database import in_chunks
 from daemon.core.ledger.schema import corrections
 from workers.editing.prompts import EditRequest
-
-_CHUNK = 500  # values in one IN list
 
 
 @dataclass(frozen=True)
@@ -54,8 +53,8 @@ def active_facts(connection: Connection, pairs: Sequence[Pair]) -> list[Fact]:
     """The corrections behind stored pairs, for probes."""
     by_id: dict[str, RowMapping] = {}
     ids = [pair.correction_id for pair in pairs]
-    for start in range(0, len(ids), _CHUNK):
-        query = select(corrections).where(corrections.c.id.in_(ids[start : start + _CHUNK]))
+    for some in in_chunks(ids):
+        query = select(corrections).where(corrections.c.id.in_(some))
         by_id |= {row["id"]: row for row in connection.execute(query).mappings()}
     return [to_fact(by_id[pair.correction_id], pair) for pair in pairs]
 
@@ -78,10 +77,8 @@ def known_facts(connection: Connection, model: str, at: int) -> list[Fact]:
     """The facts that revision ``at`` holds without a pair of theirs in the weights."""
     ids = [row["correction_id"] for row in active_tenures(connection, model, at) if row["blob"] is None]
     found: list[Fact] = []
-    for start in range(0, len(ids), _CHUNK):
-        query = select(corrections).where(
-            corrections.c.id.in_(ids[start : start + _CHUNK]), corrections.c.object.is_not(None)
-        )
+    for some in in_chunks(ids):
+        query = select(corrections).where(corrections.c.id.in_(some), corrections.c.object.is_not(None))
         found += [
             to_fact(row, None) for row in connection.execute(query.order_by(corrections.c.seq)).mappings()
         ]

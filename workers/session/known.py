@@ -6,7 +6,6 @@ from workers.editing.editor import Editor
 from workers.revisions.facts import Fact
 
 NOTE = "the model answers so already; nothing was written"
-_CHUNK = 500
 
 
 def split_known(editor: Editor, facts: Sequence[Fact]) -> tuple[list[Fact], list[Fact]]:

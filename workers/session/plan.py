@@ -6,11 +6,10 @@ from dataclasses import dataclass, field
 from sqlalchemy import Connection, RowMapping, select
 
 from daemon.core.ledger.chain import active_tenures
+from daemon.core.ledger.database import in_chunks
 from daemon.core.ledger.schema import corrections
 from daemon.core.names import CorrectionState
 from workers.revisions.facts import Fact, Pair, to_fact
-
-_CHUNK = 500  # values in one IN list
 
 
 @dataclass(frozen=True)
@@ -63,11 +62,11 @@ def _about(
 ) -> list[Fact]:
     """The facts about ``subjects`` among those that are ``held``, the newest first."""
     found: list[RowMapping] = []
-    for start in range(0, len(subjects) if limit else 0, _CHUNK):
+    for some in in_chunks(subjects if limit else ()):
         query = select(corrections).where(
             corrections.c.model == model,
             corrections.c.state == CorrectionState.APPLIED,
-            corrections.c.subject.in_(subjects[start : start + _CHUNK]),
+            corrections.c.subject.in_(some),
         )
         found += [row for row in connection.execute(query).mappings() if row["id"] in held]
     found.sort(key=lambda row: -row["seq"])

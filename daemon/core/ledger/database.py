@@ -2,9 +2,10 @@
 
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from alembic import command
 from alembic.config import Config as AlembicConfig
@@ -18,10 +19,13 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from daemon.core.errors import LedgerError, UnavailableError
 
+Value = TypeVar("Value")
+
 _WRITE = "errata_write"
 _WAL_PAUSES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)  # seconds
 _CACHE = "cache_size=-8192"  # KiB
 _LOG = "wal_autocheckpoint=4000"  # pages of the log before they move into the file: many are written twice
+_IN_LIST = 500  # values in one IN list: SQLite takes at most 999 parameters by default before 3.32
 _WRITER_LOCK = 0x455252  # one advisory lock serialises PostgreSQL writers as SQLite does its own
 
 
@@ -106,6 +110,12 @@ def transaction(engine: Engine, *, write: bool) -> Iterator[Connection]:
                 f"the ledger is damaged: {error.orig}", hint="restore the newest backup of data_dir"
             ) from error
         raise
+
+
+def in_chunks(values: Iterable[Value]) -> Iterator[list[Value]]:
+    """Yield the distinct values in their order, cut to the length that one IN list may have."""
+    distinct = list(dict.fromkeys(values))
+    return (distinct[start : start + _IN_LIST] for start in range(0, len(distinct), _IN_LIST))
 
 
 def check_integrity(engine: Engine) -> None:

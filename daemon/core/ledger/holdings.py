@@ -5,8 +5,6 @@ from sqlalchemy import Connection, and_, or_, select, update
 from daemon.core.ledger import chain
 from daemon.core.ledger.schema import revisions, tenures
 
-_CHUNK = 500
-
 
 def forget_tensors(connection: Connection, model: str, keep: int) -> int:
     """Give up the tensors of all but the base, live and the newest ``keep`` revisions; returns how many.

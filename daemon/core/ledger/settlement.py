@@ -7,18 +7,16 @@ from sqlalchemy import Connection, RowMapping, and_, insert, select, update
 
 from daemon.core.clock import to_text
 from daemon.core.ledger.chain import active_tenures
+from daemon.core.ledger.database import in_chunks
 from daemon.core.ledger.proposals import ProbeRow, Proposal, Refusal
 from daemon.core.ledger.schema import batches, corrections, probe_results, quarantine, revisions, tenures
 from daemon.core.names import BatchState, CorrectionState, QuarantineState
 
-_CHUNK = 500  # ids in one IN list
-
 
 def set_state(connection: Connection, ids: Iterable[str], state: CorrectionState, reason: str = "") -> None:
     """Put corrections into a state."""
-    wanted = list(ids)
-    for start in range(0, len(wanted), _CHUNK):
-        these = corrections.c.id.in_(wanted[start : start + _CHUNK])
+    for some in in_chunks(ids):
+        these = corrections.c.id.in_(some)
         connection.execute(update(corrections).where(these).values(state=state, reason=reason))
 
 
@@ -168,10 +166,8 @@ def _state_after(closed: RowMapping, opened: RowMapping | None, orders: Mapping[
 
 def _order_keys(connection: Connection, ids: Sequence[str]) -> dict[str, str]:
     found: dict[str, str] = {}
-    for start in range(0, len(ids), _CHUNK):
-        query = select(corrections.c.id, corrections.c.order_key).where(
-            corrections.c.id.in_(ids[start : start + _CHUNK])
-        )
+    for some in in_chunks(ids):
+        query = select(corrections.c.id, corrections.c.order_key).where(corrections.c.id.in_(some))
         found |= {row.id: row.order_key for row in connection.execute(query)}
     return found
 
