@@ -7,19 +7,19 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 Step = Callable[[str, int, int], None]
-"""Called with what is going on, how much is done and how much there is."""
+"""Called with the name of a stage, how much of it is done and how much there is (0: not known yet)."""
 
 
 @contextmanager
-def progress_bars(console: Console) -> Iterator[Step]:
-    """A bar for each name that the step is called with."""
+def progress_bars(console: Console, *, transient: bool = False) -> Iterator[Step]:
+    """A bar for each stage; ``transient`` bars disappear at the end."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console) as bars:
+    with Progress(*columns, console=console, transient=transient) as bars:
         shown: dict[str, TaskID] = {}
 
-        def step(what: str, done: int, total: int) -> None:
-            if what not in shown:
-                shown[what] = bars.add_task(what, total=total)
-            bars.update(shown[what], completed=done, total=total)
+        def step(stage: str, done: int, total: int) -> None:
+            if stage not in shown:
+                shown[stage] = bars.add_task(stage, total=None)
+            bars.update(shown[stage], completed=done, total=total or None)
 
         yield step

@@ -6,8 +6,8 @@ from daemon.core.broker import celery_app
 from daemon.core.config.settings import Config, load_config
 from daemon.core.ledger.ledger import Ledger
 from tests.toy import WIDE, ToyEditor
-from workers.queue.assemble import SessionHolder, found
-from workers.queue.tasks import register
+from workers.queue.assemble import SessionHolder, write_base_revision
+from workers.queue.tasks import add_tasks
 from workers.revisions.store import Store
 from workers.session.session import Session
 
@@ -24,14 +24,14 @@ class ToyHolder(SessionHolder):
 def make_session(config: Config) -> Session:
     """A session whose chain is founded."""
     ledger, store, editor = Ledger.open(config.ledger_url), Store(config.store_path), ToyEditor(WIDE)
-    found(ledger, store, editor, config)
+    write_base_revision(ledger, store, editor, config)
     return Session(ledger, store, editor, config)
 
 
 def make() -> Celery:
     config = load_config()
     application = celery_app(config)
-    register(application, config, ToyHolder(config))
+    add_tasks(application, config, ToyHolder(config))
     return application
 
 

@@ -28,7 +28,8 @@ from tests.house import House
 from workers.queue.assemble import SessionHolder
 from workers.revisions.loading import Loaded, load_tensors
 from workers.session.session import Outcome, Session
-from workers.session.writing import Edit, Writer
+from workers.session.working_copy import WorkingCopy
+from workers.session.writing import EditResult, Writer
 
 pytestmark = [
     pytest.mark.redis,
@@ -49,27 +50,31 @@ WILD = {
 }  # fmt: skip
 
 
-class Saboteur(Session):
-    """A writer without guards: it takes head's weights as they are, whatever its recipe makes of them."""
+class Unchecked(WorkingCopy):
+    """Takes head's weights as they are, whatever its recipe makes of the pairs."""
 
-    def _load(self) -> int:
+    def load(self) -> int:
         with self.ledger.read() as connection:
             current = head(connection, self.model)
-        tensors = load_tensors(self.store, current["tensors"])
-        self.editor.show(tensors)
-        self._loaded = Loaded(int(current["number"]), dict(current["tensors"]))
+        self.editor.show(load_tensors(self.store, current["tensors"]))
+        self.loaded = Loaded(int(current["number"]), dict(current["tensors"]))
         return int(current["number"])
-
-    def __init__(self, *parts: Any) -> None:
-        super().__init__(*parts)
-        self._writer = Trusting(self.store, self.editor, self.config.watch)
 
 
 class Trusting(Writer):
     """Keeps what it wrote: a broken model answers nothing."""
 
-    def _drop_unlearned(self, edit: Edit) -> None:
+    def _drop_unlearned(self, edit: EditResult) -> None:
         pass
+
+
+class Saboteur(Session):
+    """A writer without guards."""
+
+    def __init__(self, *parts: Any) -> None:
+        super().__init__(*parts)
+        self.copy = Unchecked(self.ledger, self.store, self.editor, self.config)
+        self._writer = Trusting(self.store, self.editor, self.config.watch)
 
 
 def damage(place: House) -> None:

@@ -8,7 +8,7 @@ import typer
 from daemon.core.command import Json, load, who
 
 
-def register(app: typer.Typer) -> None:
+def add_commands(app: typer.Typer) -> None:
     """Add this command."""
     app.command("rebuild")(rebuild)
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from workers.locate.sweep import Pair
 
 
-def register(app: typer.Typer) -> None:
+def add_commands(app: typer.Typer) -> None:
     """Add the command."""
     app.command("locate")(locate)
 

@@ -5,16 +5,16 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from daemon.core.command import Json, config_file, load, needs
 from daemon.core.names import Role
 from daemon.core.terminal import make_console
 from workers.cli import bench, keep, locate, publish, serve, watch
+from workers.progress import progress_bars
 
 
-def register(app: typer.Typer) -> None:
+def add_commands(app: typer.Typer) -> None:
     """Add the workers' commands to the application of ``errata``."""
     app.command("prepare")(prepare)
     app.command("probe")(probe)
@@ -22,11 +22,11 @@ def register(app: typer.Typer) -> None:
     app.command("recipes")(recipes)
     app.command("tour")(tour)
     app.add_typer(bench.app, name="bench")
-    keep.register(app)
-    locate.register(app)
-    publish.register(app)
-    serve.register(app)
-    watch.register(app)
+    keep.add_commands(app)
+    locate.add_commands(app)
+    publish.add_commands(app)
+    serve.add_commands(app)
+    watch.add_commands(app)
 
 
 def prepare(context: typer.Context) -> None:
@@ -37,21 +37,7 @@ def prepare(context: typer.Context) -> None:
     from workers.cli.prepare import prepare_model
 
     console = Console(stderr=True)
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=console,
-    )
-    with bar:
-        shown: dict[str, TaskID] = {}
-
-        def step(name: str, done: int, total: int) -> None:
-            if name not in shown:
-                shown[name] = bar.add_task(name, total=total)
-            bar.update(shown[name], completed=done, total=total)
-
+    with progress_bars(console) as step:
         prepare_model(load(context), step)
     console.print("the model is ready: revision 0 is its base")
 

@@ -1,19 +1,15 @@
-"""Making a model ready to be edited: its folder, its statistics, revision 0."""
-
-from collections.abc import Callable
+"""Make a model ready to be edited: its folder, its statistics and revision 0."""
 
 from daemon.core.config.settings import Config, ModelConfig
 from daemon.core.ledger.ledger import Ledger
 from workers.models.fetch import fetch_default_model
-from workers.queue.assemble import found, make_editor
+from workers.progress import Step
+from workers.queue.assemble import make_editor, write_base_revision
 from workers.revisions.store import Store
-
-Step = Callable[[str, int, int], None]
-"""Called with the name of a stage, how much of it is done, and how much there is."""
 
 
 def prepare_model(config: Config, step: Step) -> None:
-    """Do what is missing; everything that is there already is kept.
+    """Fetch the default model, compute statistics and write revision 0, each where it is missing.
 
     Raises:
         ModelError: the default model cannot be fetched, or another model's folder is missing.
@@ -24,5 +20,5 @@ def prepare_model(config: Config, step: Step) -> None:
         step("model", 1, 1)
     ledger = Ledger.open(config.ledger_url)
     editor = make_editor(config, lambda done, total: step("statistics", done, total))
-    found(ledger, Store(config.store_path), editor, config)
+    write_base_revision(ledger, Store(config.store_path), editor, config)
     ledger.close()

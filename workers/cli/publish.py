@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from workers.publishing.revision_facts import RevisionFacts
 
 
-def register(app: typer.Typer) -> None:
+def add_commands(app: typer.Typer) -> None:
     """Add these commands."""
     app.command("export")(export)
     app.command("publish")(publish)

@@ -15,7 +15,7 @@ from daemon.core.command import Json, load, needs
 from daemon.core.names import Role
 
 
-def register(app: typer.Typer) -> None:
+def add_commands(app: typer.Typer) -> None:
     """Add these commands."""
     app.command("ask")(ask)
     app.command("serve")(serve)

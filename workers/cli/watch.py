@@ -1,6 +1,7 @@
-"""The command that looks for what did the damage: bisect."""
+"""The command ``bisect``, which finds the corrections that did damage."""
 
 import json
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -8,7 +9,7 @@ import typer
 from daemon.core.command import Json, load, who
 
 
-def register(app: typer.Typer) -> None:
+def add_commands(app: typer.Typer) -> None:
     """Add this command."""
     app.command("bisect")(bisect)
 
@@ -18,40 +19,33 @@ def bisect(
     revision: Annotated[str | None, typer.Argument(help="a rollback; without it, the newest")] = None,
     as_json: Json = False,
 ) -> None:
-    """Find the guilty among what a rollback took back, quarantine them, and let the rest be written again.
+    """Find the corrections of a rollback that did the damage, quarantine them and queue the others again.
 
-    Tries halves on a copy of head in this process, which needs the memory of one more model; no revision is
-    made. Where a probe is not known nothing can be said: that is an error, and nothing has changed.
+    Tries halves of what the rollback reverted on a copy of head in this process, which needs the memory of
+    one more model. No revision is made. A probe that cannot be measured is an error, and nothing changes.
 
     Examples: errata bisect | errata bisect 14 --json
     """
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from daemon.core.ledger.revision import parse_revision
+    from workers.progress import progress_bars
     from workers.queue.assemble import SessionHolder
     from workers.session.bisect import bisect as act
     from workers.session.rehearsal import Rehearsal
 
     config = load(context)
     number = None if revision is None else parse_revision(revision)
-    session = SessionHolder(config).session()
-    columns = (TextColumn("corrections judged"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=None)
-        rehearsal = Rehearsal(session.ledger, session.store, session.editor, config)
-        found = act(
-            rehearsal,
-            number,
-            who(),
-            lambda done, total: bar.update(task, completed=done, total=total),
-        )
+    rehearsal = Rehearsal(SessionHolder(config).session().copy)
+    with progress_bars(Console(stderr=True), transient=True) as step:
+        result = act(rehearsal, number, who(), partial(step, "corrections judged"))
     if as_json:
-        typer.echo(json.dumps(found.__dict__))
+        document = {"revision": result.revision, "guilty": result.culprits, "waiting": result.waiting}
+        typer.echo(json.dumps(document | {"trials": result.trials}))
         return
     typer.echo(
-        f"revision {found.revision}: {len(found.guilty)} guilty, now in quarantine; "
-        f"{len(found.waiting)} wait for a batch ({found.trials} trials)"
+        f"revision {result.revision}: {len(result.culprits)} culprits, now in quarantine; "
+        f"{len(result.waiting)} wait for a batch ({result.trials} trials)"
     )
-    for one in found.guilty:
-        typer.echo(f"guilty: {one}")
+    for one in result.culprits:
+        typer.echo(f"culprit: {one}")

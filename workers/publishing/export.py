@@ -41,7 +41,7 @@ Place = Callable[[Path, Path], None]
 
 
 @dataclass(frozen=True)
-class Piece:
+class Shard:
     """One shard to be: where it lies now, the tensors in it, and how it gets to its place."""
 
     source: Path
@@ -107,7 +107,7 @@ class Exporter:
             write_durably(folder / INDEX, _json(index))
             self._describe(revision, folder)
 
-    def _base_pieces(self, edited: set[str], put: Place, parts: Path | None) -> Iterator[Piece]:
+    def _base_pieces(self, edited: set[str], put: Place, parts: Path | None) -> Iterator[Shard]:
         """The base's shards; those that hold edited tensors are written again without them."""
         for source in sorted(set(self._files.values())):
             inside = [name for name, file in self._files.items() if file == source]
@@ -116,21 +116,21 @@ class Exporter:
                 continue
             gone = sorted(set(inside) - set(kept))
             if not gone:
-                yield Piece(source, kept, put)
+                yield Shard(source, kept, put)
             elif parts is None:
-                yield Piece(source, kept, partial(_without, gone))
+                yield Shard(source, kept, partial(_without, gone))
             else:
-                yield Piece(_part(source, gone, parts), kept, put)
+                yield Shard(_part(source, gone, parts), kept, put)
 
-    def _edited(self, revision: RevisionFacts, names: Mapping[str, str], put: Place) -> Iterator[Piece]:
+    def _edited(self, revision: RevisionFacts, names: Mapping[str, str], put: Place) -> Iterator[Shard]:
         """The blobs of the revision, each checked against its sha256 before anybody is shown it."""
         for name, blob in sorted(revision.tensors.items()):
             require_sound(self._store.root, blob)
             path = self._store.path(blob)
             if put is link and names[name] == name:
-                yield Piece(path, [name], put)
+                yield Shard(path, [name], put)
             else:
-                yield Piece(path, [names[name]], partial(_renamed, {name: names[name]}))
+                yield Shard(path, [names[name]], partial(_renamed, {name: names[name]}))
 
     def _side_files(self) -> list[str]:
         """Configuration, tokenizer and licence: no code, no pickles, no weights."""

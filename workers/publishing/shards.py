@@ -25,7 +25,7 @@ _PIECE = 8 << 20
 
 
 @dataclass(frozen=True)
-class Entry:
+class TensorEntry:
     """One tensor of a file: dtype and shape as safetensors names them, and its bytes [begin, end)."""
 
     dtype: str
@@ -34,7 +34,7 @@ class Entry:
     end: int
 
 
-def read_entries(path: Path) -> dict[str, Entry]:
+def read_entries(path: Path) -> dict[str, TensorEntry]:
     """The tensors of a file, ``begin`` and ``end`` counted from the start of the file.
 
     Raises:
@@ -46,7 +46,7 @@ def read_entries(path: Path) -> dict[str, Entry]:
             header = json.loads(stream.read(min(length, _LONGEST_HEADER)))
         start = _LENGTH.size + length
         return {
-            name: Entry(
+            name: TensorEntry(
                 row["dtype"],
                 tuple(row["shape"]),
                 start + row["data_offsets"][0],
@@ -130,7 +130,7 @@ def write_renamed(source: Path, names: Mapping[str, str], target: Path) -> None:
         _write(target, {new: (entries[old], stream) for old, new in names.items()})
 
 
-def _write(target: Path, tensors: Mapping[str, tuple[Entry, BinaryIO]]) -> None:
+def _write(target: Path, tensors: Mapping[str, tuple[TensorEntry, BinaryIO]]) -> None:
     """Write a header for the tensors, then their bytes, durably."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
@@ -161,7 +161,7 @@ def _write(target: Path, tensors: Mapping[str, tuple[Entry, BinaryIO]]) -> None:
             raise
 
 
-def _copy(source: BinaryIO, sink: BinaryIO, entry: Entry) -> None:
+def _copy(source: BinaryIO, sink: BinaryIO, entry: TensorEntry) -> None:
     source.seek(entry.begin)
     left = entry.end - entry.begin
     while left:

@@ -1,1 +1,1 @@
-"""The Celery application, its tasks, and how a worker process is put together."""
+"""The Celery application, its tasks, and the parts of a worker process."""

@@ -1,4 +1,4 @@
-"""Putting a worker's parts together: model, statistics, editor, store, ledger, session."""
+"""Assemble the parts of a worker: model, statistics, editor, store, ledger and session."""
 
 from daemon.core.broker import celery_app
 from daemon.core.config.settings import Config
@@ -19,7 +19,7 @@ log = get_logger("errata.worker")
 
 
 class SessionHolder:
-    """The session of this process, made when it is first needed; never before the fork."""
+    """Makes the session of this process on first use, which is after the fork."""
 
     def __init__(self, config: Config) -> None:
         self._config = config
@@ -36,13 +36,13 @@ class SessionHolder:
             ledger = Ledger.open(self._config.ledger_url)
             editor = make_editor(self._config, find=finder(self._config))
             store = Store(self._config.store_path)
-            found(ledger, store, editor, self._config)
+            write_base_revision(ledger, store, editor, self._config)
             self._session = Session(ledger, store, editor, self._config)
             log.info("ready", model=self._config.model.name, device=str(editor.model.device))
         return self._session
 
     def forget(self) -> None:
-        """Drop everything after an error that may have left memory in doubt; the next call starts clean."""
+        """Drop the session after an error that may have left its weights wrong."""
         self._session = None
 
 
@@ -54,21 +54,21 @@ def make_editor(config: Config, progress: Progress | None = None, find: Finder =
 
 
 def finder(config: Config) -> Finder:
-    """Who seeks the targets: this process, or the target workers as well."""
+    """The function that finds targets: in this process, or with the help of target workers."""
     return FanOut(config, celery_app(config)) if config.edit.fan_out else find_targets
 
 
 def chosen_recipe(config: Config, model: EditableModel) -> Recipe:
-    """The configured preset with its overrides.
+    """The configured recipe with its overrides.
 
     Raises:
-        ConfigError: unknown preset or setting, or a recipe from which no fact can be taken back exactly.
+        ConfigError: unknown recipe or setting, or a recipe whose edits cannot be removed exactly.
     """
     recipe = resolve(config.edit.recipe, config.edit.recipe_overrides, model.n_layers)
     if not recipe.exact:
         raise ConfigError(
-            f"recipe {recipe.name} cannot take a fact back exactly",
-            hint="it is there for errata bench; choose one that keeps history, such as encore-blue",
+            f"recipe {recipe.name} cannot remove a fact exactly",
+            hint="it is for errata bench; set edit.recipe to one that keeps history, such as encore-blue",
         )
     return recipe
 
@@ -76,13 +76,13 @@ def chosen_recipe(config: Config, model: EditableModel) -> Recipe:
 def statistics_for(
     config: Config, model: EditableModel, recipe: Recipe, progress: Progress | None = None
 ) -> Statistics:
-    """Second moments, prefixes and norm anchors of the clean model, cached in data_dir by model hash."""
+    """Second moments, prefixes and norm anchors of the unedited model, cached in data_dir by model hash."""
     return load_or_compute(
         model, recipe.layers, config.data_dir / "statistics", config.model.corpus, progress
     )
 
 
-def found(ledger: Ledger, store: Store, editor: Editor, config: Config) -> None:
-    """Write revision 0 if it is not there."""
+def write_base_revision(ledger: Ledger, store: Store, editor: Editor, config: Config) -> None:
+    """Write revision 0, the unedited weights, if it is missing."""
     tensors = {name: store.put({name: tensor}) for name, tensor in editor.published().items()}
     ledger.found(config.model.name, tensors, editor.recipe.name)

@@ -1,8 +1,8 @@
-"""Targets of a batch sought by several workers: the editing worker cuts it into chunks and waits.
+"""Find the targets of a batch with several workers: the editing worker cuts it into chunks and waits.
 
 Queue messages carry the name of a job and nothing else. Job, weights and vectors are blobs in a folder that
-the workers share; that a chunk is done is said by a file beside them, not by a result in Redis, which may be
-flushed at any time. A chunk that nobody does in time is done here: a lost helper costs time, never a fact.
+the workers share. A file beside them marks a chunk as done, because a result in Redis may be flushed at any
+time. The editing worker does chunks that do not come in time itself, so a lost helper costs time only.
 """
 
 import json
@@ -29,13 +29,13 @@ from workers.editing.targets import Targets, find_targets
 from workers.revisions.store import Store
 
 log = get_logger("errata.fanout")
-_LOOK = 0.02  # seconds between looks for what is done
+_LOOK = 0.02  # seconds between two looks for finished chunks: short beside a chunk, which takes seconds
 _JOB = "job"
 
 
 @dataclass(frozen=True)
-class Job:
-    """A chunk of a batch: whose targets to seek, at which layer, on which weights (tensor name to blob)."""
+class TargetJob:
+    """A chunk of a batch: the facts, the layer of the targets, and the weights (tensor name to blob)."""
 
     requests: tuple[EditRequest, ...]
     layer: int
@@ -44,7 +44,7 @@ class Job:
     weights: dict[str, str]
 
     def save(self, store: Store) -> str:
-        """Write the job as a blob; its name."""
+        """Write the job as a blob and return the blob's name."""
         document = {
             "requests": [asdict(one) for one in self.requests],
             "layer": self.layer,
@@ -56,11 +56,11 @@ class Job:
         return store.put({_JOB: torch.frombuffer(data, dtype=torch.uint8)})
 
     @classmethod
-    def load(cls, store: Store, name: str) -> "Job":
+    def load(cls, store: Store, name: str) -> "TargetJob":
         """Read a job back.
 
         Raises:
-            CorruptBlobError, StoreError: it is damaged, or its batch is over and it was swept.
+            CorruptBlobError, StoreError: it is damaged, or its batch has ended and the folder was deleted.
         """
         document = json.loads(bytes(store.get(name)[_JOB].tolist()))
         return cls(
@@ -91,7 +91,8 @@ class FanOut:
         """Keys and values of each fact at one layer, as ``find_targets``.
 
         Raises:
-            EditError: as ``find_targets``. StoreError: the chunks cannot be written.
+            EditError: as ``find_targets``.
+            StoreError: the chunks cannot be written.
         """
         parts = chunks(requests, self._chunk)
         if len(parts) < 2:
@@ -103,81 +104,81 @@ class FanOut:
             for name in (model.tensor_name(at),)
         }
         jobs = [
-            Job(tuple(requests[i] for i in part), layer, recipe, tuple(prefixes), weights).save(store)
+            TargetJob(tuple(requests[i] for i in part), layer, recipe, tuple(prefixes), weights).save(store)
             for part in parts
         ]
         try:
             self._send(jobs)
-            found = self._collect(store, jobs)
+            targets = self._collect(store, jobs)
             for job, part in zip(jobs, parts, strict=True):
-                if job not in found:
-                    mine = [requests[i] for i in part]
-                    found[job] = find_targets(model, mine, layer, recipe, prefixes)
+                if job not in targets:
+                    chunk = [requests[i] for i in part]
+                    targets[job] = find_targets(model, chunk, layer, recipe, prefixes)
         finally:
             shutil.rmtree(self._root, ignore_errors=True)
-        return _in_order([found[job] for job in jobs], parts, model.device)
+        return _in_order([targets[job] for job in jobs], parts, model.device)
 
     def _send(self, jobs: Sequence[str]) -> None:
         try:
             for job in jobs:
                 self._app.send_task(TARGETS_TASK, [job], queue=self._queue, expires=self._patience)
         except (OperationalError, OSError) as error:
-            log.warning("not handed out", why=str(error))
+            log.warning("target jobs not sent", why=str(error))
 
     def _collect(self, store: Store, jobs: Sequence[str]) -> dict[str, Targets]:
-        """What the helpers found; the clock starts again with each chunk that comes.
+        """The targets that helpers found; each finished chunk starts the time limit again.
 
         Raises:
-            EditError: a helper says that a fact is refused.
+            EditError: a helper refused a fact.
         """
-        found: dict[str, Targets] = {}
+        targets: dict[str, Targets] = {}
         deadline = time.monotonic() + self._patience
-        while len(found) < len(jobs) and time.monotonic() < deadline:
+        while len(targets) < len(jobs) and time.monotonic() < deadline:
             for job in jobs:
                 done = done_file(store.root, job)
-                if job in found or not done.is_file():
+                if job in targets or not done.is_file():
                     continue
-                said: dict[str, Any] = json.loads(done.read_text(encoding="utf-8"))
-                if said["reason"]:
-                    raise EditError(said["message"], reason=said["reason"], culprits=said["culprits"])
-                if not said["blob"]:
-                    return found  # a helper failed otherwise: what is left is done here, where it is seen
-                found[job] = Targets(**store.get(said["blob"]))
+                result: dict[str, Any] = json.loads(done.read_text(encoding="utf-8"))
+                if result["reason"]:
+                    raise EditError(result["message"], reason=result["reason"], culprits=result["culprits"])
+                if not result["blob"]:
+                    return targets  # a helper failed for another reason; doing the rest here shows it
+                targets[job] = Targets(**store.get(result["blob"]))
                 deadline = time.monotonic() + self._patience
             time.sleep(_LOOK)
-        if len(found) < len(jobs):
-            log.warning("chunks done here", count=len(jobs) - len(found))
-        return found
+        if len(targets) < len(jobs):
+            log.warning("chunks done here", count=len(jobs) - len(targets))
+        return targets
 
 
-def save_done(store: Store, job: str, found: Targets | None, error: EditError | None = None) -> None:
-    """Say that a chunk is done: with its targets, with why a fact is refused, or with nothing."""
-    tensors = {f.name: getattr(found, f.name) for f in fields(Targets)} if found is not None else {}
-    said = {
+def save_done(store: Store, job: str, targets: Targets | None, error: EditError | None = None) -> None:
+    """Mark a chunk as done, with its targets, with the refusal of a fact, or with neither after a failure."""
+    tensors = {f.name: getattr(targets, f.name) for f in fields(Targets)} if targets is not None else {}
+    result = {
         "blob": store.put(tensors) if tensors else "",
         "reason": error.reason if error else "",
         "culprits": sorted(error.culprits) if error else [],
         "message": error.message if error else "",
     }
-    write_durably(done_file(store.root, job), json.dumps(said).encode())
+    write_durably(done_file(store.root, job), json.dumps(result).encode())
 
 
 def done_file(root: Path, job: str) -> Path:
-    """Where it stands that a chunk is done."""
+    """The file that marks a chunk as done."""
     return root / f"{job}.done"
 
 
 def chunks(requests: Sequence[EditRequest], size: int) -> list[list[int]]:
-    """Rows of the requests in chunks of about ``size``; facts about one subject stay together: one key."""
+    """Rows of the requests in chunks of about ``size``; facts about one subject share a key and a chunk."""
     by_subject: dict[str, list[int]] = {}
     for row, request in enumerate(requests):
         by_subject.setdefault(request.subject, []).append(row)
-    found: list[list[int]] = [[]]
+    parts: list[list[int]] = [[]]
     for rows in sorted(by_subject.values(), key=len, reverse=True):
-        if found[-1] and len(found[-1]) + len(rows) > size:
-            found.append([])
-        found[-1] += rows
-    return [part for part in found if part]
+        if parts[-1] and len(parts[-1]) + len(rows) > size:
+            parts.append([])
+        parts[-1] += rows
+    return [part for part in parts if part]
 
 
 def _in_order(parts: Sequence[Targets], rows: Sequence[Sequence[int]], device: torch.device) -> Targets:

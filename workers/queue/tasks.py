@@ -1,4 +1,4 @@
-"""Celery's side of the work: a thin task that hands a batch id to the session of this process."""
+"""The Celery tasks, which hand batch ids and jobs to the session and the model of this process."""
 
 from celery import Celery
 from structlog.contextvars import bound_contextvars
@@ -9,33 +9,33 @@ from daemon.core.log import get_logger
 from daemon.core.names import EDIT_TASK, SURVEY_TASK, TARGETS_TASK
 from daemon.core.tracing import span
 from workers.queue.assemble import SessionHolder
-from workers.queue.target_worker import Seeker
+from workers.queue.target_worker import TargetWorker
 
 log = get_logger("errata.tasks")
 
 
-def register(app: Celery, config: Config, holder: SessionHolder | None = None) -> None:
-    """Give ``app`` its tasks; the model is loaded on the first one, in the pool's child."""
-    mine, seeker = holder or SessionHolder(config), Seeker(config)
+def add_tasks(app: Celery, config: Config, holder: SessionHolder | None = None) -> None:
+    """Add the tasks to ``app``; the first task loads the model, in the pool's child."""
+    session_holder, target_worker = holder or SessionHolder(config), TargetWorker(config)
 
     @app.task(name=TARGETS_TASK)  # type: ignore[untyped-decorator]
     def targets(job: str) -> None:
-        """Seek the targets of a chunk; what fails is written beside it for who waits."""
-        seeker.run(job)
+        """Find the targets of a chunk; an error is written beside it for the editing worker."""
+        target_worker.run(job)
 
     @app.task(name=EDIT_TASK)  # type: ignore[untyped-decorator]
     def edit(batch_id: str) -> None:
         """Apply one batch."""
-        deliver(mine, batch_id)
+        deliver(session_holder, batch_id)
 
     @app.task(name=SURVEY_TASK)  # type: ignore[untyped-decorator]
     def survey() -> None:
         """Run all probes on head."""
-        survey_head(mine)
+        survey_head(session_holder)
 
 
 def deliver(holder: SessionHolder, batch_id: str) -> None:
-    """Apply a batch. What fails is noted in the ledger, and the batch comes again by reconcile."""
+    """Apply a batch; a failure is recorded in the ledger, and the scheduler sends the batch again."""
     try:
         with bound_contextvars(batch=batch_id), span("batch", batch=batch_id, model=holder.model):
             outcome = holder.session().run(batch_id)
@@ -45,13 +45,13 @@ def deliver(holder: SessionHolder, batch_id: str) -> None:
         _recover(holder, error.message)
     except ErrataError as error:
         log.warning("batch later", batch=batch_id, code=error.code, error=str(error))
-    except Exception:  # the process's edge: any bug in an edit is an attempt that failed, not a dead worker
+    except Exception:  # the process's edge: a bug in an edit fails one attempt and must not end the worker
         log.exception("batch failed", batch=batch_id)
         holder.forget()
 
 
 def survey_head(holder: SessionHolder) -> None:
-    """Run all probes on head; what fails is tried again when the next run is due."""
+    """Run all probes on head; after a failure the next due survey tries again."""
     try:
         log.info("surveyed", revision=holder.session().survey())
     except CorruptBlobError as error:
@@ -62,7 +62,7 @@ def survey_head(holder: SessionHolder) -> None:
 
 
 def _recover(holder: SessionHolder, why: str) -> None:
-    """Bring head back to what is sound; the batch comes again on that."""
+    """Make head loadable again; the scheduler then sends the batch again."""
     try:
         holder.session().recover(why)
     except ErrataError as error:

@@ -34,7 +34,7 @@ class Fact:
     replaces: Pair | None = None
 
     @property
-    def is_held(self) -> bool:
+    def is_in_weights(self) -> bool:
         """Whether the weights hold it already, and only its pair is sought anew."""
         return self.replaces is not None and self.replaces.correction_id == self.correction_id
 

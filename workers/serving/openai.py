@@ -1,4 +1,4 @@
-"""OpenAI's completion routes over a replica; each answer says in a header by which revision it was given."""
+"""OpenAI's completion routes over a replica; a header of each answer names the revision that gave it."""
 
 import hmac
 import json
@@ -16,14 +16,14 @@ from pydantic import BaseModel, Field
 from daemon.core.config.settings import Config
 from daemon.core.errors import ErrataError, PromptError, UnavailableError
 from workers.serving.generation import Piece, Sampling, encode, encode_chat
-from workers.serving.replica import Identity, Job, Replica
+from workers.serving.replica import GenerationRequest, Replica, ServedRevision
 
 REVISION_HEADER = "Errata-Revision"
 CONTENT_HEADER = "Errata-Content"
 
 
 class _Common(BaseModel):
-    """What both routes take; keys of OpenAI's API that mean nothing here are passed over."""
+    """What both routes take; other keys of OpenAI's API are ignored."""
 
     model: str = ""
     max_tokens: int = Field(16, ge=1)
@@ -35,11 +35,15 @@ class _Common(BaseModel):
     n: int = Field(1, ge=1, le=1)
 
     def sampling(self, longest: int) -> Sampling:
-        """As the generator takes it."""
+        """The sampling that the body asks for, of at most ``longest`` tokens."""
         stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
-        return Sampling(
-            min(self.max_tokens, longest), self.temperature, self.top_p, self.seed, tuple(filter(None, stops))
-        )
+        stop = tuple(filter(None, stops))
+        return Sampling(min(self.tokens, longest), self.temperature, self.top_p, self.seed, stop)
+
+    @property
+    def tokens(self) -> int:
+        """The asked number of tokens."""
+        return self.max_tokens
 
 
 class CompletionRequest(_Common):
@@ -62,9 +66,14 @@ class ChatRequest(_Common):
     max_completion_tokens: int | None = Field(None, ge=1)
     messages: Annotated[list[Message], Field(min_length=1, max_length=256)]
 
+    @property
+    def tokens(self) -> int:
+        """The asked number of tokens, of which ``max_completion_tokens`` is the newer name."""
+        return self.max_completion_tokens or self.max_tokens
+
 
 def make_app(replica: Replica, config: Config) -> FastAPI:
-    """The application over a replica that runs."""
+    """The application over a running replica."""
     app = FastAPI(title="Errata completions", docs_url=None, redoc_url=None, openapi_url=None)
     guard = [Depends(_guard(config.serve.token_file))]
     _answer_errors(app)
@@ -72,8 +81,8 @@ def make_app(replica: Replica, config: Config) -> FastAPI:
 
     @app.get("/healthz")
     async def healthz() -> dict[str, Any]:
-        """The process runs, and which revision it serves."""
-        return {"ok": True, "revision": replica.identity.revision, "content": replica.identity.content}
+        """Whether the process runs, and the revision that it serves."""
+        return {"ok": True, "revision": replica.served.revision, "content": replica.served.content}
 
     @app.get("/v1/models", dependencies=guard)
     async def models() -> dict[str, Any]:
@@ -89,108 +98,108 @@ def _add_completions(app: FastAPI, replica: Replica, config: Config, guard: list
 
     @app.post("/v1/completions", dependencies=guard)
     async def completions(body: CompletionRequest) -> Response:
-        """Say on after a prompt, or after each of several."""
+        """Continue a prompt, or each of several."""
         prompts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
         if body.stream and len(prompts) > 1:
-            raise PromptError("only one prompt can be streamed")
+            raise PromptError("only one prompt can be streamed", hint="send several prompts without stream")
         ids = [encode(replica.model, prompt) for prompt in prompts]
-        return await _respond(replica, Job(ids, body.sampling(longest)), body.stream, _Form(name, chat=False))
+        return await _respond(
+            replica, GenerationRequest(ids, body.sampling(longest)), body.stream, _Form(name, chat=False)
+        )
 
     @app.post("/v1/chat/completions", dependencies=guard)
     async def chat(body: ChatRequest) -> Response:
         """Answer a conversation."""
         ids = [encode_chat(replica.model, [message.model_dump() for message in body.messages])]
-        sampling = body.model_copy(
-            update={"max_tokens": body.max_completion_tokens or body.max_tokens}
-        ).sampling(longest)
-        return await _respond(replica, Job(ids, sampling), body.stream, _Form(name, chat=True))
+        request = GenerationRequest(ids, body.sampling(longest))
+        return await _respond(replica, request, body.stream, _Form(name, chat=True))
 
 
 class _Form:
-    """How an answer is written: OpenAI's objects of one of the two routes."""
+    """Writes an answer as OpenAI's objects of one of the two routes."""
 
     def __init__(self, model: str, *, chat: bool) -> None:
         self._model, self._chat = model, chat
         self._id = f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}"
         self._created = int(time.time())
 
-    def whole(self, identity: Identity, said: list[list[Piece]], prompt_tokens: int) -> dict[str, Any]:
-        """The whole answer."""
+    def whole(self, served: ServedRevision, answers: list[list[Piece]], prompt_tokens: int) -> dict[str, Any]:
+        """The document of a whole answer, with one choice for each prompt."""
         choices = []
-        for index, pieces in enumerate(said):
+        for index, pieces in enumerate(answers):
             text = "".join(piece.text for piece in pieces)
             shown = {"message": {"role": "assistant", "content": text}} if self._chat else {"text": text}
             choices.append({"index": index, **shown, "finish_reason": pieces[-1].finish, "logprobs": None})
-        tokens = sum(pieces[-1].tokens for pieces in said)
+        tokens = sum(pieces[-1].tokens for pieces in answers)
         usage = {"prompt_tokens": prompt_tokens, "completion_tokens": tokens}
         kind = "chat.completion" if self._chat else "text_completion"
-        return self._head(identity, kind) | {
+        return self._head(served, kind) | {
             "choices": choices,
             "usage": usage | {"total_tokens": prompt_tokens + tokens},
         }
 
-    def part(self, identity: Identity, piece: Piece, *, first: bool) -> str:
-        """One event of a stream."""
+    def part(self, served: ServedRevision, piece: Piece, *, first: bool) -> str:
+        """One server-sent event of a streamed answer."""
         role = {"role": "assistant"} if first else {}
         shown = {"delta": role | {"content": piece.text}} if self._chat else {"text": piece.text}
         choice = {"index": 0, **shown, "finish_reason": piece.finish, "logprobs": None}
         kind = "chat.completion.chunk" if self._chat else "text_completion"
-        document = self._head(identity, kind) | {"choices": [choice]}
+        document = self._head(served, kind) | {"choices": [choice]}
         return f"data: {json.dumps(document, ensure_ascii=False)}\n\n"
 
-    def _head(self, identity: Identity, kind: str) -> dict[str, Any]:
+    def _head(self, served: ServedRevision, kind: str) -> dict[str, Any]:
         return {
             "id": self._id,
             "object": kind,
             "created": self._created,
             "model": self._model,
-            "system_fingerprint": f"r{identity.revision}-{identity.content[:12]}",
+            "system_fingerprint": f"r{served.revision}-{served.content[:12]}",
         }
 
 
-async def _respond(replica: Replica, job: Job, streamed: bool, form: _Form) -> Response:
-    """Queue the job and answer with what it says, whole or in pieces."""
-    replica.submit(job)
-    identity = await job.events.get()
-    if isinstance(identity, ErrataError):
-        raise identity
-    if not isinstance(identity, Identity):
-        raise UnavailableError("the request was dropped")
-    headers = {REVISION_HEADER: str(identity.revision), CONTENT_HEADER: identity.content}
+async def _respond(replica: Replica, request: GenerationRequest, streamed: bool, form: _Form) -> Response:
+    """Queue a request and answer with the generated text, whole or as a stream."""
+    replica.submit(request)
+    served = await request.events.get()
+    if isinstance(served, ErrataError):
+        raise served
+    if not isinstance(served, ServedRevision):
+        raise UnavailableError("the request was dropped", hint="send it again")
+    headers = {REVISION_HEADER: str(served.revision), CONTENT_HEADER: served.content}
     if streamed:
         return StreamingResponse(
-            _events(job, identity, form), media_type="text/event-stream", headers=headers
+            _events(request, served, form), media_type="text/event-stream", headers=headers
         )
-    said: list[list[Piece]] = [[] for _ in job.prompts]
-    async for index, piece in _pieces(job):
-        said[index].append(piece)
-    return JSONResponse(form.whole(identity, said, sum(map(len, job.prompts))), headers=headers)
+    answers: list[list[Piece]] = [[] for _ in request.prompts]
+    async for index, piece in _pieces(request):
+        answers[index].append(piece)
+    return JSONResponse(form.whole(served, answers, sum(map(len, request.prompts))), headers=headers)
 
 
-async def _events(job: Job, identity: Identity, form: _Form) -> AsyncIterator[str]:
-    """Server-sent events; a client that goes away ends the generation."""
+async def _events(request: GenerationRequest, served: ServedRevision, form: _Form) -> AsyncIterator[str]:
+    """The answer as server-sent events; a client that disconnects cancels the generation."""
     first = True
     try:
-        async for _, piece in _pieces(job):
-            yield form.part(identity, piece, first=first)
+        async for _, piece in _pieces(request):
+            yield form.part(served, piece, first=first)
             first = False
         yield "data: [DONE]\n\n"
     except ErrataError as error:
         yield f"data: {json.dumps(_problem(error))}\n\n"
     finally:
-        job.cancelled.set()
+        request.cancelled.set()
 
 
-async def _pieces(job: Job) -> AsyncIterator[tuple[int, Piece]]:
-    while (event := await job.events.get()) is not None:
+async def _pieces(request: GenerationRequest) -> AsyncIterator[tuple[int, Piece]]:
+    while (event := await request.events.get()) is not None:
         if isinstance(event, ErrataError):
             raise event
-        if not isinstance(event, Identity):
+        if not isinstance(event, ServedRevision):
             yield event
 
 
 def _guard(token_file: Path | None) -> Any:
-    """A dependency that refuses requests without the bearer token; the file is read each time."""
+    """A dependency that refuses requests without the bearer token, which is read anew for each request."""
 
     async def check(request: Request) -> None:
         if token_file is None:
@@ -198,17 +207,19 @@ def _guard(token_file: Path | None) -> Any:
         try:
             token = token_file.read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError) as error:
-            raise UnavailableError("the token cannot be checked", hint="see serve.token_file") from error
+            raise UnavailableError(
+                "the bearer token cannot be read", hint="check serve.token_file"
+            ) from error
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
         same = hmac.compare_digest(given.strip().encode(), token.encode())
         if not token or scheme.lower() != "bearer" or not same:
-            raise _NoTokenError("a bearer token is needed", hint="see serve.token_file")
+            raise _NoTokenError("a valid bearer token is needed", hint="serve.token_file holds it")
 
     return check
 
 
 class _NoTokenError(ErrataError):
-    """The request bears no token, or a wrong one."""
+    """The request has no bearer token, or a wrong one."""
 
     code = "unauthorised"
 
@@ -228,5 +239,5 @@ def _answer_errors(app: FastAPI) -> None:
 
 
 def _problem(error: ErrataError) -> dict[str, Any]:
-    """An error as OpenAI's clients read it."""
+    """An error in the form of OpenAI's API."""
     return {"error": {"message": str(error), "type": "invalid_request_error", "code": error.code}}

@@ -1,7 +1,7 @@
-"""A model that follows the live revision and answers by it, one request after the other.
+"""A model that follows the live revision and answers requests one after the other.
 
-One thread owns the model: it takes requests from a queue and, between two of them, puts in the weights of a
-newer revision. So no answer is of two revisions, and no request is dropped by a swap.
+One thread owns the model. It takes requests from a queue and loads the weights of a newer revision between
+two of them, so each answer comes from one revision and a swap drops no request.
 """
 
 import asyncio
@@ -24,12 +24,12 @@ from workers.revisions.store import Store
 from workers.serving.generation import Piece, Sampling, stream
 
 log = get_logger("errata.serve")
-_IDLE = 0.1  # seconds between looks for a swap when nobody asks
+_IDLE = 0.1  # seconds between looks for new weights while no request waits; a swap may be that late
 
 
 @dataclass(frozen=True)
-class Identity:
-    """The revision by which a request is answered."""
+class ServedRevision:
+    """The revision that answers a request."""
 
     revision: int
     content: str
@@ -37,53 +37,55 @@ class Identity:
 
 @dataclass(frozen=True)
 class Weights:
-    """A revision that waits to be put into the model."""
+    """The edited tensors of a revision that is to be loaded into the model."""
 
-    identity: Identity
+    revision: ServedRevision
     tensors: Mapping[str, torch.Tensor]
 
 
-class Job:
-    """One request; its events arrive in ``events`` of the loop that made it.
+class GenerationRequest:
+    """One request, whose events arrive in a queue of the event loop that made it.
 
-    In order: an Identity, then for each prompt its pieces, then None; or an ErrataError that ends it.
+    In order: a ServedRevision, the pieces of each prompt's answer with the prompt's index, None at the end.
+    An ErrataError instead of any of them is the last event.
     """
 
     def __init__(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> None:
         self.prompts, self.sampling = prompts, sampling
-        self.events: asyncio.Queue[Identity | tuple[int, Piece] | ErrataError | None] = asyncio.Queue()
+        self.events: asyncio.Queue[ServedRevision | tuple[int, Piece] | ErrataError | None] = asyncio.Queue()
         self.cancelled = threading.Event()
         self._loop = asyncio.get_running_loop()
 
-    def tell(self, event: Identity | tuple[int, Piece] | ErrataError | None) -> None:
-        """Hand over an event from the model's thread."""
+    def tell(self, event: ServedRevision | tuple[int, Piece] | ErrataError | None) -> None:
+        """Put an event into the queue from the model's thread."""
         try:
             self._loop.call_soon_threadsafe(self.events.put_nowait, event)
-        except RuntimeError:  # the loop is closed: nobody listens any more
+        except RuntimeError:  # the event loop is closed
             self.cancelled.set()
 
 
 class Replica:
-    """The model, its queue, and the two threads that keep it going."""
+    """A model, its queue of requests, and the threads that answer them and follow the live revision."""
 
     def __init__(self, ledger: Ledger, store: Store, model: EditableModel, config: Config) -> None:
         self.model = model
         self._ledger, self._store, self._name = ledger, store, config.model.name
         self._poll = config.serve.poll_seconds
-        self._jobs: queue.Queue[Job] = queue.Queue(config.serve.queue_bound)
+        self._requests: queue.Queue[GenerationRequest] = queue.Queue(config.serve.queue_bound)
         self._next: queue.SimpleQueue[Weights] = queue.SimpleQueue()
         self._stop = threading.Event()
         self._threads = [
             threading.Thread(target=self._work, name="model", daemon=True),
             threading.Thread(target=self._follow, name="follow", daemon=True),
         ]
-        self.identity = Identity(-1, "")
+        self.served = ServedRevision(-1, "")
 
     def start(self) -> None:
-        """Load the live revision, then answer and follow.
+        """Load the live revision and start both threads.
 
         Raises:
-            NotFoundError: there is no revision. CorruptBlobError, StoreError: it cannot be loaded.
+            NotFoundError: there is no revision.
+            CorruptBlobError, StoreError: it cannot be loaded.
         """
         weights = self._newer()
         if weights is not None:
@@ -93,25 +95,25 @@ class Replica:
             thread.start()
 
     def stop(self) -> None:
-        """End after the request in progress; those that wait are told to come later."""
+        """End after the request in progress; waiting requests get an UnavailableError."""
         self._stop.set()
         for thread in self._threads:
             thread.join()
-        while not self._jobs.empty():
-            self._jobs.get_nowait().tell(UnavailableError("the server is stopping"))
+        while not self._requests.empty():
+            self._requests.get_nowait().tell(UnavailableError("the server is stopping"))
 
-    def submit(self, job: Job) -> None:
+    def submit(self, request: GenerationRequest) -> None:
         """Queue a request.
 
         Raises:
-            UnavailableError: too many wait already, or the server is stopping.
+            UnavailableError: the queue is full, or the server is stopping.
         """
         if self._stop.is_set():
             raise UnavailableError("the server is stopping")
         try:
-            self._jobs.put_nowait(job)
+            self._requests.put_nowait(request)
         except queue.Full:
-            raise UnavailableError("too many requests wait", hint="try again in a moment") from None
+            raise UnavailableError("the queue of requests is full", hint="try again in a moment") from None
 
     # -- the model's thread ---------------------------------------------------------------------------
 
@@ -119,30 +121,30 @@ class Replica:
         while not self._stop.is_set():
             self._swap()
             try:
-                job = self._jobs.get(timeout=_IDLE)
+                request = self._requests.get(timeout=_IDLE)
             except queue.Empty:
                 continue
             self._swap()
-            self._answer(job)
+            self._answer(request)
 
-    def _answer(self, job: Job) -> None:
-        if job.cancelled.is_set():
+    def _answer(self, request: GenerationRequest) -> None:
+        if request.cancelled.is_set():
             return
-        job.tell(self.identity)
+        request.tell(self.served)
         try:
-            for index, prompt in enumerate(job.prompts):
-                for piece in stream(self.model, prompt, job.sampling):
-                    job.tell((index, piece))
-                    if job.cancelled.is_set():
+            for index, prompt in enumerate(request.prompts):
+                for piece in stream(self.model, prompt, request.sampling):
+                    request.tell((index, piece))
+                    if request.cancelled.is_set():
                         return
-        except Exception as error:  # the thread's edge: one request fails, the next is answered
+        except Exception as error:  # the thread's edge: one failed request must not end the thread
             log.exception("request failed")
-            job.tell(UnavailableError(f"the model failed: {type(error).__name__}"))
+            request.tell(UnavailableError(f"the model failed: {type(error).__name__}"))
             return
-        job.tell(None)
+        request.tell(None)
 
     def _swap(self) -> None:
-        """Put the newest of the waiting revisions into the model."""
+        """Load the newest of the waiting revisions into the model."""
         weights = None
         while not self._next.empty():
             weights = self._next.get()
@@ -151,28 +153,28 @@ class Replica:
         with torch.no_grad():
             for name, tensor in weights.tensors.items():
                 self.model.lm.get_parameter(name).copy_(tensor)
-        self.identity = weights.identity
-        log.info("serves", revision=self.identity.revision, content=self.identity.content[:12])
+        self.served = weights.revision
+        log.info("serving", revision=self.served.revision, content=self.served.content[:12])
 
     # -- the following thread -------------------------------------------------------------------------
 
     def _follow(self) -> None:
-        seen = self.identity
+        seen = self.served
         while not self._stop.wait(self._poll):
             try:
                 weights = self._newer(seen)
             except ErrataError as error:
-                log.warning("not followed", code=error.code, error=str(error))
+                log.warning("live revision not loaded", code=error.code, error=str(error))
                 continue
             if weights is not None:
-                seen = weights.identity
+                seen = weights.revision
                 self._next.put(weights)
 
-    def _newer(self, than: Identity | None = None) -> Weights | None:
-        """The live revision (without one: head's), unless it is ``than``."""
+    def _newer(self, than: ServedRevision | None = None) -> Weights | None:
+        """The weights of the live revision, or of head where none is live, unless it is ``than``."""
         with self._ledger.read() as connection:
             row: Any = live(connection, self._name) or head(connection, self._name)
-        identity = Identity(int(row["number"]), row["content"])
-        if identity == than:
+        revision = ServedRevision(int(row["number"]), row["content"])
+        if revision == than:
             return None
-        return Weights(identity, load_tensors(self._store, row["tensors"]))
+        return Weights(revision, load_tensors(self._store, row["tensors"]))

@@ -1,4 +1,4 @@
-"""Which of the corrections that a rollback took back did the damage? Found by halves, on a copy of head."""
+"""Find which of the corrections that a rollback reverted did the damage, by halves on a copy of head."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -20,55 +20,57 @@ from workers.session.rehearsal import Rehearsal
 
 log = get_logger("errata.bisect")
 Report = Callable[[int, int], None]
-"""Called with how many corrections are judged, and how many there are."""
+"""Called with the number of corrections judged so far and the number of all."""
 
 
 def unreported(_done: int, _total: int) -> None:
-    """Nobody watches."""
+    """Default report that shows nothing."""
 
 
 @dataclass(frozen=True)
 class Bisection:
-    """What became of the corrections that the rollback ``revision`` held."""
+    """What became of the corrections that the rollback ``revision`` reverted."""
 
     revision: int
-    guilty: list[str] = field(default_factory=list)
+    culprits: list[str] = field(default_factory=list)
     waiting: list[str] = field(default_factory=list)
     trials: int = 0
 
 
 def bisect(rehearsal: Rehearsal, number: int | None, who: str, report: Report = unreported) -> Bisection:
-    """Re-admit what the rollback ``number`` (none: the newest) holds, in halves, until the guilty are found.
+    """Try the corrections that rollback ``number`` (None: the newest) reverted, in halves, to find culprits.
 
-    A half that leaves all probes good stays in the copy and the next one is tried on top of it, so what
-    does harm only together is found as well: the one that tips the balance is the guilty one. Then the
-    guilty go into quarantine and the rest waits for a batch, in one transaction. Head does not move here.
+    A half that leaves all probes good stays in the copy, and the next one is tried on top of it. Corrections
+    that do harm only together are found too: the culprit is the one with which the damage appears. At the end
+    one transaction quarantines the culprits and lets the rest wait for a batch. Head does not move.
 
     Raises:
-        NotFoundError: no such rollback, or it holds nothing. ProbeError: a probe is unknown, so nothing can
-        be said; nothing has changed.
+        NotFoundError: there is no such rollback, or it reverted nothing.
+        ProbeError: a probe could not be measured; nothing has changed.
     """
-    ledger, model = rehearsal.ledger, rehearsal.model
+    ledger, model = rehearsal.copy.ledger, rehearsal.copy.model
     with ledger.read() as connection:
         number = _rollback(connection, model, number)
-        held = reverted_by(connection, model, number)
+        reverted = reverted_by(connection, model, number)
         names = _broken(connection, model, number)
-    if not held:
-        raise NotFoundError(f"revision {number} holds no reverted correction", hint="errata revisions")
-    trial = _Trial(rehearsal, names, len(held), report)
-    trial.admit(held)
-    return _settle(ledger, model, number, who, trial)
+    if not reverted:
+        raise NotFoundError(
+            f"rollback {number} has no reverted correction left", hint="errata revisions lists the rollbacks"
+        )
+    trial = _Trial(rehearsal, names, len(reverted), report)
+    trial.admit(reverted)
+    return _conclude(ledger, model, number, who, trial)
 
 
 class _Trial:
-    """The copy so far, and what was found."""
+    """The corrections that are judged so far: the good ones are in the copy, the culprits are not."""
 
     def __init__(self, rehearsal: Rehearsal, broken: set[str], total: int, report: Report) -> None:
-        self._rehearsal, self._watch = rehearsal, rehearsal.config.watch
+        self._rehearsal, self._watch = rehearsal, rehearsal.copy.config.watch
         self._total, self._report = total, report
         always = {probe.name for probe in fast(self._watch)}
         self._probes = [probe for probe in full(self._watch) if probe.name in always | broken]
-        self.guilty: list[Refusal] = []
+        self.culprits: list[Refusal] = []
         self.good: list[str] = []
         self.trials = 0
         rehearsal.begin()
@@ -77,61 +79,64 @@ class _Trial:
             _require_known(row)
 
     def admit(self, ids: Sequence[str]) -> None:
-        """Take corrections into the copy; where that does harm, each half of them by itself."""
-        found: list[str] = []
+        """Write corrections into the copy, and each half of them separately where that does harm."""
+        harms: list[str] = []
 
         def is_harmless(rows: Sequence[ProbeRow]) -> bool:
-            found.extend(self._harm(rows))
-            return not found
+            harms.extend(self._harms(rows))
+            return not harms
 
         self.trials += 1
         if self._rehearsal.attempt(ids, self._probes, is_harmless):
             self.good += ids
         elif len(ids) == 1:
-            self.guilty.append(Refusal(ids[0], QuarantineReason.DAMAGE, f"with it {'; '.join(found)}"))
+            self.culprits.append(Refusal(ids[0], QuarantineReason.DAMAGE, f"with it {'; '.join(harms)}"))
         else:
             middle = len(ids) // 2
             self.admit(ids[:middle])
             self.admit(ids[middle:])
-        self._report(len(self.good) + len(self.guilty), self._total)
+        self._report(len(self.good) + len(self.culprits), self._total)
 
-    def _harm(self, rows: Sequence[ProbeRow]) -> list[str]:
-        """What is worse than it may be, by a bound or against the copy before any of it."""
+    def _harms(self, rows: Sequence[ProbeRow]) -> list[str]:
+        """The probes that are beyond their bound or significantly worse than before the first attempt."""
         tests = sum(1 for row in rows if row.outcomes)
-        found = []
+        harms = []
         for row in rows:
             _require_known(row)
             before = self._before[row.probe]
             if before.result != ProbeResult.OK:
-                continue  # head is beyond its bound already: no correction's fault
+                continue  # head was beyond the bound before, so no correction is the cause
             if row.result == ProbeResult.DEGRADED:
-                found.append(f"{row.probe} is {_shown(row.score)}, the bound is {_shown(row.bound)}")
+                harms.append(f"{row.probe} is {_shown(row.score)}, the bound is {_shown(row.bound)}")
                 continue
             paired = compare(row.outcomes, before.outcomes, self._watch, self.trials)
             if paired is not None and paired.is_step(self._watch.significance / max(tests, 1)):
-                found.append(f"{row.probe} loses {paired.loss:.3g} an item (p {paired.p_value:.1e})")
-        return found
+                harms.append(f"{row.probe} loses {paired.loss:.3g} an item (p {paired.p_value:.1e})")
+        return harms
 
 
-def _settle(ledger: Ledger, model: str, number: int, who: str, trial: _Trial) -> Bisection:
-    """Quarantine the guilty and let the rest wait; what was released or beaten meanwhile stays as it is."""
+def _conclude(ledger: Ledger, model: str, number: int, who: str, trial: _Trial) -> Bisection:
+    """Quarantine the culprits and let the rest wait for a batch.
+
+    Corrections that were released or superseded meanwhile stay as they are.
+    """
     with ledger.write() as connection:
         now = ledger.clock.now()
         still = set(reverted_by(connection, model, number))
-        guilty = [refusal for refusal in trial.guilty if refusal.correction_id in still]
-        settle_refused(connection, now, guilty)
+        refusals = [refusal for refusal in trial.culprits if refusal.correction_id in still]
+        settle_refused(connection, now, refusals)
         why = f"did no harm when what revision {number} took back was tried again"
         waiting = wait_again(connection, trial.good, why)
-        found = Bisection(number, [refusal.correction_id for refusal in guilty], waiting, trial.trials)
-        details = {"guilty": found.guilty, "waiting": waiting, "trials": found.trials}
-        reason = "; ".join(refusal.message for refusal in guilty)[:500] or "nothing of it did harm"
+        culprits = [refusal.correction_id for refusal in refusals]
+        details = {"guilty": culprits, "waiting": waiting, "trials": trial.trials}
+        reason = "; ".join(refusal.message for refusal in refusals)[:500] or "nothing of it did harm"
         audit.record(connection, now, who, "bisect", f"{model}@{number}", reason, details)
-    log.info("bisected", model=model, revision=number, guilty=len(guilty), waiting=len(waiting))
-    return found
+    log.info("bisected", model=model, revision=number, culprits=len(culprits), waiting=len(waiting))
+    return Bisection(number, culprits, waiting, trial.trials)
 
 
 def _rollback(connection: Connection, model: str, number: int | None) -> int:
-    """The number of a rollback: the one that was named, or the newest."""
+    """The number of the named rollback, or of the newest one."""
     if number is not None:
         if get_revision(connection, model, number)["kind"] != RevisionKind.ROLLBACK:
             raise NotFoundError(f"revision {number} is no rollback", hint="errata revisions lists them")
@@ -146,7 +151,7 @@ def _rollback(connection: Connection, model: str, number: int | None) -> int:
 
 
 def _broken(connection: Connection, model: str, number: int) -> set[str]:
-    """The probes whose incidents the rollback settled; a slow one of them is run as well."""
+    """The probes whose incidents the rollback closed; slow ones among them are run too."""
     query = select(incidents.c.probe).where(
         incidents.c.model == model, incidents.c.rollback_revision == number
     )
@@ -160,4 +165,7 @@ def _shown(value: float | None) -> str:
 def _require_known(row: ProbeRow) -> None:
     if row.result == ProbeResult.UNKNOWN:
         why = row.details.get("error", "no reason given")
-        raise ProbeError(f"{row.probe} is not known ({why}), so nothing can be said", hint="errata probe")
+        raise ProbeError(
+            f"{row.probe} could not be measured ({why}), so no correction can be judged",
+            hint="errata probe runs it again",
+        )

@@ -1,4 +1,4 @@
-"""Facts that the model answers right without an edit: recorded, not written, and watched like the others."""
+"""Find facts that the model answers correctly already; they are recorded and probed but not written."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,10 @@ NOTE = "the model answers so already; nothing was written"
 
 
 def split_known(editor: Editor, facts: Sequence[Fact]) -> tuple[list[Fact], list[Fact]]:
-    """Those that greedy decoding answers now, and the rest; what replaces an older pair is always written."""
+    """Split facts into those that greedy decoding answers now and those to write.
+
+    A fact that replaces an older pair is always written.
+    """
     fresh = [fact for fact in facts if fact.replaces is None]
     verdicts = editor.verify([fact.request() for fact in fresh])
     known = {fact.correction_id for fact, verdict in zip(fresh, verdicts, strict=True) if verdict.ok}

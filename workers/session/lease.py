@@ -1,4 +1,4 @@
-"""Keeps the writer's lease and heartbeat alive beside a long edit."""
+"""Renew the writer's lease and heartbeat from a thread during a long edit."""
 
 import os
 import socket
@@ -18,15 +18,15 @@ log = get_logger("errata.worker")
 
 
 def worker_name() -> str:
-    """This process, as leases and heartbeats name it."""
+    """The name of this process in leases and heartbeats."""
     return f"{socket.gethostname()}:{os.getpid()}"
 
 
 class LeaseKeeper:
-    """Holds the writer lease of a model for a ``with`` block and renews it from a thread.
+    """Takes the writer lease of a model for a ``with`` block and renews it from a thread.
 
     Raises on entry:
-        LeaseHeldError: another writer is at work.
+        LeaseHeldError: another writer has the lease.
     """
 
     def __init__(self, ledger: Ledger, model: str, seconds: float, batch_id: str, device: str) -> None:
@@ -37,11 +37,8 @@ class LeaseKeeper:
         self.lease: leases.Lease
 
     def __enter__(self) -> Self:
-        """Take the lease."""
-        with self._ledger.write() as connection:
-            now = self._ledger.clock.now()
-            name = writer_lease(self._model)
-            self.lease = leases.acquire(connection, now, name, worker_name(), self._seconds, self._batch_id)
+        """Take the lease and begin to renew it."""
+        self.take()
         self._beat("busy")
         self._thread.start()
         return self
@@ -56,17 +53,15 @@ class LeaseKeeper:
             leases.release(connection, self._ledger.clock.now(), self.lease)
         self._beat("idle")
 
-    def retake(self) -> leases.Lease:
-        """Take a newer token after a rollback overtook ours.
+    def take(self) -> None:
+        """Take the lease, or a newer token where a rollback fenced the one that we had.
 
         Raises:
             LeaseHeldError: another writer has it.
         """
         with self._ledger.write() as connection:
-            now = self._ledger.clock.now()
-            name = writer_lease(self._model)
+            now, name = self._ledger.clock.now(), writer_lease(self._model)
             self.lease = leases.acquire(connection, now, name, worker_name(), self._seconds, self._batch_id)
-        return self.lease
 
     def _renew(self) -> None:
         while not self._stop.wait(self._seconds / 3):
@@ -75,7 +70,7 @@ class LeaseKeeper:
                     leases.renew(connection, self._ledger.clock.now(), self.lease, self._seconds)
                 self._beat("busy")
             except FencedError:
-                continue  # overtaken: the commit will be refused, and the session plans again
+                continue  # a rollback took the lease: the commit is refused, and the session plans again
             except ErrataError as error:
                 log.warning("lease not renewed", error=str(error))
 

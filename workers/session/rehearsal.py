@@ -1,4 +1,4 @@
-"""A copy of head on which batches are tried and never committed."""
+"""Try batches on a working copy of head without committing them."""
 
 from collections.abc import Callable, Sequence
 
@@ -7,57 +7,57 @@ from sqlalchemy import select
 from daemon.core.ledger.proposals import ProbeRow
 from daemon.core.ledger.schema import corrections
 from workers.probes import Probe, run_probes
-from workers.session.plan import Plan, make_plan
-from workers.session.session import Session
+from workers.session.plan import BatchPlan, make_plan
 from workers.session.stages import Stages
-from workers.session.writing import Edit
+from workers.session.working_copy import WorkingCopy
+from workers.session.writing import EditResult, Writer
 
 Accept = Callable[[Sequence[ProbeRow]], bool]
-"""Told what was measured; whether the attempt stays in the copy."""
+"""Takes the probe results of an attempt and returns whether the attempt stays in the copy."""
 
 
-class Rehearsal(Session):
-    """A session that writes and measures as any other does; what it tried lives in its own weights alone."""
+class Rehearsal:
+    """Attempts that pile up in the weights of a working copy; no revision is made."""
+
+    def __init__(self, copy: WorkingCopy) -> None:
+        self.copy = copy
+        self._writer = Writer(copy.store, copy.editor, copy.config.watch)
+        self._parent = -1
+        self._plan, self._edit = BatchPlan(), EditResult()
 
     def begin(self) -> None:
-        """Take head as it is now; what is tried from here on is tried on that."""
-        self._parent = self._load()
-        self._plan_so_far, self._edit_so_far = Plan(), Edit()
+        """Load head as it is now; attempts are made on top of it."""
+        self._parent = self.copy.load()
+        self._plan, self._edit = BatchPlan(), EditResult()
 
     def measure(self, probes: Sequence[Probe]) -> list[ProbeRow]:
-        """What the probes say of the copy now."""
-        return self._measure(probes, self._plan_so_far, self._edit_so_far)
+        """The probe results of the copy as it is now."""
+        return self._measure(probes, self._plan, self._edit)
 
     def attempt(self, ids: Sequence[str], probes: Sequence[Probe], accept: Accept) -> bool:
-        """Write corrections on top of what was accepted before; what is not accepted never was there."""
+        """Write corrections on top of those accepted before; the weights go back unless ``accept`` agrees."""
         plan = self._plan_of(ids)
-        before = self.editor.checkpoint()
+        before = self.copy.editor.checkpoint()
         try:
-            edit = self._writer.write(plan, Stages(self.ledger))
-            whole = (_joined(self._plan_so_far, plan), _together(self._edit_so_far, edit))
-            accepted = accept(self._measure(probes, *whole))
+            edit = self._writer.write(plan, Stages(self.copy.ledger))
+            so_far = self._plan.joined(plan), self._edit.joined(edit)
+            accepted = accept(self._measure(probes, *so_far))
         except BaseException:
-            self.editor.rollback_to(before)
+            self.copy.editor.rollback_to(before)
             raise
         if accepted:
-            self._plan_so_far, self._edit_so_far = whole
+            self._plan, self._edit = so_far
         else:
-            self.editor.rollback_to(before)
+            self.copy.editor.rollback_to(before)
         return accepted
 
-    def _plan_of(self, ids: Sequence[str]) -> Plan:
-        with self.ledger.read() as connection:
+    def _plan_of(self, ids: Sequence[str]) -> BatchPlan:
+        with self.copy.ledger.read() as connection:
             query = select(corrections).where(corrections.c.id.in_(ids)).order_by(corrections.c.seq)
             rows = connection.execute(query).mappings().all()
-            return make_plan(connection, self.model, self._parent, rows, joint=0)  # head stays as it is
+            # facts of head keep their pairs, so none is solved again
+            return make_plan(connection, self.copy.model, self._parent, rows, joint=0)
 
-    def _measure(self, probes: Sequence[Probe], plan: Plan, edit: Edit) -> list[ProbeRow]:
-        return run_probes(probes, self._context(plan, edit, self._parent), self.ledger.clock)
-
-
-def _joined(one: Plan, other: Plan) -> Plan:
-    return Plan([*one.writes, *other.writes], [*one.removals, *other.removals])
-
-
-def _together(one: Edit, other: Edit) -> Edit:
-    return Edit(written=[*one.written, *other.written], known=[*one.known, *other.known])
+    def _measure(self, probes: Sequence[Probe], plan: BatchPlan, edit: EditResult) -> list[ProbeRow]:
+        context = self.copy.probe_context(plan, edit, self._parent, seed=self._parent + 1)
+        return run_probes(probes, context, self.copy.ledger.clock)

@@ -1,7 +1,7 @@
-"""One batch from the queue into a revision: lease, head, plan, forget, write, guard, verify, probe, commit.
+"""Turn one batch into a revision: lease, load head, plan, forget, write, guard, verify, probe, commit.
 
-``Session.run`` is the worker's main path; read it from top to bottom. Whatever goes wrong before the commit,
-head is as it was: the edit happens on this process's copy of the weights, which is put back.
+``Session.run`` is the worker's main path; read it from top to bottom. An error before the commit leaves head
+as it was: the edit is made on this process's copy of the weights, which is then restored.
 """
 
 from collections.abc import Iterator
@@ -22,34 +22,33 @@ from daemon.core.errors import (
 )
 from daemon.core.fsio import FaultHook, no_fault
 from daemon.core.ledger import batches
-from daemon.core.ledger.chain import head
 from daemon.core.ledger.ledger import Ledger
 from daemon.core.ledger.proposals import ProbeRow, Proposal, Written
 from daemon.core.ledger.settlement import close_batch, settle_refused
 from daemon.core.log import get_logger
 from daemon.core.names import BatchState
 from workers.editing.editor import Associations, Editor
-from workers.probes import BaseAnswers, ProbeContext, fast, full, run_probes
+from workers.probes import fast, full, run_probes
 from workers.probes.survey import survey
-from workers.revisions.facts import Fact, active_facts, active_pairs, known_facts
-from workers.revisions.loading import Loaded, load_head
+from workers.revisions.loading import Loaded
 from workers.revisions.pairs import save_pairs
 from workers.revisions.recovery import recover
 from workers.revisions.store import Store
 from workers.session.known import NOTE
 from workers.session.lease import LeaseKeeper, worker_name
-from workers.session.plan import Plan, make_plan
+from workers.session.plan import BatchPlan, make_plan
 from workers.session.review import choose, mend_slipped
 from workers.session.stages import Stages
-from workers.session.writing import Edit, Writer
+from workers.session.working_copy import WorkingCopy
+from workers.session.writing import EditResult, Writer
 
 log = get_logger("errata.session")
-_SURVEY_PATIENCE = 3  # runs that may be due before one goes on to its end beside waiting batches
-_PLANS = 5  # times a batch is planned again when rollbacks keep moving head
+_SURVEY_PATIENCE = 3  # survey periods for which surveys yield to waiting batches; then one must end
+_PLANS = 5  # attempts while rollbacks keep moving head; after these the batch is sent again later
 
 
 class Outcome(StrEnum):
-    """How a delivery of a batch ended."""
+    """How one run of a batch ended."""
 
     COMMITTED = "committed"
     NOTHING_TO_DO = "nothing to do"
@@ -58,7 +57,7 @@ class Outcome(StrEnum):
 
 
 class Session:
-    """The one writer of one model in this process."""
+    """The only writer of a model in this process."""
 
     def __init__(
         self,
@@ -71,18 +70,17 @@ class Session:
     ) -> None:
         self.ledger, self.store, self.editor, self.config = ledger, store, editor, config
         self.model = config.model.name
+        self.copy = WorkingCopy(ledger, store, editor, config)
         self._fault = fault
-        self._loaded: Loaded | None = None
-        self._base = BaseAnswers(editor)
         self._writer = Writer(store, editor, config.watch)
         self._attempt_number = 0
 
     def run(self, batch_id: str) -> Outcome:
-        """Apply a batch exactly once, however often it is delivered.
+        """Apply a batch exactly once, however often its id is delivered.
 
         Raises:
-            LeaseHeldError: another writer is at work; the batch comes again. DiskFullError: likewise.
-            Any other error counts as a failed attempt; a batch that keeps failing is split.
+            LeaseHeldError, DiskFullError: another writer has the lease, or the disk is full. The batch is
+            sent again later. Any other error counts as a failed attempt; after too many the batch is split.
         """
         if not self._is_open(batch_id):
             return Outcome.ALREADY_DONE
@@ -97,30 +95,30 @@ class Session:
                 return self._apply(keeper, batch_id)
 
     def recover(self, why: str) -> int:
-        """Make head loadable again after damaged blobs were found; returns its number.
+        """Make head loadable again after damaged blobs were found, and return its number.
 
         Raises:
-            NotFoundError: nothing in the store is sound.
+            NotFoundError: no revision in the store is sound.
         """
-        self._loaded = None
+        self.copy.loaded = None
         return recover(self.ledger, self.store, self.editor, self.model, why)
 
     def _apply(self, keeper: LeaseKeeper, batch_id: str) -> Outcome:
-        """Plan, edit and commit; again when a rollback moved head meanwhile."""
+        """Plan, edit and commit, and start again where a rollback moved head meanwhile."""
         for _ in range(_PLANS):
             try:
                 return self._edit_once(keeper, batch_id)
             except (StaleHeadError, FencedError) as error:
                 log.info("planned again", batch=batch_id, why=str(error))
-                keeper.retake()
+                keeper.take()
         raise StaleHeadError(f"head moved {_PLANS} times under batch {batch_id}")
 
     def _edit_once(self, keeper: LeaseKeeper, batch_id: str) -> Outcome:
-        """One plan on one head."""
+        """Plan, edit and commit once, on head as it is now."""
         self.store.require_space(self.config.store.reserve_bytes)
         stages = Stages(self.ledger)
         with stages.measure("load"):
-            parent = self._load()
+            parent = self.copy.load()
         plan = self._plan(batch_id, parent)
         if plan.empty:
             with self.ledger.write() as connection:
@@ -144,7 +142,7 @@ class Session:
         except BaseException:
             self.editor.rollback_to(before)
             raise
-        self._loaded = Loaded(number, proposal.tensors)
+        self.copy.loaded = Loaded(number, proposal.tensors)
         log.info(
             "committed",
             batch=batch_id,
@@ -157,8 +155,8 @@ class Session:
         self._fault("session.committed")
         return Outcome.COMMITTED
 
-    def _refuse_all(self, batch_id: str, edit: Edit) -> Outcome:
-        """Close a batch of which nothing was left; the weights are as they were, so no revision is made."""
+    def _refuse_all(self, batch_id: str, edit: EditResult) -> Outcome:
+        """Close a batch whose facts were all refused; no revision is made."""
         with self.ledger.write() as connection:
             now = self.ledger.clock.now()
             settle_refused(connection, now, edit.refused)
@@ -174,7 +172,7 @@ class Session:
         return batch is not None and batch["state"] in (BatchState.OPEN, BatchState.SENT)
 
     def _gives_up(self, batch_id: str) -> bool:
-        """Split a batch that was started too often; its halves go through the outbox."""
+        """Split a batch that was started too often; its halves are sent as batches of their own."""
         with self.ledger.write() as connection:
             starts = batches.crashed_attempts(connection, batch_id)
             if starts < self.config.edit.max_attempts:
@@ -186,7 +184,7 @@ class Session:
 
     @contextmanager
     def _attempt(self, batch_id: str) -> Iterator[None]:
-        """Count a start before the work, and say how it ended; a killed process says nothing."""
+        """Record a start before the work and its outcome after it; a killed process leaves no outcome."""
         with self.ledger.write() as connection:
             number = batches.begin_attempt(connection, self.ledger.clock.now(), batch_id, worker_name())
         self._attempt_number = number
@@ -205,33 +203,25 @@ class Session:
             with self.ledger.write() as connection:
                 batches.end_attempt(connection, self.ledger.clock.now(), batch_id, number, outcome)
 
-    def _load(self) -> int:
-        """Bring the editor to head; a warm worker that wrote head itself has nothing to do."""
-        with self.ledger.read() as connection:
-            current = head(connection, self.model)
-            pairs = active_pairs(connection, self.model, current["number"])
-        if self._loaded is None or self._loaded.number != current["number"]:
-            self._loaded = None
-            self._loaded = load_head(self.store, self.editor, current, pairs)
-        return int(current["number"])
-
-    def _plan(self, batch_id: str, parent: int) -> Plan:
+    def _plan(self, batch_id: str, parent: int) -> BatchPlan:
         with self.ledger.read() as connection:
             waiting = batches.waiting(connection, batch_id)
             return make_plan(connection, self.model, parent, waiting, self.config.edit.joint)
 
     # -- the edit -------------------------------------------------------------------------------------
 
-    def _review(self, plan: Plan, edit: Edit, parent: int) -> None:
-        """Mend older facts that have slipped; where a guard refuses that, they stay as they were."""
+    def _review(self, plan: BatchPlan, edit: EditResult, parent: int) -> None:
+        """Write older facts anew that are no longer answered, unless a guard refuses the new weights."""
         fresh = {fact.correction_id for fact, _ in edit.mended}
-        older = [fact for fact in self._older(plan, edit, parent) if fact.correction_id not in fresh]
-        asked = choose(older, self.config.edit.review, turn=parent)
-        if not asked:
+        older = [
+            fact for fact in self.copy.older_facts(plan, edit, parent) if fact.correction_id not in fresh
+        ]
+        reviewed = choose(older, self.config.edit.review, turn=parent)
+        if not reviewed:
             return
         before = self.editor.snapshot()
         try:
-            mended = mend_slipped(self.store, self.editor, asked)
+            mended = mend_slipped(self.store, self.editor, reviewed)
             self.editor.guard(self.config.watch.batch_delta_ceiling, self.config.watch.delta_ceiling)
         except EditError as error:
             self.editor.rollback_to(before)
@@ -241,39 +231,30 @@ class Session:
 
     # -- after the edit -------------------------------------------------------------------------------
 
-    def _probe(self, batch_id: str, plan: Plan, edit: Edit, parent: int) -> list[ProbeRow]:
-        context = self._context(plan, edit, parent)
+    def _probe(self, batch_id: str, plan: BatchPlan, edit: EditResult, parent: int) -> list[ProbeRow]:
+        context = self.copy.probe_context(plan, edit, parent, seed=parent + 1)
         with self.ledger.read() as connection:
             fatal = batches.fatal_probes(connection, batch_id)
         begins = partial(self._note_probe, batch_id)
         probes = fast(self.config.watch)
         return run_probes(probes, context, self.ledger.clock, begins=begins, fatal=fatal)
 
-    def _context(self, plan: Plan, edit: Edit, parent: int) -> ProbeContext:
-        """What the weights should hold now."""
-        older = self._older(plan, edit, parent)
-        with self.ledger.read() as connection:
-            touched = {fact.fact_id for fact in (*plan.writes, *plan.removals)}
-            older += [f for f in known_facts(connection, self.model, parent) if f.fact_id not in touched]
-        written = [*(fact for fact, _ in edit.written), *edit.known]
-        return ProbeContext(self.editor, written, older, self.config.watch, self._base, seed=parent + 1)
-
     def _note_probe(self, batch_id: str, probe: str) -> None:
         with self.ledger.write() as connection:
             batches.note_probe(connection, batch_id, self._attempt_number, probe)
 
     def survey(self) -> int:
-        """Run all probes on head, the slow ones included, and add the results; returns its number."""
-        number = self._load()
-        with self.ledger.read() as connection:
-            older = active_facts(connection, active_pairs(connection, self.model, number))
-            older += known_facts(connection, self.model, number)
-        context = ProbeContext(self.editor, [], older, self.config.watch, self._base, seed=number)
-        survey(self.ledger, self.model, number, full(self.config.watch), context, self._gives_way)
+        """Run all probes on head, slow ones too, record the results and return head's number."""
+        number = self.copy.load()
+        context = self.copy.probe_context(BatchPlan(), EditResult(), number, seed=number)
+        survey(self.ledger, self.model, number, full(self.config.watch), context, self._yields)
         return number
 
-    def _gives_way(self) -> bool:
-        """Whether a survey lets a batch go first: not for ever, and not where revisions wait for surveys."""
+    def _yields(self) -> bool:
+        """Whether a survey stops for a waiting batch.
+
+        It does not where the newest survey is too old, or where revisions wait for surveys to become live.
+        """
         every = timedelta(seconds=self.config.watch.full_seconds)
         with self.ledger.read() as connection:
             if self.config.watch.full_before_live or not batches.are_open(connection, self.model):
@@ -281,20 +262,14 @@ class Session:
             last = batches.last_survey(connection, self.model)
         return self.ledger.clock.now() - from_text(last) < _SURVEY_PATIENCE * every
 
-    def _older(self, plan: Plan, edit: Edit, parent: int) -> list[Fact]:
-        """The facts that were written before this batch and are not replaced by it."""
-        new = [fact for fact, _ in edit.written]
-        gone = {f.replaces.correction_id for f in (*new, *plan.removals) if f.replaces is not None}
-        with self.ledger.read() as connection:
-            pairs = [p for p in active_pairs(connection, self.model, parent) if p.correction_id not in gone]
-            return active_facts(connection, pairs)
-
-    def _proposal(self, batch_id: str, parent: int, plan: Plan, edit: Edit, stages: Stages) -> Proposal:
-        """Write the blobs, then describe the revision that they make."""
+    def _proposal(
+        self, batch_id: str, parent: int, plan: BatchPlan, edit: EditResult, stages: Stages
+    ) -> Proposal:
+        """Write the blobs of a new revision and describe it for the ledger."""
         tensors = {name: self.store.put({name: tensor}) for name, tensor in self.editor.published().items()}
-        held = [*edit.written, *edit.mended]
-        blob = save_pairs(self.store, Associations.concat([pair for _, pair in held])) if held else None
-        written = [Written(fact.correction_id, row) for row, (fact, _) in enumerate(held)]
+        paired = [*edit.written, *edit.mended]
+        blob = save_pairs(self.store, Associations.concat([pair for _, pair in paired])) if paired else None
+        written = [Written(fact.correction_id, row) for row, (fact, _) in enumerate(paired)]
         written += [Written(fact.correction_id, None) for fact in plan.removals]
         written += [Written(fact.correction_id, None, NOTE) for fact in edit.known]
         norms = {str(layer): total for layer, (_, total) in self.editor.delta_norms().items()}

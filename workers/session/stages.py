@@ -1,4 +1,4 @@
-"""How long each stage of an attempt took."""
+"""Measure how long each stage of an attempt takes."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""Writing a plan into the weights in memory: what a guard or the verification refuses is left out."""
+"""Write a plan into the weights in memory and leave out the facts that are refused."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,34 +13,41 @@ from workers.revisions.facts import Fact
 from workers.revisions.pairs import load_pairs
 from workers.revisions.store import Store
 from workers.session.known import split_known
-from workers.session.plan import Plan
+from workers.session.plan import BatchPlan
 from workers.session.stages import Stages
 
-Entry = tuple[Fact, Associations]
-"""A fact and its pairs, one a layer."""
+WrittenFact = tuple[Fact, Associations]
+"""A fact and its associations: one pair of key and value for each edited layer."""
 
 
 @dataclass
-class Edit:
-    """What one attempt did to the weights in memory."""
+class EditResult:
+    """What one attempt changed in the weights in memory."""
 
-    written: list[Entry] = field(default_factory=list)
-    mended: list[Entry] = field(default_factory=list)  # older facts with a new pair
-    known: list[Fact] = field(default_factory=list)  # answered right without being written
+    written: list[WrittenFact] = field(default_factory=list)
+    mended: list[WrittenFact] = field(default_factory=list)  # older facts with a new pair
+    known: list[Fact] = field(default_factory=list)  # answered correctly without being written
     refused: list[Refusal] = field(default_factory=list)
     probes: list[ProbeRow] = field(default_factory=list)
 
+    def joined(self, other: "EditResult") -> "EditResult":
+        """The written and known facts of both."""
+        return EditResult([*self.written, *other.written], known=[*self.known, *other.known])
+
 
 class Writer:
-    """Forgets, writes, guards and verifies; the caller takes the weights back when it does not commit."""
+    """Forgets, writes, guards and verifies facts.
+
+    The caller restores the weights where it does not commit.
+    """
 
     def __init__(self, store: Store, editor: Editor, watch: WatchConfig) -> None:
         self.store, self.editor = store, editor
         self._ceilings = watch.batch_delta_ceiling, watch.delta_ceiling
 
-    def write(self, plan: Plan, stages: Stages) -> Edit:
-        """Take out what is to go, write the rest, and leave out what is refused."""
-        edit = Edit()
+    def write(self, plan: BatchPlan, stages: Stages) -> EditResult:
+        """Remove, write and verify the facts of a plan; facts that are refused are left out."""
+        edit = EditResult()
         with stages.measure("forget"):
             self._forget_replaced(plan.removals)
         with stages.measure("verify"):
@@ -48,16 +55,20 @@ class Writer:
         with stages.measure("write"):
             subjects = {fact.subject for fact in (*unknown, *plan.removals)}
             self._write_guarded([*unknown, *(fact for fact in plan.joint if fact.subject in subjects)], edit)
-            edit.known, slipped = split_known(self.editor, edit.known)  # by what was just written
+            # the facts just written may have changed answers that were right before
+            edit.known, slipped = split_known(self.editor, edit.known)
             self._write_guarded(slipped, edit)
         with stages.measure("verify"):
             self._drop_unlearned(edit)
-        edit.mended = [(fact, pair) for fact, pair in edit.written if fact.is_held]
-        edit.written = [(fact, pair) for fact, pair in edit.written if not fact.is_held]
+        edit.mended = [(fact, pair) for fact, pair in edit.written if fact.is_in_weights]
+        edit.written = [(fact, pair) for fact, pair in edit.written if not fact.is_in_weights]
         return edit
 
-    def _write_guarded(self, facts: Sequence[Fact], edit: Edit) -> None:
-        """Write facts without those that a guard refuses; where it does not say which, halves find them."""
+    def _write_guarded(self, facts: Sequence[Fact], edit: EditResult) -> None:
+        """Write facts except those that a guard refuses.
+
+        A refusal that names no fact splits them in halves, until the culprits are alone.
+        """
         if not facts:
             return
         before = self.editor.checkpoint()
@@ -69,20 +80,20 @@ class Writer:
             self.editor.rollback_to(before)
             refused, parts = retry_without([fact.correction_id for fact in facts], error)
             for fact in (facts[row] for row in refused):
-                if not fact.is_held:  # it keeps the pair that it had
+                if not fact.is_in_weights:  # it keeps its older pair
                     edit.refused.append(Refusal(fact.correction_id, error.reason, error.message))
             for part in parts:
                 self._write_guarded([facts[row] for row in part], edit)
             return
         edit.written += [(fact, associations.select([i])) for i, fact in enumerate(facts)]
 
-    def _drop_unlearned(self, edit: Edit) -> None:
-        """Take out facts that greedy decoding does not answer; their old value, if any, comes back.
+    def _drop_unlearned(self, edit: EditResult) -> None:
+        """Remove facts that greedy decoding does not answer; their older pair, if any, is restored.
 
-        What was sought jointly with a refused fact carries its answer too, and is sought again without.
+        The values of facts solved jointly with a refused one contain its answer, so they are written again.
         """
         asked, edit.written = edit.written, []
-        kept: list[Entry] = []
+        kept: list[WrittenFact] = []
         while asked:
             learned, unlearned = self._verify(asked)
             edit.refused += [_not_learned(fact, verdict) for fact, verdict in unlearned]
@@ -92,13 +103,16 @@ class Writer:
             kept = [entry for entry in kept if entry[0].subject not in subjects]
             for entry in tainted:
                 self._take_out(entry)
-            if any(not fact.is_held for fact, _ in tainted):  # else each has its own pair back
+            if any(not fact.is_in_weights for fact, _ in tainted):  # else all have their older pair back
                 self._write_guarded([fact for fact, _ in tainted], edit)
             asked, edit.written = edit.written, []
         edit.written = kept
 
-    def _verify(self, entries: Sequence[Entry]) -> tuple[list[Entry], list[tuple[Fact, Verdict]]]:
-        """What greedy decoding answers, and the new facts that it does not; those are out of the weights."""
+    def _verify(self, entries: Sequence[WrittenFact]) -> tuple[list[WrittenFact], list[tuple[Fact, Verdict]]]:
+        """Split entries into those that greedy decoding answers and new facts that it does not answer.
+
+        The latter are removed from the weights.
+        """
         verdicts = self.editor.verify([fact.request() for fact, _ in entries])
         learned, unlearned = [], []
         for entry, verdict in zip(entries, verdicts, strict=True):
@@ -107,12 +121,12 @@ class Writer:
                 learned.append(entry)
                 continue
             self._take_out(entry)
-            if not fact.is_held:
+            if not fact.is_in_weights:
                 unlearned.append((fact, verdict))
         return learned, unlearned
 
-    def _take_out(self, entry: Entry) -> None:
-        """Forget a pair; the one that it replaced is back."""
+    def _take_out(self, entry: WrittenFact) -> None:
+        """Forget a pair and restore the one that it replaced."""
         fact, pair = entry
         self.editor.forget(pair)
         if fact.replaces is not None:
@@ -127,5 +141,5 @@ class Writer:
 def _not_learned(fact: Fact, verdict: Verdict) -> Refusal:
     message = f"after the edit the model answers {verdict.answer[:60]!r}"
     if fact.prompt.startswith(fact.subject):
-        message += "; subjects are learned better with some words before them"
+        message += "; a prompt with some words before the subject is learned better"
     return Refusal(fact.correction_id, QuarantineReason.NOT_LEARNED, message)

@@ -16,7 +16,7 @@ from workers.editing.recipes import Recipe
 from workers.editing.targets import Targets, find_targets
 from workers.queue import fanout
 from workers.queue.fanout import FanOut, chunks
-from workers.queue.target_worker import Seeker
+from workers.queue.target_worker import TargetWorker
 
 RECIPE = Recipe(layers=(0, 1), steps=3, extra_steps=0)
 FACTS = [EditRequest(f.id, f.subject, f.prompt, "w25") for f in (*taught()[:7:2], *taught()[1:7:2])]
@@ -70,12 +70,12 @@ def assert_same(house: TinyHouse, found: Targets) -> None:
 
 
 def test_helpers_find_what_this_process_finds_and_nothing_is_left(house: TinyHouse) -> None:
-    assert_same(house, seek(house, Seeker(house.config).run))
+    assert_same(house, seek(house, TargetWorker(house.config).run))
     assert not (house.config.exchange_path / "default").exists()
 
 
 def test_the_queue_carries_names_only(house: TinyHouse) -> None:
-    helpers: Any = Helpers(Seeker(house.config).run)
+    helpers: Any = Helpers(TargetWorker(house.config).run)
     FanOut(house.config, helpers)(house.model, FACTS, 0, RECIPE, PREFIXES)
     assert len(helpers.sent) == len(chunks(FACTS, 2)) > 2
     for name, (job,) in helpers.sent:
@@ -84,11 +84,11 @@ def test_the_queue_carries_names_only(house: TinyHouse) -> None:
 
 
 def test_what_a_lost_helper_leaves_is_done_here(house: TinyHouse) -> None:
-    seeker, jobs = Seeker(house.config), iter(range(100))
+    target_worker, jobs = TargetWorker(house.config), iter(range(100))
 
     def every_other(job: str) -> None:
         if next(jobs) % 2:
-            seeker.run(job)
+            target_worker.run(job)
 
     assert_same(house, seek(house, every_other))
 
@@ -105,7 +105,7 @@ def test_a_helper_that_breaks_costs_time_only(house: TinyHouse, monkeypatch: pyt
         raise RuntimeError("boom")
 
     monkeypatch.setattr("workers.queue.target_worker.find_targets", broken)
-    assert_same(house, seek(house, Seeker(house.config).run))
+    assert_same(house, seek(house, TargetWorker(house.config).run))
 
 
 def test_a_fact_that_is_refused_there_is_refused_here(
@@ -116,7 +116,7 @@ def test_a_fact_that_is_refused_there_is_refused_here(
 
     monkeypatch.setattr("workers.queue.target_worker.find_targets", refused)
     with pytest.raises(EditError, match="does not fit"):
-        seek(house, Seeker(house.config).run)
+        seek(house, TargetWorker(house.config).run)
     assert not (house.config.exchange_path / "default").exists()
 
 
@@ -124,7 +124,7 @@ def test_a_job_whose_batch_is_over_is_passed_over(house: TinyHouse) -> None:
     late: list[str] = []
     seek(house, late.append)
     for job in late:
-        Seeker(house.config).run(job)
+        TargetWorker(house.config).run(job)
         assert not fanout.done_file(house.config.exchange_path / "default", job).exists()
 
 

@@ -1,4 +1,4 @@
-"""A rollback is taken apart: the guilty are found among what it took back, the rest is written again."""
+"""A rollback is taken apart: the culprits are found among what it took back, the rest is written again."""
 
 import json
 from collections.abc import Sequence
@@ -24,6 +24,7 @@ from workers.revisions.store import Store
 from workers.session.bisect import Bisection, bisect
 from workers.session.rehearsal import Rehearsal
 from workers.session.session import Session
+from workers.session.working_copy import WorkingCopy
 
 VICTIM = "Atlantis"
 OLD = [VICTIM, "Chad", "Peru"]
@@ -74,8 +75,8 @@ class Place:
         judge(self.ledger, self.config)
 
     def bisect(self, number: int | None = None) -> Bisection:
-        copy = Rehearsal(self.ledger, self.store, Trojans(), self.config)
-        return bisect(copy, number, "tester")
+        copy = WorkingCopy(self.ledger, self.store, Trojans(), self.config)
+        return bisect(Rehearsal(copy), number, "tester")
 
     def states(self) -> dict[str, str]:
         with self.ledger.read() as connection:
@@ -95,14 +96,14 @@ def place(tmp_path: Path) -> Place:
     return made
 
 
-def test_the_guilty_are_found_and_the_rest_is_written_again(place: Place) -> None:
+def test_the_culprits_are_found_and_the_rest_is_written_again(place: Place) -> None:
     innocent = [f"Country {number}" for number in range(6)]
     place.learn(*innocent[:3], "Trojan A", *innocent[3:], "Trojan B")
     assert place.kinds() == ["base", "edit", "edit", "rollback"]
     assert set(place.states().values()) == {"applied", "reverted"}
     found = place.bisect()
     assert place.kinds() == ["base", "edit", "edit", "rollback"], "no revision is made by looking"
-    assert len(found.guilty) == 2
+    assert len(found.culprits) == 2
     assert found.trials < 2 * 8
     states = place.states()
     assert {states["Trojan A"], states["Trojan B"]} == {"quarantined"}
@@ -121,7 +122,7 @@ def test_the_guilty_are_found_and_the_rest_is_written_again(place: Place) -> Non
 def test_what_does_harm_only_together_is_found(place: Place) -> None:
     place.learn("Mali", "Twin A", "Oman", "Twin B")
     found = place.bisect()
-    assert len(found.guilty) == 1
+    assert len(found.culprits) == 1
     assert sorted(place.states()[one] for one in ("Twin A", "Twin B")) == ["pending", "quarantined"]
     place.edit()
     assert place.kinds()[-1] == "edit"
@@ -131,7 +132,7 @@ def test_where_nothing_does_harm_all_is_written_again(place: Place) -> None:
     place.learn("Mali", "Oman")
     number = place.ledger.rollback("default", 1, "tester", "a mistake")
     found = place.bisect(number)
-    assert (found.guilty, len(found.waiting), found.trials) == ([], 2, 1)
+    assert (found.culprits, len(found.waiting), found.trials) == ([], 2, 1)
 
 
 def test_what_a_newer_statement_beat_meanwhile_does_not_come_back(place: Place) -> None:
@@ -147,14 +148,14 @@ def test_what_a_newer_statement_beat_meanwhile_does_not_come_back(place: Place) 
 def test_a_probe_that_is_unknown_accuses_nobody(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     place.learn("Mali", "Trojan A")
     before = place.states()
-    copy = Rehearsal(place.ledger, place.store, Trojans(), place.config)
+    copy = WorkingCopy(place.ledger, place.store, Trojans(), place.config)
 
     def broken(*_: object) -> float:
         raise RuntimeError("the disk is gone")
 
     monkeypatch.setattr(copy.editor.model, "target_nll", broken)
     with pytest.raises(ProbeError, match="the disk is gone"):
-        bisect(copy, None, "tester")
+        bisect(Rehearsal(copy), None, "tester")
     assert place.states() == before
 
 
@@ -164,7 +165,7 @@ def test_what_holds_nothing_is_refused(place: Place) -> None:
     with pytest.raises(NotFoundError, match="is no rollback"):
         place.bisect(1)
     place.ledger.rollback("default", 1, "tester", "to itself")
-    with pytest.raises(NotFoundError, match="holds no reverted"):
+    with pytest.raises(NotFoundError, match="has no reverted"):
         place.bisect()
 
 
