@@ -19,7 +19,7 @@ from daemon.core.log import get_logger
 from daemon.core.names import Role
 from daemon.core.text import printable
 from daemon.core.token_bucket import TokenBucket
-from daemon.core.tokens import Failures, Keys, changes, needed_role
+from daemon.core.tokens import Failures, Keys, bearer_token, changes, needed_role
 
 log = get_logger("errata.api")
 _MEDIA = frozenset({"application/json", "application/cloudevents+json", "application/cloudevents-batch+json"})
@@ -83,7 +83,7 @@ class Guard:
         if self._failures.too_many(_address(scope)):
             return problem(429, "rate_limited", "too many requests without a right token", retryable=True)
         try:
-            role = self._keys.role_of(headers.get("authorization", ""))
+            role = self._keys.role_of(bearer_token(headers.get("authorization", "")))
         except ConfigError as error:
             return problem(503, "unavailable", "the token cannot be checked", hint=error.hint, retryable=True)
         if role is None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _MAX_BYTES = 64 << 20
 
 
-def register(app: typer.Typer) -> None:
+def add_commands(app: typer.Typer) -> None:
     """Add these commands."""
     for command in (submit, retract, rollback, pause, resume):
         app.command(command.__name__)(command)

@@ -22,7 +22,7 @@ config_app = typer.Typer(help="What is configured, and where.", no_args_is_help=
 _MASK = "***"
 
 
-def register(app: typer.Typer) -> None:
+def add_commands(app: typer.Typer) -> None:
     """Add these commands."""
     app.add_typer(config_app, name="config")
     app.command("doctor")(doctor)

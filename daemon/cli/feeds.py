@@ -17,7 +17,7 @@ feeds_app = typer.Typer(help="Where corrections come from, and how that goes.", 
 Name = Annotated[str, typer.Argument(help="name of the feed, see errata feeds list", metavar="FEED")]
 
 
-def register(app: typer.Typer) -> None:
+def add_commands(app: typer.Typer) -> None:
     """Add these commands."""
     app.add_typer(feeds_app, name="feeds")
     app.command("approve")(approve)

@@ -11,7 +11,7 @@ from daemon.core.names import Role
 audit_app = typer.Typer(help="Who did what, when and why.", no_args_is_help=True)
 
 
-def register(app: typer.Typer) -> None:
+def add_commands(app: typer.Typer) -> None:
     """Add these commands."""
     for command in (status, facts, revisions, show, incidents, metrics):
         app.command(command.__name__)(command)

@@ -55,7 +55,7 @@ def make_cli() -> typer.Typer:
     app.command("run")(run)
     app.command("version")(version)
     for module in (look, watch, act, quarantine, feeds, keep, config):
-        module.register(app)
+        module.add_commands(app)
     _add_foreign_commands(app)
     return app
 

@@ -14,7 +14,7 @@ Entry = Annotated[
 ]
 
 
-def register(app: typer.Typer) -> None:
+def add_commands(app: typer.Typer) -> None:
     """Add these commands."""
     app.add_typer(quarantine_app, name="quarantine")
 

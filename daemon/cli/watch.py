@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from daemon.core.config.settings import Config
 
 
-def register(app: typer.Typer) -> None:
+def add_commands(app: typer.Typer) -> None:
     """Add these commands."""
     app.command("diff")(diff)
     app.command("top")(top)

@@ -127,7 +127,7 @@ def _role_of_caller(config: "Config") -> Role:
     file = os.environ.get(TOKEN_VARIABLE)
     if not file:
         return config.cli.role
-    role = Keys(config.api.token_files).role_of(f"Bearer {read_token(Path(file))}")
+    role = Keys(config.api.token_files).role_of(read_token(Path(file)))
     if role is None:
         raise ConfigError(
             f"the token in {TOKEN_VARIABLE} is none of this installation's",

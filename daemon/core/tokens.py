@@ -1,4 +1,4 @@
-"""Tokens in files: which role the bearer of one has, what a request needs, who guesses too often."""
+"""Bearer tokens kept in files: the role of each, what a request needs, limits on wrong guesses."""
 
 import hmac
 from collections import OrderedDict
@@ -11,14 +11,16 @@ from daemon.core.names import Role
 from daemon.core.token_bucket import TokenBucket
 
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
-_OPEN = frozenset({"/healthz", "/readyz"})  # who starts and stops processes bears no token
+_OPEN = frozenset({"/healthz", "/readyz"})  # process managers send no token
 _SUBMITS = frozenset({"/v1/corrections"})
-_FAILURES_PER_SECOND, _FAILURES, _ADDRESSES = 0.5, 30, 1024
-_MAKE = "openssl rand -hex 32 makes one"
+_FAILURES_PER_SECOND = 0.5  # wrong tokens an address may keep sending: a guess every two seconds
+_FAILURES = 30  # wrong tokens at once, enough for a client that was configured wrongly
+_ADDRESSES = 1024  # addresses that are remembered: bounds the memory
+_MAKE_TOKEN = "openssl rand -hex 32 makes one"  # noqa: S105  # a hint, not a token
 
 
 class Keys:
-    """The tokens of all roles; the files are read each time, so a new token holds at once."""
+    """The tokens of all roles; the files are read at each use, so a new token takes effect at once."""
 
     def __init__(self, files: Mapping[Role, Path]) -> None:
         self._files = files
@@ -28,35 +30,34 @@ class Keys:
         return role in self._files
 
     def __bool__(self) -> bool:
-        """Whether there is any token at all."""
+        """Whether any role has a token."""
         return bool(self._files)
 
-    def role_of(self, header: str) -> Role | None:
-        """The highest role whose token an ``Authorization`` header bears; None: it bears none.
+    def role_of(self, token: str) -> Role | None:
+        """The highest role that has this token, or None.
 
-        Every token is compared, each in a time that says nothing about where they differ.
+        The token is compared with every role's, each in constant time.
 
         Raises:
             ConfigError: a file cannot be read, or holds no token.
         """
-        scheme, _, given = header.partition(" ")
-        offered = given.strip().encode()
-        found = None
+        highest = None
+        offered = token.encode()
         for role in Role:
             if role in self._files and hmac.compare_digest(offered, read_token(self._files[role]).encode()):
-                found = role
-        return found if scheme.lower() == "bearer" else None
+                highest = role
+        return highest
 
 
 class Failures:
-    """Who came without a right token, and how often; a few of the newest addresses are remembered."""
+    """Counts wrong tokens by address, for the addresses that failed last."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._left: OrderedDict[str, TokenBucket] = OrderedDict()
 
     def too_many(self, address: str) -> bool:
-        """Whether an address has failed so often that its next token is not even looked at."""
+        """Whether the next token of an address is refused without being compared."""
         bucket = self._left.get(address)
         return bucket is not None and not bucket.available(1)
 
@@ -71,7 +72,7 @@ class Failures:
 
 
 def needed_role(method: str, path: str) -> Role | None:
-    """What a request needs; None: nothing. What is not known to be harmless needs everything."""
+    """The role that a request needs, or None; a change that is not known needs ``operate``."""
     if method in _SAFE:
         return None if path in _OPEN else Role.READ
     return Role.SUBMIT if path in _SUBMITS else Role.OPERATE
@@ -80,6 +81,12 @@ def needed_role(method: str, path: str) -> Role | None:
 def changes(method: str) -> bool:
     """Whether a request may change something."""
     return method not in _SAFE
+
+
+def bearer_token(header: str) -> str:
+    """The token in an ``Authorization`` header, or an empty text."""
+    scheme, _, token = header.partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else ""
 
 
 def read_token(file: Path) -> str:
@@ -91,7 +98,7 @@ def read_token(file: Path) -> str:
     try:
         token = file.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"token_file {file} cannot be read", hint=_MAKE) from error
+        raise ConfigError(f"token_file {file} cannot be read", hint=_MAKE_TOKEN) from error
     if not token:
-        raise ConfigError(f"token_file {file} is empty", hint=_MAKE)
+        raise ConfigError(f"token_file {file} is empty", hint=_MAKE_TOKEN)
     return token

@@ -20,8 +20,9 @@ from urllib.parse import urljoin, urlsplit
 import httpx
 
 from daemon.core.config.feeds import HttpFeedConfig, RssFeedConfig, WikidataFeedConfig
-from daemon.core.errors import FeedError
+from daemon.core.errors import ConfigError, FeedError
 from daemon.core.text import printable
+from daemon.core.tokens import read_token
 from daemon.core.version import version
 
 _REDIRECTS = 5
@@ -137,10 +138,9 @@ class Web:
         if self._token_file is None or host != self._token_host:
             return {}
         try:
-            token = self._token_file.read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise FeedError(f"token_file {self._token_file} cannot be read") from error
-        return {"authorization": f"Bearer {token}"}
+            return {"authorization": f"Bearer {read_token(self._token_file)}"}
+        except ConfigError as error:
+            raise FeedError(error.message, hint=error.hint) from error
 
 
 class _Pinned(httpx.BaseTransport):

@@ -14,7 +14,8 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import BaseModel, Field
 
 from daemon.core.config.settings import Config
-from daemon.core.errors import ErrataError, PromptError, UnavailableError
+from daemon.core.errors import ConfigError, ErrataError, PromptError, UnavailableError
+from daemon.core.tokens import bearer_token, read_token
 from workers.serving.generation import Piece, Sampling, encode, encode_chat
 from workers.serving.replica import GenerationRequest, Replica, ServedRevision
 
@@ -205,14 +206,13 @@ def _guard(token_file: Path | None) -> Any:
         if token_file is None:
             return
         try:
-            token = token_file.read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
+            token = read_token(token_file)
+        except ConfigError as error:
             raise UnavailableError(
                 "the bearer token cannot be read", hint="check serve.token_file"
             ) from error
-        scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        same = hmac.compare_digest(given.strip().encode(), token.encode())
-        if not token or scheme.lower() != "bearer" or not same:
+        offered = bearer_token(request.headers.get("authorization", ""))
+        if not hmac.compare_digest(offered.encode(), token.encode()):
             raise _NoTokenError("a valid bearer token is needed", hint="serve.token_file holds it")
 
     return check

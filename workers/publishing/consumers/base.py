@@ -9,7 +9,8 @@ from typing import Any, Self
 import httpx
 
 from daemon.core.config.serving import ConsumerConfig
-from daemon.core.errors import ConsumerError
+from daemon.core.errors import ConfigError, ConsumerError
+from daemon.core.tokens import read_token
 from workers.publishing.revision_facts import RevisionFacts
 
 _ANSWER_TOKENS = 16  # at least; no token is shorter than a byte
@@ -111,10 +112,9 @@ class Consumer(ABC):
         return answer
 
     def _headers(self) -> dict[str, str]:
-        file = self.config.token_file
-        if file is None:
+        if self.config.token_file is None:
             return {}
         try:
-            return {"Authorization": f"Bearer {file.read_text(encoding='utf-8').strip()}"}
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConsumerError(f"{self.name}: token_file {file} cannot be read: {error}") from error
+            return {"Authorization": f"Bearer {read_token(self.config.token_file)}"}
+        except ConfigError as error:
+            raise ConsumerError(f"{self.name}: {error.message}", hint=error.hint) from error
