@@ -2,15 +2,16 @@
 
 from datetime import timedelta
 
-from sqlalchemy import Connection, delete, func, insert, select
+from sqlalchemy import func, select
 
 from daemon.core.clock import to_text
 from daemon.core.errors import NotFoundError
 from daemon.core.ledger import audit, chain
+from daemon.core.ledger.incidents import open_incident
 from daemon.core.ledger.ledger import Ledger
-from daemon.core.ledger.schema import incidents, quarantine, switches
+from daemon.core.ledger.schema import quarantine, switches
+from daemon.core.ledger.switches import feed_switch, turn
 from daemon.core.log import get_logger
-from daemon.core.names import IncidentState
 
 log = get_logger("errata.admission")
 WHO = "admission"
@@ -21,7 +22,7 @@ def pause_if_poisoned(ledger: Ledger, model: str, feed: str, limit: int) -> bool
     """Pause a feed with ``limit`` items in quarantine within an hour, or since it was last resumed."""
     if limit <= 0:
         return False
-    name = f"feed:{feed}"
+    name = feed_switch(feed)
     with ledger.write() as connection:
         now = ledger.clock.now()
         switch = connection.execute(select(switches).where(switches.c.name == name)).mappings().one_or_none()
@@ -34,21 +35,12 @@ def pause_if_poisoned(ledger: Ledger, model: str, feed: str, limit: int) -> bool
         if count < limit:
             return False
         reason = f"{count} items of it went to quarantine since {since}"
-        connection.execute(delete(switches).where(switches.c.name == name))
-        connection.execute(insert(switches).values(name=name, is_on=True, reason=reason, at=to_text(now)))
-        _open_incident(connection, to_text(now), model, name, reason)
+        turn(connection, now, name, reason, on=True)
+        try:
+            head_number = int(chain.head(connection, model)["number"])
+        except NotFoundError:
+            head_number = 0
+        open_incident(connection, now, model, head_number, name, reason)
         audit.record(connection, now, WHO, "pause", name, reason)
     log.error("feed paused itself", feed=feed, why=reason)
     return True
-
-
-def _open_incident(connection: Connection, at: str, model: str, name: str, reason: str) -> None:
-    """One incident a feed and head; a second one at the same head opens the first again."""
-    try:
-        number = int(chain.head(connection, model)["number"])
-    except NotFoundError:
-        number = 0
-    mine = (incidents.c.model == model) & (incidents.c.revision == number) & (incidents.c.probe == name)
-    connection.execute(delete(incidents).where(mine))
-    values = {"model": model, "revision": number, "probe": name, "state": IncidentState.OPEN}
-    connection.execute(insert(incidents).values(**values, message=reason, opened_at=at))

@@ -144,7 +144,7 @@ def incidents(
 
     Examples: errata incidents --open | errata incidents --close 3 --reason "floor was too high"
     """
-    from daemon.core.ledger.switches import close_incident
+    from daemon.core.ledger.incidents import close_incident
     from daemon.views.lists import incident_list
 
     config = load(context)

@@ -10,6 +10,7 @@ from daemon.core.errors import ConfigError
 from daemon.core.ledger import audit
 from daemon.core.ledger.ledger import Ledger
 from daemon.core.ledger.schema import feeds
+from daemon.core.ledger.switches import feed_switch
 from daemon.feeds.base import Cursor
 
 START = "start"
@@ -31,7 +32,7 @@ def replay(ledger: Ledger, feed: FeedSection, since: str, who: str, reason: str)
         else:
             connection.execute(update(feeds).where(mine).values(cursor=cursor))
         details = {"from": since, "before": before or {}}
-        audit.record(connection, ledger.clock.now(), who, "replay", f"feed:{feed.name}", reason, details)
+        audit.record(connection, ledger.clock.now(), who, "replay", feed_switch(feed.name), reason, details)
     return dict(before or {})
 
 

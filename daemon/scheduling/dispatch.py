@@ -16,7 +16,8 @@ from daemon.core.errors import UnavailableError
 from daemon.core.ledger import batches, leases
 from daemon.core.ledger.ledger import Ledger
 from daemon.core.ledger.schema import batches as batch_table
-from daemon.core.ledger.schema import corrections, switches
+from daemon.core.ledger.schema import corrections
+from daemon.core.ledger.switches import is_paused
 from daemon.core.names import EDIT_TASK, SURVEY_TASK, BatchState, CorrectionState, edit_queue, writer_lease
 
 _AT_ONCE = 64  # batches in one transaction
@@ -94,12 +95,6 @@ def _redis_errors() -> Iterator[None]:
         raise UnavailableError(
             f"Redis does not answer: {error}", hint="batches stay in the outbox and go when it is back"
         ) from error
-
-
-def is_paused(connection: Connection, model: str) -> bool:
-    """Whether an operator or the judge holds back all edits of ``model``."""
-    query = select(switches.c.is_on).where(switches.c.name == f"paused:{model}")
-    return bool(connection.execute(query).scalar())
 
 
 def make_batches(ledger: Ledger, config: Config) -> int:

@@ -23,14 +23,14 @@ from daemon.core.ledger import leases
 from daemon.core.ledger.heartbeats import heard
 from daemon.core.ledger.ledger import Ledger
 from daemon.core.ledger.schema import feeds as feed_table
-from daemon.core.ledger.schema import switches
+from daemon.core.ledger.switches import is_feed_paused
 from daemon.core.log import get_logger
 from daemon.core.names import SCHEDULER_LEASE, AdmissionOutcome
 from daemon.core.token_bucket import TokenBucket
 from daemon.feeds.base import Feed, make_feed
 from daemon.scheduling.dispatch import Queue, make_batches, reconcile, send_open
 from daemon.scheduling.surveys import ask_for_survey
-from daemon.upkeep.store import collect_garbage, is_scrub_due, require_room, scrub
+from daemon.upkeep.store import collect_garbage, is_scrub_due, require_free_space, scrub
 from daemon.watch.judge import judge
 
 log = get_logger("errata.scheduler")
@@ -114,7 +114,7 @@ class Scheduler:
 
     def pull_one(self, feed: Feed) -> None:
         """Read what is new in one feed, unless it is paused."""
-        if self._lease is not None and not self._paused(f"feed:{feed.name}"):
+        if self._lease is not None and not self._is_paused(feed):
             self._guarded(f"pull {feed.name}", partial(self._pull_one, feed), feed.name)
 
     def dispatch(self) -> None:
@@ -123,7 +123,7 @@ class Scheduler:
             self._guarded("dispatch", self._dispatch)
 
     def _dispatch(self) -> None:
-        require_room(self.config)
+        require_free_space(self.config)
         make_batches(self.ledger, self.config)
         send_open(self.ledger, self.queue)
 
@@ -133,7 +133,7 @@ class Scheduler:
             self._guarded("reconcile", self._reconcile)
 
     def _reconcile(self) -> None:
-        require_room(self.config)
+        require_free_space(self.config)
         reconcile(self.ledger, self.config, self.queue)
 
     def judge(self) -> None:
@@ -181,9 +181,9 @@ class Scheduler:
         with self.ledger.read() as connection:
             return backlog(connection, self.config.model.name) < self.config.edit.queue_bound
 
-    def _paused(self, name: str) -> bool:
+    def _is_paused(self, feed: Feed) -> bool:
         with self.ledger.read() as connection:
-            return bool(connection.execute(select(switches.c.is_on).where(switches.c.name == name)).scalar())
+            return is_feed_paused(connection, feed.name)
 
     def _guarded(self, job: str, work: Callable[[], object], feed: str | None = None) -> None:
         """Run a job whose failure is expected now and then; the next tick tries again."""

@@ -29,6 +29,7 @@ from daemon.core.ledger.database import (
 from daemon.core.ledger.ledger import Ledger
 from daemon.core.ledger.schema import audit as audit_table
 from daemon.core.ledger.schema import corrections, revisions
+from daemon.core.ledger.switches import is_paused
 from daemon.core.names import Role
 from daemon.views import figures
 from daemon.views.lists import publication_list
@@ -136,7 +137,7 @@ def _worker(ledger: Ledger, config: Config) -> Finding:
         now = ledger.clock.now()
         beat = figures.newest_heartbeat(connection, now, config.model.name)
         waiting = figures.queue(connection, now, config.model.name)
-        paused = figures.is_on(connection, f"paused:{config.model.name}")
+        paused = is_paused(connection, config.model.name)
     fix = "errata run starts one; its log says why it ended"
     patience = _LATE * config.edit.lease_seconds + config.edit.batch_age_seconds
     wanted = waiting.oldest_age_seconds > patience and not paused

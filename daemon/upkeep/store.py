@@ -1,18 +1,18 @@
-"""Keeping the store: is there room, is every needed blob sound, and what may be deleted."""
+"""Upkeep of the store: free space, a check of every needed blob, and deletion of the others."""
 
 import time
 from collections.abc import Callable
 
-from sqlalchemy import Connection, insert, select
+from sqlalchemy import Connection
 
 from daemon.core.blobs import Swept, collect, require_sound
-from daemon.core.clock import from_text, to_text
 from daemon.core.config.settings import Config
 from daemon.core.errors import DiskFullError, NotFoundError, StoreError
-from daemon.core.ledger.damage import note_damage
-from daemon.core.ledger.holdings import forget_tensors, kept_blobs
+from daemon.core.ledger.chain import forget_tensors
+from daemon.core.ledger.holdings import kept_blobs
+from daemon.core.ledger.incidents import open_damage
 from daemon.core.ledger.ledger import Ledger
-from daemon.core.ledger.schema import scrubs
+from daemon.core.ledger.scrubs import insert_scrub, last_scrub
 from daemon.core.log import get_logger
 from daemon.views.figures import free_bytes
 
@@ -20,8 +20,8 @@ log = get_logger("errata.keeping")
 Progress = Callable[[int, int], None]
 
 
-def require_room(config: Config) -> None:
-    """Refuse to hand out work that could not be saved; it goes on by itself when there is space again.
+def require_free_space(config: Config) -> None:
+    """Refuse to hand out work that could not be saved; it resumes when there is space again.
 
     Raises:
         DiskFullError: less than ``store.reserve_bytes`` are free.
@@ -30,7 +30,7 @@ def require_room(config: Config) -> None:
     if free < config.store.reserve_bytes:
         raise DiskFullError(
             f"{free >> 20} MiB free, edits need {config.store.reserve_bytes >> 20} MiB",
-            hint="free space, or lower store.reserve_bytes; batches wait and go on by themselves",
+            hint="free space, or lower store.reserve_bytes; then the batches that wait resume",
         )
 
 
@@ -52,16 +52,16 @@ def collect_garbage(ledger: Ledger, config: Config) -> Swept:
 
 
 def is_scrub_due(connection: Connection, ledger: Ledger, config: Config) -> bool:
-    """Whether the last look at all blobs is ``store.scrub_seconds`` old."""
-    last = connection.execute(select(scrubs.c.at).order_by(scrubs.c.id.desc()).limit(1)).scalar()
-    age = None if last is None else (ledger.clock.now() - from_text(last)).total_seconds()
-    return age is None or age >= config.store.scrub_seconds
+    """Whether the last scrub is at least ``store.scrub_seconds`` old."""
+    last = last_scrub(connection)
+    return last is None or (ledger.clock.now() - last).total_seconds() >= config.store.scrub_seconds
 
 
 def scrub(ledger: Ledger, config: Config, progress: Progress = lambda _done, _of: None) -> dict[str, str]:
-    """Read every blob that a kept revision needs and compare it with its name; what is unsound, and why.
+    """Read every blob that a kept revision needs and compare it with its name.
 
-    Each unsound blob opens an incident of the newest revision that needs it.
+    Returns the damaged blobs and what is wrong with each. Each opens an incident of the newest revision that
+    needs it.
     """
     start = time.monotonic()
     with ledger.read() as connection:
@@ -76,11 +76,10 @@ def scrub(ledger: Ledger, config: Config, progress: Progress = lambda _done, _of
                 unsound[blob] = error.message
         progress(done, len(needed))
     with ledger.write() as connection:
-        now = to_text(ledger.clock.now())
-        values = {"blobs": len(needed), "bytes": size, "unsound": unsound, "at": now}
-        connection.execute(insert(scrubs).values(**values, seconds=time.monotonic() - start))
+        now = ledger.clock.now()
+        insert_scrub(connection, now, len(needed), size, unsound, time.monotonic() - start)
         for blob, why in unsound.items():
-            note_damage(connection, now, *needed[blob], why)
+            open_damage(connection, now, *needed[blob], why)
             log.error("unsound blob", blob=blob, why=why)
     return unsound
 

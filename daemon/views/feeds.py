@@ -7,7 +7,8 @@ from typing import Any
 from sqlalchemy import Connection, select
 
 from daemon.core.config.feeds import FeedSection
-from daemon.core.ledger.schema import feed_outcomes, feeds, switches
+from daemon.core.ledger.schema import feed_outcomes, feeds
+from daemon.core.ledger.switches import feed_switch, reasons_by_switch
 from daemon.views.lists import feed_list
 
 Row = dict[str, Any]
@@ -20,13 +21,12 @@ def feed_page(connection: Connection, now: datetime, sections: Iterable[FeedSect
     outcomes: dict[str, dict[str, int]] = {}
     for row in connection.execute(select(feed_outcomes).order_by(feed_outcomes.c.outcome)).mappings():
         outcomes.setdefault(row["feed"], {})[row["outcome"]] = int(row["count"])
-    held = select(switches.c.name, switches.c.reason).where(switches.c.is_on)
-    reasons = {name: reason for name, reason in connection.execute(held)}  # noqa: C416
+    reasons = reasons_by_switch(connection)
     configured = {section.name: section for section in sections}
     nothing = {"items": 0, "error": "", "pulled_at": None, "lag_seconds": None}
     page = []
     for name in sorted(configured.keys() | seen.keys()):
-        section, pause = configured.get(name), f"feed:{name}"
+        section, pause = configured.get(name), feed_switch(name)
         page.append(
             {"name": name, "kind": getattr(section, "kind", "-"), "trust": getattr(section, "trust", None)}
             | (seen.get(name) or nothing)

@@ -16,7 +16,6 @@ from daemon.core.ledger.schema import (
     quarantine,
     revisions,
     scrubs,
-    switches,
     tenures,
     workers,
 )
@@ -116,11 +115,6 @@ def incidents_open(connection: Connection, model: str) -> int:
     """Incidents that nobody has settled: open ones and those that froze the model."""
     mine = (incidents.c.model == model, incidents.c.state.in_(UNSETTLED))
     return int(connection.execute(select(func.count()).select_from(incidents).where(*mine)).scalar_one())
-
-
-def is_on(connection: Connection, name: str) -> bool:
-    """Whether a switch is on: ``paused:MODEL``, ``feed:NAME``."""
-    return bool(connection.execute(select(switches.c.is_on).where(switches.c.name == name)).scalar())
 
 
 def newest_heartbeat(connection: Connection, now: datetime, model: str) -> Heartbeat | None:

@@ -6,8 +6,9 @@ from typing import Any
 from sqlalchemy import Connection, Select, select
 
 from daemon.core.ledger.schema import audit, feeds, incidents, publications, quarantine, switches, workers
+from daemon.core.ledger.switches import is_feed_paused
 from daemon.core.names import UNSETTLED
-from daemon.views.figures import is_on, seconds_since
+from daemon.views.figures import seconds_since
 
 Row = dict[str, Any]
 
@@ -42,7 +43,7 @@ def feed_list(connection: Connection, now: datetime) -> list[Row]:
             "error": row["error"],
             "pulled_at": row["pulled_at"],
             "lag_seconds": seconds_since(now, row["pulled_at"]) if row["pulled_at"] else None,
-            "paused": is_on(connection, f"feed:{row['name']}"),
+            "paused": is_feed_paused(connection, row["name"]),
         }
         for row in rows.all()
     ]

@@ -17,6 +17,7 @@ from daemon.core.errors import ErrataError
 from daemon.core.ledger.chain import find_revision
 from daemon.core.ledger.ledger import Ledger
 from daemon.core.ledger.schema import revisions
+from daemon.core.ledger.switches import is_feed_paused, is_paused
 from daemon.core.log import get_logger
 from daemon.core.metrics import METRICS, OTHER, STAGE_BUCKETS, Kind
 from daemon.core.names import (
@@ -161,7 +162,7 @@ class _Scrape:
         for name in sorted({feed.name for feed in self._config.feeds} | pulled.keys()):
             row = pulled.get(name)
             self._add("errata_feed_error", bool(row and row["error"]), feed=name)
-            self._add("errata_feed_paused", figures.is_on(self._connection, f"feed:{name}"), feed=name)
+            self._add("errata_feed_paused", is_feed_paused(self._connection, name), feed=name)
             if row and row["lag_seconds"] is not None:
                 self._add("errata_feed_pull_age_seconds", row["lag_seconds"], feed=name)
 
@@ -186,7 +187,7 @@ class _Scrape:
         for state, count in (("pending", waiting.pending), ("queued", waiting.queued)):
             self._add("errata_queue_corrections", count, model=model, state=state)
         self._add("errata_queue_oldest_age_seconds", waiting.oldest_age_seconds, model=model)
-        self._add("errata_paused", figures.is_on(self._connection, f"paused:{model}"), model=model)
+        self._add("errata_paused", is_paused(self._connection, model), model=model)
 
     def _chain(self, model: str) -> None:
         for name, kind in (

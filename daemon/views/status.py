@@ -9,6 +9,7 @@ from sqlalchemy import Connection
 
 from daemon.core.clock import to_text
 from daemon.core.ledger.chain import find_revision
+from daemon.core.ledger.switches import is_paused
 from daemon.core.names import QuarantineState
 from daemon.views import chain, figures, lists
 
@@ -24,7 +25,7 @@ def status(connection: Connection, now: datetime, model: str) -> dict[str, Any]:
         "head": head,
         "live": figures.live_number(connection, model),
         "active_facts": row["active_facts"] if row else 0,
-        "paused": figures.is_on(connection, f"paused:{model}"),
+        "paused": is_paused(connection, model),
         "queue": asdict(figures.queue(connection, now, model)),
         "corrections": _of_model(figures.corrections_by_state(connection), model),
         "batches": _of_model(figures.batches_by_state(connection), model),

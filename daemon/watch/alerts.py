@@ -8,16 +8,17 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
-from sqlalchemy import Connection, insert, select
+from sqlalchemy import Connection, select
 
 from daemon.core.clock import from_text, to_text
 from daemon.core.config.settings import Config
 from daemon.core.errors import NotFoundError
 from daemon.core.ledger import audit
 from daemon.core.ledger.chain import head
+from daemon.core.ledger.incidents import open_incident
 from daemon.core.ledger.ledger import Ledger
 from daemon.core.ledger.schema import incidents
-from daemon.core.names import IncidentState, ProbeResult, Reaction
+from daemon.core.names import Reaction
 from daemon.core.text import printable
 from daemon.watch.judge import react
 
@@ -98,16 +99,5 @@ def _open(connection: Connection, now: datetime, model: str, alert: Alert) -> No
         return
     if current["number"] == 0 or alert.startsAt < from_text(current["created_at"]):
         return  # no edit of ours is in it, or head is newer than the trouble
-    connection.execute(
-        insert(incidents).values(
-            model=model,
-            revision=current["number"],
-            probe=probe,
-            state=IncidentState.OPEN,
-            result=ProbeResult.DEGRADED,
-            message=f"the alert {alert.name} fires",
-            opened_at=to_text(now),
-            since=current["number"] - 1,
-            alert=alert.episode,
-        )
-    )
+    number, message = current["number"], f"the alert {alert.name} fires"
+    open_incident(connection, now, model, number, probe, message, since=number - 1, alert=alert.episode)

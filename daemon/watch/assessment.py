@@ -14,6 +14,7 @@ from daemon.core.clock import to_text
 from daemon.core.config.watch import WatchConfig
 from daemon.core.ledger.chain import lineage
 from daemon.core.ledger.database import in_chunks
+from daemon.core.ledger.incidents import was_rolled_back
 from daemon.core.ledger.outcomes import Outcomes, Scale
 from daemon.core.ledger.schema import incidents, judgements, probe_results, revisions
 from daemon.core.metrics import CEILING_PROBES
@@ -146,7 +147,11 @@ class _Look:
     def _after_incident(self, verdict: Verdict, measured: RowMapping, before: RowMapping) -> Verdict:
         """Hysteresis: soon after a rollback a score must be clear of its bound, or as good as what held."""
         score, bound = measured["score"], measured["bound"]
-        if score is None or bound is None or not self._lately_rolled_back(verdict.probe):
+        if (
+            score is None
+            or bound is None
+            or not was_rolled_back(self._connection, self._model, self._lately, verdict.probe)
+        ):
             return verdict
         sign = -1.0 if verdict.probe in CEILING_PROBES else 1.0
         wanted = sign * bound + self._watch.hysteresis
@@ -233,15 +238,6 @@ class _Look:
             incidents.c.result == ProbeResult.DEGRADED,
         )
         return int(self._connection.execute(query).scalar() or 0)
-
-    def _lately_rolled_back(self, probe: str) -> bool:
-        query = select(incidents.c.id).where(
-            incidents.c.model == self._model,
-            incidents.c.probe == probe,
-            incidents.c.state == IncidentState.ROLLED_BACK,
-            incidents.c.closed_at > self._lately,
-        )
-        return self._connection.execute(query.limit(1)).scalar() is not None
 
 
 def verdict_row(verdict: Verdict) -> Mapping[str, object]:

@@ -4,15 +4,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sqlalchemy import Connection, RowMapping, delete, func, insert, select, update
+from sqlalchemy import Connection, RowMapping, func, select
 
 from daemon.core.clock import to_text
 from daemon.core.config.settings import Config
 from daemon.core.errors import NotFoundError, StaleHeadError
 from daemon.core.ledger import audit
-from daemon.core.ledger.chain import find_revision, head
+from daemon.core.ledger.chain import find_revision, head, promote_forebears, set_revision_state
+from daemon.core.ledger.incidents import (
+    close_answered,
+    close_rolled_back,
+    find_incident,
+    freeze_incidents,
+    open_incident,
+    was_rolled_back,
+)
+from daemon.core.ledger.judgements import replace_judgements
 from daemon.core.ledger.ledger import Ledger
-from daemon.core.ledger.schema import incidents, judgements, probe_results, revisions, switches
+from daemon.core.ledger.schema import incidents, judgements, probe_results, revisions
+from daemon.core.ledger.switches import edits_switch, turn
 from daemon.core.log import get_logger
 from daemon.core.names import ALL_PROBES, IncidentState, ProbeResult, Reaction, RevisionState
 from daemon.watch.assessment import Verdict, assess, verdict_row
@@ -64,8 +74,9 @@ def _judge_one(ledger: Ledger, config: Config, number: int) -> None:
         return
     with ledger.write() as connection:
         now = ledger.clock.now()
-        _write_judgements(connection, row, verdicts, now)
-        _close_answered(connection, row, verdicts, now)
+        model, known = row["model"], [v.probe for v in verdicts if v.result is not ProbeResult.UNKNOWN]
+        replace_judgements(connection, now, model, number, [verdict_row(verdict) for verdict in verdicts])
+        close_answered(connection, now, model, number, known)
         results = {verdict.result for verdict in verdicts}
         for verdict in verdicts:
             if verdict.result is not ProbeResult.OK:
@@ -77,79 +88,27 @@ def _judge_one(ledger: Ledger, config: Config, number: int) -> None:
             if surveyed or not config.watch.full_before_live:
                 _set_state(connection, row, RevisionState.LIVE)
             if surveyed:
-                _promote_forebears(connection, row)
-
-
-def _promote_forebears(connection: Connection, row: RowMapping) -> None:
-    """What led to a revision that passed all probes, and passed its own, was good enough."""
-    bad = select(judgements.c.revision).where(
-        judgements.c.model == row["model"], judgements.c.result != ProbeResult.OK
-    )
-    judged = select(judgements.c.revision).where(judgements.c.model == row["model"])
-    mine = (
-        revisions.c.model == row["model"],
-        revisions.c.number < row["number"],
-        revisions.c.state == RevisionState.CANDIDATE,
-        revisions.c.number.in_(judged),
-        revisions.c.number.not_in(bad),
-    )
-    connection.execute(update(revisions).where(*mine).values(state=RevisionState.LIVE))
-
-
-def _write_judgements(
-    connection: Connection, row: RowMapping, verdicts: Sequence[Verdict], now: datetime
-) -> None:
-    mine = (judgements.c.model == row["model"]) & (judgements.c.revision == row["number"])
-    connection.execute(delete(judgements).where(mine))
-    same = {"model": row["model"], "revision": row["number"], "judged_at": to_text(now)}
-    connection.execute(insert(judgements), [same | dict(verdict_row(verdict)) for verdict in verdicts])
-
-
-def _close_answered(
-    connection: Connection, row: RowMapping, verdicts: Sequence[Verdict], now: datetime
-) -> None:
-    """What was unknown and is known now needs nobody any more."""
-    known = [verdict.probe for verdict in verdicts if verdict.result is not ProbeResult.UNKNOWN]
-    answered = (
-        incidents.c.model == row["model"],
-        incidents.c.revision == row["number"],
-        incidents.c.probe.in_(known),
-        incidents.c.result == ProbeResult.UNKNOWN,
-        incidents.c.state == IncidentState.OPEN,
-    )
-    values = {"state": IncidentState.CLOSED, "closed_at": to_text(now)}
-    connection.execute(update(incidents).where(*answered).values(**values))
+                promote_forebears(connection, model, number)
 
 
 def _set_state(connection: Connection, row: RowMapping, state: RevisionState) -> None:
     if row["state"] == state:
         return
-    mine = (revisions.c.model == row["model"]) & (revisions.c.number == row["number"])
-    connection.execute(update(revisions).where(mine).values(state=state))
+    set_revision_state(connection, row["model"], row["number"], state)
     log.info("judged", model=row["model"], revision=row["number"], state=str(state))
 
 
 def _open_incident(connection: Connection, row: RowMapping, verdict: Verdict, now: datetime) -> None:
     """One incident for a probe of a revision; a later and worse result takes its place."""
-    mine = (
-        (incidents.c.model == row["model"])
-        & (incidents.c.revision == row["number"])
-        & (incidents.c.probe == verdict.probe)
-    )
-    values = {
-        "state": IncidentState.OPEN, "result": verdict.result, "message": verdict.message,
-        "opened_at": to_text(now), "closed_at": None, "since": verdict.since,
-    }  # fmt: skip
-    there = connection.execute(select(incidents).where(mine)).mappings().one_or_none()
-    if there is None:
-        key = {"model": row["model"], "revision": row["number"], "probe": verdict.probe}
-        connection.execute(insert(incidents).values(**key, **values))
-    elif there["result"] == ProbeResult.UNKNOWN:
-        connection.execute(update(incidents).where(mine).values(**values))
-    else:
+    model, number = row["model"], row["number"]
+    there = find_incident(connection, model, number, verdict.probe)
+    if there is not None and there["result"] != ProbeResult.UNKNOWN:
         return
+    open_incident(
+        connection, now, model, number, verdict.probe, verdict.message, verdict.result, verdict.since
+    )
     level = log.error if verdict.result is ProbeResult.DEGRADED else log.warning
-    level(str(verdict.result), model=row["model"], revision=row["number"], why=verdict.message)
+    level(str(verdict.result), model=model, revision=number, why=verdict.message)
 
 
 # -- what follows --------------------------------------------------------------------------------------
@@ -176,7 +135,8 @@ def react(ledger: Ledger, config: Config, who: str, alert: str | None = None) ->
     for _ in range(_LOOKS):
         with ledger.read() as connection:
             trouble = _trouble(connection, config)
-            lately = _rolled_back_lately(connection, ledger, config)
+            cooldown = timedelta(seconds=config.watch.cooldown_seconds)
+            lately = was_rolled_back(connection, model, to_text(ledger.clock.now() - cooldown))
         if trouble is None:
             return Reaction.NOTHING
         if lately or trouble.target is None or trouble.too_far:
@@ -186,18 +146,13 @@ def react(ledger: Ledger, config: Config, who: str, alert: str | None = None) ->
             )  # fmt: skip
             return _freeze(ledger, model, trouble, why, who)
 
-        def settle(connection: Connection, number: int, ids: tuple[int, ...] = trouble.ids) -> None:
-            values: dict[str, object] = {
-                "state": IncidentState.ROLLED_BACK,
-                "closed_at": to_text(ledger.clock.now()),
-            }
-            values |= {"rollback_revision": number} | ({"alert": alert} if alert else {})
-            connection.execute(update(incidents).where(incidents.c.id.in_(ids)).values(**values))
+        def answer(connection: Connection, number: int, ids: tuple[int, ...] = trouble.ids) -> None:
+            close_rolled_back(connection, ledger.clock.now(), ids, number, alert)
 
         try:
             roll_back(
                 ledger, model, to=trouble.target, who=who, reason=f"revision {trouble.first} is degraded",
-                expected_head=trouble.head, settle=settle,
+                expected_head=trouble.head, in_transaction=answer,
             )  # fmt: skip
         except StaleHeadError:
             continue
@@ -227,28 +182,14 @@ def _trouble(connection: Connection, config: Config) -> Trouble | None:
     return Trouble(tuple(int(row["id"]) for row in rows), first, target, int(newest["number"]), too_far)
 
 
-def _rolled_back_lately(connection: Connection, ledger: Ledger, config: Config) -> bool:
-    since = to_text(ledger.clock.now() - timedelta(seconds=config.watch.cooldown_seconds))
-    query = select(incidents.c.id).where(
-        incidents.c.model == config.model.name,
-        incidents.c.state == IncidentState.ROLLED_BACK,
-        incidents.c.closed_at > since,
-    )
-    return connection.execute(query.limit(1)).scalar() is not None
-
-
 def _freeze(ledger: Ledger, model: str, trouble: Trouble, why: str, who: str) -> Reaction:
     """Hold back all edits and say so; only ``errata resume`` ends it."""
     reason = f"revision {trouble.first} is {why}"
     with ledger.write() as connection:
         now = ledger.clock.now()
-        mine = incidents.c.id.in_(trouble.ids) & (incidents.c.state == IncidentState.OPEN)
-        frozen = connection.execute(update(incidents).where(mine).values(state=IncidentState.FROZEN)).rowcount
-        if not frozen:
+        if not freeze_incidents(connection, trouble.ids):
             return Reaction.NOTHING
-        name = f"paused:{model}"
-        connection.execute(switches.delete().where(switches.c.name == name))
-        connection.execute(insert(switches).values(name=name, is_on=True, reason=reason, at=to_text(now)))
+        turn(connection, now, edits_switch(model), reason, on=True)
         audit.record(connection, now, who, "freeze", model, reason)
     log.critical("frozen", model=model, revision=trouble.first, hint="errata incidents, then errata resume")
     return Reaction.FROZEN

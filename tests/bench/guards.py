@@ -42,7 +42,8 @@ WRITERS = (
         _LEDGER_TEST + "test_a_plan_on_an_old_head_is_refused",
     ),
     Guard(
-        "the primary key of revisions is the compare-and-swap, and a loser is told so", _LEDGER,
+        "the primary key of revisions is the compare-and-swap, and a loser is told so",
+        "daemon/core/ledger/chain.py",
         "except IntegrityError as error:",
         "except ZeroDivisionError as error:",
         _LEDGER_TEST + "test_a_batch_is_committed_once_however_often_it_is_delivered",
@@ -160,7 +161,7 @@ WEIGHTS = (
     ),
     Guard(
         "no batch is handed out without room", "daemon/scheduling/scheduler.py",
-        "    def _dispatch(self) -> None:\n        require_room(self.config)\n",
+        "    def _dispatch(self) -> None:\n        require_free_space(self.config)\n",
         "    def _dispatch(self) -> None:\n",
         _SCHEDULER + "test_a_full_disk_pauses_the_edits_and_they_go_on_by_themselves",
     ),

@@ -11,16 +11,16 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from sqlalchemy import Connection, RowMapping, delete, insert, select
+from sqlalchemy import RowMapping
 
-from daemon.core.clock import from_text, to_text
+from daemon.core.clock import from_text
 from daemon.core.config.settings import Config
 from daemon.core.errors import ConsumerError, ErrataError
 from daemon.core.fsio import TEMPORARY, disk_errors, fsync_folder
 from daemon.core.ledger import audit
 from daemon.core.ledger.chain import live
 from daemon.core.ledger.ledger import Ledger
-from daemon.core.ledger.schema import publications
+from daemon.core.ledger.publications import publications_by_place, record_publication
 from daemon.core.log import get_logger
 from daemon.core.names import LIVE_LINK
 from daemon.core.tracing import span
@@ -55,7 +55,7 @@ class Publisher:
             if newest is None:
                 return None
             number = int(newest["number"])
-            places = _places(connection, self._model)
+            places = publications_by_place(connection, self._model)
             if not self._behind(places, number):
                 return number
             revision = read_revision(connection, self._model, number)
@@ -88,7 +88,7 @@ class Publisher:
             self._switch(folder)
         with self._ledger.write() as connection:
             now = self._ledger.clock.now()
-            _note(connection, to_text(now), self._model, LIVE_LINK, revision.number, revision.number)
+            record_publication(connection, now, self._model, LIVE_LINK, revision.number, revision.number)
             details = {"content": revision.content, "path": str(folder)}
             target = f"{self._model}@{revision.number}"
             audit.record(connection, now, WHO, "publish", target, "it passed its probes", details)
@@ -135,9 +135,8 @@ class Publisher:
         message = self._deliver(consumer, Notice.of(revision, self._root / LIVE_LINK, since=held))
         now_held = held if message else revision.number
         with self._ledger.write() as connection:
-            at = to_text(self._ledger.clock.now())
-            place = (self._model, consumer.name)
-            _note(connection, at, *place, revision.number, now_held, tries + 1, message)
+            now, place = self._ledger.clock.now(), (self._model, consumer.name)
+            record_publication(connection, now, *place, revision.number, now_held, tries + 1, message)
 
     def _deliver(self, consumer: Consumer, notice: Notice) -> str:
         """Why the consumer did not take it; empty when it did."""
@@ -151,11 +150,6 @@ class Publisher:
         return ""
 
 
-def _places(connection: Connection, model: str) -> dict[str, RowMapping]:
-    rows = connection.execute(select(publications).where(publications.c.model == model)).mappings()
-    return {row["place"]: row for row in rows.all()}
-
-
 def _held(places: Mapping[str, RowMapping], place: str) -> int | None:
     return places[place]["held"] if place in places else None
 
@@ -163,19 +157,3 @@ def _held(places: Mapping[str, RowMapping], place: str) -> int | None:
 def _due(row: RowMapping, tries: int) -> datetime:
     """When a consumer that failed is tried again: 1, 2, 4 … seconds after the last time."""
     return from_text(row["at"]) + timedelta(seconds=min(2.0 ** (tries - 1), _LONGEST_PAUSE))
-
-
-def _note(
-    connection: Connection,
-    at: str,
-    model: str,
-    place: str,
-    revision: int,
-    held: int | None,
-    attempts: int = 1,
-    message: str = "",
-) -> None:
-    mine = (publications.c.model == model) & (publications.c.place == place)
-    connection.execute(delete(publications).where(mine))
-    row = {"model": model, "place": place, "revision": revision, "held": held, "attempts": attempts}
-    connection.execute(insert(publications).values(**row, message=message[:500], at=at))

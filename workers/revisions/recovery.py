@@ -10,10 +10,9 @@ import torch
 from sqlalchemy import Connection, RowMapping, select
 
 from daemon.core.blobs import require_sound
-from daemon.core.clock import to_text
 from daemon.core.errors import CorruptBlobError, NotFoundError, StoreError
 from daemon.core.ledger.chain import head
-from daemon.core.ledger.damage import note_recovery
+from daemon.core.ledger.incidents import record_recovery
 from daemon.core.ledger.ledger import Ledger
 from daemon.core.ledger.schema import revisions
 from daemon.core.ledger.settlement import reverted_by, wait_again
@@ -78,7 +77,7 @@ def recover(ledger: Ledger, store: Store, editor: Editor, model: str, why: str) 
         number = rebuild(ledger, store, editor, model, WHO, mend=True).number
         done = f"{why}; solved anew from its facts in revision {number}"
         with ledger.write() as connection:
-            note_recovery(connection, to_text(ledger.clock.now()), model, damaged, done)
+            record_recovery(connection, ledger.clock.now(), model, damaged, done)
     except CorruptBlobError as error:
         number = _fall_back(ledger, store, model, f"{why}; {error.message}")
     log.error("recovered", model=model, damaged=damaged, head=number, why=why)
@@ -95,7 +94,7 @@ def _fall_back(ledger: Ledger, store: Store, model: str, why: str) -> int:
         # the disk failed, not the facts
         wait_again(connection, reverted_by(connection, model, number), "its weights were damaged on disk")
         done = f"{why}; fell back to revision {target}"
-        note_recovery(connection, to_text(ledger.clock.now()), model, current, done, back=number)
+        record_recovery(connection, ledger.clock.now(), model, current, done, number)
 
     return ledger.rollback(model, target, WHO, why, current, settle)
 

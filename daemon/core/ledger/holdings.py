@@ -1,26 +1,8 @@
-"""What the ledger still needs of the store: the tensors of kept revisions and the pairs that they hold."""
+"""What the ledger needs of the store: the tensors of kept revisions and the pairs that are in force."""
 
-from sqlalchemy import Connection, and_, or_, select, update
+from sqlalchemy import Connection, or_, select
 
-from daemon.core.ledger import chain
 from daemon.core.ledger.schema import revisions, tenures
-
-
-def forget_tensors(connection: Connection, model: str, keep: int) -> int:
-    """Give up the tensors of all but the base, live and the newest ``keep`` revisions; returns how many.
-
-    Such a revision stays in the chain, but can no longer be gone back to.
-    """
-    newest = chain.head(connection, model)["number"]
-    live = chain.live(connection, model)
-    old = and_(
-        revisions.c.model == model,
-        revisions.c.kept,
-        revisions.c.number > 0,
-        revisions.c.number <= newest - keep,
-        revisions.c.number != (live["number"] if live else 0),
-    )
-    return connection.execute(update(revisions).where(old).values(kept=False)).rowcount
 
 
 def kept_blobs(connection: Connection) -> dict[str, tuple[str, int]]:

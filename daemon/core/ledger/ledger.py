@@ -7,24 +7,21 @@ content is an earlier one's. Nothing is ever deleted by either.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Self
+from typing import Self
 
-from sqlalchemy import Connection, Engine, insert
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import Connection, Engine
 
-from daemon.core.clock import Clock, SystemClock, to_text
+from daemon.core.clock import Clock, SystemClock
 from daemon.core.errors import LedgerError, NotFoundError, StaleHeadError
 from daemon.core.fsio import FaultHook, no_fault
 from daemon.core.ledger import audit, leases
-from daemon.core.ledger.chain import find_revision, get_revision, head
+from daemon.core.ledger.chain import append_revision, count_active, find_revision, get_revision, head
 from daemon.core.ledger.database import check_integrity, is_founded, migrate, open_engine, transaction
 from daemon.core.ledger.leases import Lease
 from daemon.core.ledger.proposals import ProbeRow, Proposal
 from daemon.core.ledger.revision import content_hash
-from daemon.core.ledger.schema import revisions
 from daemon.core.ledger.settlement import (
     close_batch,
-    count_active,
     insert_probes,
     move_tenures,
     settle_refused,
@@ -94,8 +91,8 @@ class Ledger:
         with self.write() as connection:
             base = find_revision(connection, model, 0)
             if base is None:
-                row = self._revision_row(model, 0, None, RevisionKind.BASE, tensors, recipe, token=0)
-                connection.execute(insert(revisions).values(**row, state=RevisionState.LIVE, active_facts=0))
+                now, kind, state = self.clock.now(), RevisionKind.BASE, RevisionState.LIVE
+                append_revision(connection, now, model, 0, kind, tensors, recipe, token=0, state=state)
             elif base["content"] != content_hash(tensors):
                 edited = ", ".join(sorted(base["tensors"]))
                 raise LedgerError(
@@ -115,11 +112,12 @@ class Ledger:
             current = head(connection, proposal.model)
             if current["number"] != proposal.parent:
                 raise StaleHeadError(f"head is {current['number']}, the edit began on {proposal.parent}")
-            number = proposal.parent + 1
-            row = self._revision_row(
+            now, number = self.clock.now(), proposal.parent + 1
+            append_revision(
+                connection,
+                now,
                 proposal.model,
                 number,
-                proposal.parent,
                 proposal.kind,
                 proposal.tensors,
                 proposal.recipe,
@@ -128,12 +126,11 @@ class Ledger:
                 stages=dict(proposal.stages),
                 norms=dict(proposal.norms),
             )
-            self._insert_revision(connection, row)
             settle_written(connection, proposal, number)
-            settle_refused(connection, self.clock.now(), proposal.refused)
-            insert_probes(connection, self.clock.now(), proposal.model, number, proposal.probes)
+            settle_refused(connection, now, proposal.refused)
+            insert_probes(connection, now, proposal.model, number, proposal.probes)
             count_active(connection, proposal.model, number)
-            close_batch(connection, self.clock.now(), proposal.batch_id)
+            close_batch(connection, now, proposal.batch_id)
         return number
 
     def rollback(
@@ -143,12 +140,13 @@ class Ledger:
         who: str,
         reason: str,
         expected_head: int | None = None,
-        settle: Callable[[Connection, int], None] = lambda _connection, _number: None,
+        in_transaction: Callable[[Connection, int], None] = lambda _connection, _number: None,
     ) -> int:
         """Append a revision whose content is that of ``to``; what it takes back becomes ``reverted``.
 
-        An edit in flight loses its token and is planned again on the new head. ``settle`` is called with
-        the new number in the same transaction: for incidents, so that no two can lead to two rollbacks.
+        An edit in progress loses its token and is planned again on the new head. ``in_transaction`` is called
+        with the new number in the same transaction. It closes the incidents that led here, so that a second
+        caller does not roll back once more.
 
         Raises:
             NotFoundError: no such revision. StaleHeadError: head is not ``expected_head``.
@@ -169,19 +167,20 @@ class Ledger:
                 )
             lease = leases.overtake(connection, now, writer_lease(model), f"rollback by {who}")
             number = int(current["number"]) + 1
-            row = self._revision_row(
+            append_revision(
+                connection,
+                now,
                 model,
                 number,
-                current["number"],
                 RevisionKind.ROLLBACK,
                 target["tensors"],
                 target["recipe"],
                 token=lease.token,
+                state=RevisionState(target["state"]),
                 content_of=to,
                 reason=reason,
                 norms=target["norms"],
             )
-            self._insert_revision(connection, row, state=RevisionState(target["state"]))
             taken_back, restored = move_tenures(connection, model, to, number)
             count_active(connection, model, number)
             audit.record(
@@ -193,7 +192,7 @@ class Ledger:
                 reason,
                 {"head": number, "from": current["number"], "reverted": taken_back, "restored": restored},
             )
-            settle(connection, number)
+            in_transaction(connection, number)
         return number
 
     def rebuild(
@@ -219,19 +218,19 @@ class Ledger:
                 return int(current["number"])
             lease = leases.overtake(connection, now, writer_lease(model), f"rebuild by {who}")
             number = int(current["number"]) + 1
-            kind, recipe = RevisionKind.REBUILD, current["recipe"]
-            row = self._revision_row(
+            append_revision(
+                connection,
+                now,
                 model,
                 number,
-                number - 1,
-                kind,
+                RevisionKind.REBUILD,
                 tensors,
-                recipe,
+                current["recipe"],
                 token=lease.token,
+                state=RevisionState(current["state"]),
                 reason=reason,
                 norms=norms,
             )
-            self._insert_revision(connection, row, state=RevisionState(current["state"]))
             count_active(connection, model, number)
             audit.record(connection, now, who, "rebuild", f"{model}@{number - 1}", reason, {"head": number})
         return number
@@ -245,38 +244,3 @@ class Ledger:
         with self.write() as connection:
             get_revision(connection, model, number)
             insert_probes(connection, self.clock.now(), model, number, probes)
-
-    def _insert_revision(
-        self, connection: Connection, row: dict[str, Any], state: RevisionState = RevisionState.CANDIDATE
-    ) -> None:
-        try:
-            connection.execute(insert(revisions).values(**row, state=state, active_facts=0))
-        except IntegrityError as error:  # the primary key is the compare-and-swap
-            raise StaleHeadError(f"revision {row['number']} or its batch is already there") from error
-
-    def _revision_row(
-        self,
-        model: str,
-        number: int,
-        parent: int | None,
-        kind: RevisionKind,
-        tensors: Mapping[str, str],
-        recipe: str,
-        *,
-        token: int,
-        **more: Any,
-    ) -> dict[str, Any]:
-        return {
-            "model": model,
-            "number": number,
-            "parent": parent,
-            "kind": kind,
-            "content": content_hash(tensors),
-            "tensors": dict(tensors),
-            "token": token,
-            "recipe": recipe,
-            "created_at": to_text(self.clock.now()),
-            "stages": {},
-            "norms": {},
-            **more,
-        }

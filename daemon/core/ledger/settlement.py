@@ -9,7 +9,7 @@ from daemon.core.clock import to_text
 from daemon.core.ledger.chain import active_tenures
 from daemon.core.ledger.database import in_chunks
 from daemon.core.ledger.proposals import ProbeRow, Proposal, Refusal
-from daemon.core.ledger.schema import batches, corrections, probe_results, quarantine, revisions, tenures
+from daemon.core.ledger.schema import batches, corrections, probe_results, quarantine, tenures
 from daemon.core.names import BatchState, CorrectionState, QuarantineState
 
 
@@ -193,10 +193,3 @@ def insert_probes(
                 measured_at=to_text(now),
             )
         )
-
-
-def count_active(connection: Connection, model: str, number: int) -> None:
-    """Note in the revision how many facts its weights hold."""
-    count = sum(1 for row in active_tenures(connection, model, number) if row["blob"] is not None)
-    mine = and_(revisions.c.model == model, revisions.c.number == number)
-    connection.execute(update(revisions).where(mine).values(active_facts=count))

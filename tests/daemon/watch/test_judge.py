@@ -8,9 +8,10 @@ from sqlalchemy import select
 
 from daemon.core.config.settings import Config
 from daemon.core.ledger.chain import get_revision, head, lineage
+from daemon.core.ledger.incidents import close_incident
 from daemon.core.ledger.ledger import Ledger
 from daemon.core.ledger.schema import incidents, judgements, switches
-from daemon.core.ledger.switches import close_incident, resume
+from daemon.core.ledger.switches import resume
 from daemon.core.names import DEFAULT_MODEL, Reaction
 from daemon.watch.judge import judge, react
 from tests.ledgers import FakeClock

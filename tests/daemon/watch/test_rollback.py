@@ -9,10 +9,11 @@ from daemon.core.clock import to_text
 from daemon.core.errors import ConfigError, NotFoundError, StaleHeadError
 from daemon.core.ledger import audit
 from daemon.core.ledger.chain import get_revision, head
+from daemon.core.ledger.incidents import close_incident
 from daemon.core.ledger.ledger import Ledger
 from daemon.core.ledger.schema import audit as audit_table
 from daemon.core.ledger.schema import incidents, revisions, switches
-from daemon.core.ledger.switches import close_incident, pause, resume
+from daemon.core.ledger.switches import pause, resume
 from daemon.core.names import DEFAULT_MODEL, IncidentState, RevisionState
 from daemon.watch.judge import judge
 from daemon.watch.rollback import roll_back

@@ -1,0 +1,142 @@
+"""Incidents: open them, record what was done about them, close them."""
+
+from collections.abc import Collection, Iterable
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, RowMapping, and_, insert, select, update
+
+from daemon.core.clock import to_text
+from daemon.core.errors import NotFoundError
+from daemon.core.ledger import audit
+from daemon.core.ledger.ledger import Ledger
+from daemon.core.ledger.schema import incidents
+from daemon.core.names import STORE_PROBE, UNSETTLED, IncidentState, ProbeResult
+
+
+def find_incident(connection: Connection, model: str, revision: int, probe: str) -> RowMapping | None:
+    """The incident of a probe of a revision, or None."""
+    query = select(incidents).where(_of_probe(model, revision, probe))
+    return connection.execute(query).mappings().one_or_none()
+
+
+def open_incident(
+    connection: Connection,
+    now: datetime,
+    model: str,
+    revision: int,
+    probe: str,
+    message: str,
+    result: ProbeResult = ProbeResult.DEGRADED,
+    since: int | None = None,
+    alert: str | None = None,
+) -> None:
+    """Open the incident of a probe of a revision, or open it again with what is known now.
+
+    ``since`` is the last revision that was good, ``alert`` the episode of the alert that reported it.
+    """
+    values = {"state": IncidentState.OPEN, "result": result, "message": message, "since": since}
+    values |= {"alert": alert, "opened_at": to_text(now), "closed_at": None}
+    mine = _of_probe(model, revision, probe)
+    if not connection.execute(update(incidents).where(mine).values(**values)).rowcount:
+        connection.execute(insert(incidents).values(model=model, revision=revision, probe=probe, **values))
+
+
+def open_damage(connection: Connection, now: datetime, model: str, revision: int, message: str) -> None:
+    """Open the incident of a revision with damaged blobs; one that exists stays as it is."""
+    if find_incident(connection, model, revision, STORE_PROBE) is None:
+        open_incident(connection, now, model, revision, STORE_PROBE, message, ProbeResult.UNKNOWN)
+
+
+def record_recovery(
+    connection: Connection,
+    now: datetime,
+    model: str,
+    revision: int,
+    message: str,
+    rollback_revision: int | None = None,
+) -> None:
+    """Record what was done about damaged blobs in the open incident, also where it was closed before.
+
+    ``rollback_revision`` is the revision that a rollback made, if one was needed.
+    """
+    open_damage(connection, now, model, revision, message)
+    values: dict[str, Any] = {"message": message, "state": IncidentState.OPEN, "closed_at": None}
+    if rollback_revision is not None:
+        values["rollback_revision"] = rollback_revision
+    connection.execute(update(incidents).where(_of_probe(model, revision, STORE_PROBE)).values(**values))
+
+
+def close_answered(
+    connection: Connection, now: datetime, model: str, revision: int, probes: Collection[str]
+) -> None:
+    """Close the incidents of probes that were unknown and now have a result."""
+    unknown = (incidents.c.result == ProbeResult.UNKNOWN) & (incidents.c.state == IncidentState.OPEN)
+    of_revision = (incidents.c.model == model) & (incidents.c.revision == revision)
+    _close(connection, now, of_revision & incidents.c.probe.in_(probes) & unknown)
+
+
+def close_left_behind(connection: Connection, now: datetime, model: str, to: int, rollback: int) -> None:
+    """Close the unsettled incidents of the revisions between ``to`` and the revision ``rollback``."""
+    between = (incidents.c.revision > to) & (incidents.c.revision < rollback)
+    left = (incidents.c.model == model) & between & incidents.c.state.in_(UNSETTLED)
+    _close(connection, now, left, rollback_revision=rollback)
+
+
+def close_frozen(connection: Connection, now: datetime, model: str) -> None:
+    """Close the incidents that froze a model."""
+    frozen = incidents.c.state == IncidentState.FROZEN
+    _close(connection, now, (incidents.c.model == model) & frozen)
+
+
+def close_rolled_back(
+    connection: Connection, now: datetime, ids: Iterable[int], rollback: int, alert: str | None = None
+) -> None:
+    """Record that the revision ``rollback`` answered incidents.
+
+    ``alert`` is the episode of the alert that called for it, if one did.
+    """
+    more = {"state": IncidentState.ROLLED_BACK, "rollback_revision": rollback}
+    _close(connection, now, incidents.c.id.in_(ids), **more | ({"alert": alert} if alert else {}))
+
+
+def freeze_incidents(connection: Connection, ids: Iterable[int]) -> int:
+    """Mark those incidents as frozen that are still open; returns how many."""
+    mine = incidents.c.id.in_(ids) & (incidents.c.state == IncidentState.OPEN)
+    return connection.execute(update(incidents).where(mine).values(state=IncidentState.FROZEN)).rowcount
+
+
+def close_incident(ledger: Ledger, number: int, who: str, reason: str) -> None:
+    """Close an incident by hand.
+
+    Raises:
+        NotFoundError: no such incident.
+    """
+    with ledger.write() as connection:
+        now = ledger.clock.now()
+        row = connection.execute(select(incidents).where(incidents.c.id == number)).mappings().one_or_none()
+        if row is None:
+            raise NotFoundError(f"there is no incident {number}", hint="errata incidents lists them")
+        closed = {"state": IncidentState.CLOSED, "closed_at": row["closed_at"] or to_text(now)}
+        connection.execute(update(incidents).where(incidents.c.id == number).values(**closed))
+        details = {"model": row["model"], "revision": row["revision"], "probe": row["probe"]}
+        audit.record(connection, now, who, "close incident", str(number), reason, details)
+
+
+def was_rolled_back(connection: Connection, model: str, since: str, probe: str | None = None) -> bool:
+    """Whether a rollback answered an incident of a model, or of one of its probes, after ``since``."""
+    mine = (incidents.c.model == model) & (incidents.c.state == IncidentState.ROLLED_BACK)
+    query = select(incidents.c.id).where(mine, incidents.c.closed_at > since)
+    if probe is not None:
+        query = query.where(incidents.c.probe == probe)
+    return connection.execute(query.limit(1)).scalar() is not None
+
+
+def _close(connection: Connection, now: datetime, which: ColumnElement[bool], **more: Any) -> None:
+    values = {"state": IncidentState.CLOSED, "closed_at": to_text(now), **more}
+    connection.execute(update(incidents).where(which).values(**values))
+
+
+def _of_probe(model: str, revision: int, probe: str) -> ColumnElement[bool]:
+    of_revision = and_(incidents.c.model == model, incidents.c.revision == revision)
+    return of_revision & (incidents.c.probe == probe)

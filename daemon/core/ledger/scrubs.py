@@ -1,0 +1,26 @@
+"""Scrubs: the runs that compared every needed blob with its name."""
+
+from collections.abc import Mapping
+from datetime import datetime
+
+from sqlalchemy import Connection, insert, select
+
+from daemon.core.clock import from_text, to_text
+from daemon.core.ledger.schema import scrubs
+
+
+def last_scrub(connection: Connection) -> datetime | None:
+    """When the last scrub ended; None before the first."""
+    last = connection.execute(select(scrubs.c.at).order_by(scrubs.c.id.desc()).limit(1)).scalar()
+    return None if last is None else from_text(last)
+
+
+def insert_scrub(
+    connection: Connection, now: datetime, blobs: int, size: int, unsound: Mapping[str, str], seconds: float
+) -> None:
+    """Add a scrub of ``blobs`` files with ``size`` bytes.
+
+    ``unsound`` has the damaged blobs and what is wrong with each.
+    """
+    row = {"blobs": blobs, "bytes": size, "unsound": dict(unsound), "seconds": seconds, "at": to_text(now)}
+    connection.execute(insert(scrubs).values(**row))
