@@ -25,6 +25,15 @@ class BatchState(StrEnum):
     SPLIT = "split"  # killed its worker too often and was cut in two
 
 
+class AttemptOutcome(StrEnum):
+    """How an attempt at a batch ended."""
+
+    RUNNING = "running"  # it has not ended, or its worker died
+    ENDED = "ended"
+    FAILED = "failed"  # the batch may be the cause; after a few of these it is split
+    LATER = "later"  # something else was in the way, so the batch comes again
+
+
 class RevisionKind(StrEnum):
     """How a revision came to be."""
 

@@ -91,7 +91,8 @@ def _batches(connection: Connection, ids: set[str]) -> list[Row]:
             _event(row["created_at"], "batch", f"batch {row['id']} {row['state']}{sent}", batch=row["id"])
         )
     for row in _where(connection, attempts, attempts.c.batch_id.in_(ids)):
-        ending = f"{row['outcome']} at {row['ended_at']}" if row["ended_at"] else "has not ended, or died"
+        outcome = ": ".join(filter(None, (row["outcome"], row["error"])))
+        ending = f"{outcome} at {row['ended_at']}" if row["ended_at"] else "has not ended, or died"
         text = f"attempt {row['number']} of batch {row['batch_id']} by {row['worker']}: {ending}"
         events.append(_event(row["started_at"], "attempt", text, batch=row["batch_id"]))
     return events

@@ -22,11 +22,18 @@ from daemon.core.errors import (
 )
 from daemon.core.fsio import FaultHook, no_fault
 from daemon.core.ledger import batches
+from daemon.core.ledger.attempts import (
+    begin_attempt,
+    begin_probe,
+    count_failures,
+    end_attempt,
+    fatal_probes,
+)
 from daemon.core.ledger.ledger import Ledger
 from daemon.core.ledger.proposals import ProbeRow, Proposal, Written
 from daemon.core.ledger.settlement import close_batch, settle_refused
 from daemon.core.log import get_logger
-from daemon.core.names import BatchState
+from daemon.core.names import AttemptOutcome, BatchState
 from workers.editing.editor import Associations, Editor
 from workers.probes import fast, full, run_probes
 from workers.probes.survey import survey
@@ -174,7 +181,7 @@ class Session:
     def _gives_up(self, batch_id: str) -> bool:
         """Split a batch that was started too often; its halves are sent as batches of their own."""
         with self.ledger.write() as connection:
-            starts = batches.crashed_attempts(connection, batch_id)
+            starts = count_failures(connection, batch_id)
             if starts < self.config.edit.max_attempts:
                 return False
             why = f"its batch failed {starts} times"
@@ -186,22 +193,22 @@ class Session:
     def _attempt(self, batch_id: str) -> Iterator[None]:
         """Record a start before the work and its outcome after it; a killed process leaves no outcome."""
         with self.ledger.write() as connection:
-            number = batches.begin_attempt(connection, self.ledger.clock.now(), batch_id, worker_name())
+            number = begin_attempt(connection, self.ledger.clock.now(), batch_id, worker_name())
         self._attempt_number = number
         self._fault("session.attempt")
-        outcome = "ended"
+        outcome, message = AttemptOutcome.ENDED, ""
         try:
             yield
         except ErrataError as error:
             blamed = isinstance(error, (EditError, OutOfMemoryError, PromptError))
-            outcome = f"{'failed' if blamed else 'later'}: {error}"
+            outcome, message = AttemptOutcome.FAILED if blamed else AttemptOutcome.LATER, str(error)
             raise
         except Exception as error:
-            outcome = f"failed: {type(error).__name__}: {error}"
+            outcome, message = AttemptOutcome.FAILED, f"{type(error).__name__}: {error}"
             raise
         finally:
             with self.ledger.write() as connection:
-                batches.end_attempt(connection, self.ledger.clock.now(), batch_id, number, outcome)
+                end_attempt(connection, self.ledger.clock.now(), batch_id, number, outcome, message)
 
     def _plan(self, batch_id: str, parent: int) -> BatchPlan:
         with self.ledger.read() as connection:
@@ -234,14 +241,14 @@ class Session:
     def _probe(self, batch_id: str, plan: BatchPlan, edit: EditResult, parent: int) -> list[ProbeRow]:
         context = self.copy.probe_context(plan, edit, parent, seed=parent + 1)
         with self.ledger.read() as connection:
-            fatal = batches.fatal_probes(connection, batch_id)
+            fatal = fatal_probes(connection, batch_id)
         begins = partial(self._note_probe, batch_id)
         probes = fast(self.config.watch)
         return run_probes(probes, context, self.ledger.clock, begins=begins, fatal=fatal)
 
     def _note_probe(self, batch_id: str, probe: str) -> None:
         with self.ledger.write() as connection:
-            batches.note_probe(connection, batch_id, self._attempt_number, probe)
+            begin_probe(connection, batch_id, self._attempt_number, probe)
 
     def survey(self) -> int:
         """Run all probes on head, slow ones too, record the results and return head's number."""

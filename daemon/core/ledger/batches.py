@@ -9,11 +9,9 @@ from sqlalchemy import Connection, RowMapping, bindparam, func, insert, select, 
 from daemon.core.clock import to_text
 from daemon.core.ledger.chain import get_revision
 from daemon.core.ledger.proposals import Refusal
-from daemon.core.ledger.schema import attempts, batches, corrections, probe_results
+from daemon.core.ledger.schema import batches, corrections, probe_results
 from daemon.core.ledger.settlement import settle_refused
 from daemon.core.names import ALL_PROBES, BatchState, CorrectionState, QuarantineReason
-
-_PROBING = "probing "  # outcome of an attempt while a probe runs
 
 
 def create(connection: Connection, now: datetime, model: str, correction_ids: Sequence[str]) -> str:
@@ -70,46 +68,6 @@ def waiting(connection: Connection, batch_id: str) -> Sequence[RowMapping]:
         corrections.c.batch_id == batch_id, corrections.c.state == CorrectionState.QUEUED
     )
     return connection.execute(query.order_by(corrections.c.seq)).mappings().all()
-
-
-def begin_attempt(connection: Connection, now: datetime, batch_id: str, worker: str) -> int:
-    """Count a start before the work begins; returns its number, from 1."""
-    number = connection.execute(
-        select(func.coalesce(func.max(attempts.c.number), 0)).where(attempts.c.batch_id == batch_id)
-    ).scalar_one()
-    row = {"batch_id": batch_id, "number": number + 1, "worker": worker, "started_at": to_text(now)}
-    connection.execute(insert(attempts).values(**row))
-    return int(number) + 1
-
-
-def end_attempt(connection: Connection, now: datetime, batch_id: str, number: int, outcome: str) -> None:
-    """Note how an attempt ended; one without end killed its worker."""
-    mine = (attempts.c.batch_id == batch_id) & (attempts.c.number == number)
-    connection.execute(update(attempts).where(mine).values(ended_at=to_text(now), outcome=outcome))
-
-
-def note_probe(connection: Connection, batch_id: str, number: int, probe: str) -> None:
-    """Note which probe an attempt begins: if the process dies of it, its successor leaves that one out."""
-    mine = (attempts.c.batch_id == batch_id) & (attempts.c.number == number)
-    connection.execute(update(attempts).where(mine).values(outcome=_PROBING + probe))
-
-
-def fatal_probes(connection: Connection, batch_id: str) -> frozenset[str]:
-    """The probes at which earlier attempts at a batch died."""
-    query = select(attempts.c.outcome).where(
-        attempts.c.batch_id == batch_id,
-        attempts.c.ended_at.is_(None),
-        attempts.c.outcome.startswith(_PROBING),
-    )
-    return frozenset(outcome.removeprefix(_PROBING) for outcome in connection.execute(query).scalars())
-
-
-def crashed_attempts(connection: Connection, batch_id: str) -> int:
-    """How many attempts never ended, or ended in an error that the batch itself may have caused."""
-    probing = attempts.c.outcome.startswith(_PROBING)  # a probe's fault, and it is not run again
-    blamed = (attempts.c.ended_at.is_(None) & ~probing) | attempts.c.outcome.startswith("failed")
-    query = select(func.count()).select_from(attempts).where(attempts.c.batch_id == batch_id, blamed)
-    return int(connection.execute(query).scalar_one())
 
 
 def split_or_refuse(connection: Connection, now: datetime, batch_id: str, why: str) -> list[str]:

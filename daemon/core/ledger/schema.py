@@ -1,4 +1,4 @@
-"""The ledger's tables. Migrations create them (daemon/core/migrations); this is what the code speaks."""
+"""The ledger's tables, as the numbered migrations leave them."""
 
 from sqlalchemy import (
     BigInteger,
@@ -73,7 +73,9 @@ attempts = Table(
     Column("worker", String(128), nullable=False),
     Column("started_at", String(32), nullable=False),
     Column("ended_at", String(32)),
-    Column("outcome", Text, nullable=False, default=""),
+    Column("outcome", String(16), nullable=False),  # an AttemptOutcome
+    Column("error", Text, nullable=False, server_default=""),
+    Column("probe", String(64)),  # the probe that runs, or during which the worker died
 )
 
 # The primary key makes the insert of a revision a compare-and-swap on head.
@@ -132,7 +134,7 @@ probe_results = Table(
     Column("items", Integer, nullable=False),
     Column("seconds", Float, nullable=False),
     Column("details", JSON, nullable=False),
-    Column("outcomes", JSON),  # one value an item, see daemon.core.outcomes
+    Column("outcomes", JSON),  # one value an item, see daemon.core.ledger.outcomes
     Column("measured_at", String(32), nullable=False),
     Index("ix_probe_results_revision", "model", "revision", "probe"),
 )

@@ -3,12 +3,18 @@
 from sqlalchemy import select, update
 
 from daemon.core.config.settings import Config
-from daemon.core.ledger import batches
+from daemon.core.ledger.attempts import (
+    begin_attempt,
+    begin_probe,
+    count_failures,
+    end_attempt,
+    fatal_probes,
+)
 from daemon.core.ledger.chain import get_revision
 from daemon.core.ledger.ledger import Ledger
 from daemon.core.ledger.proposals import ProbeRow
 from daemon.core.ledger.schema import attempts, incidents
-from daemon.core.names import ALL_PROBES, DEFAULT_MODEL
+from daemon.core.names import ALL_PROBES, DEFAULT_MODEL, AttemptOutcome
 from daemon.scheduling.surveys import ask_for_survey
 from daemon.watch.judge import judge
 from tests.ledgers import FakeClock
@@ -101,11 +107,11 @@ def test_an_attempt_that_died_of_a_probe_blames_no_correction(ledger: Ledger) ->
     with ledger.write() as connection:
         now = ledger.clock.now()
         for probe in ("canary", "canary", "quiz", None):
-            number = batches.begin_attempt(connection, now, "b1", "worker")
+            number = begin_attempt(connection, now, "b1", "worker")
             if probe is not None:
-                batches.note_probe(connection, "b1", number, probe)
-        batches.end_attempt(connection, now, "b1", 3, "ended")
-        assert batches.fatal_probes(connection, "b1") == {"canary"}
-        assert batches.crashed_attempts(connection, "b1") == 1
-        connection.execute(update(attempts).values(outcome="failed: x"))
-        assert batches.crashed_attempts(connection, "b1") == 4
+                begin_probe(connection, "b1", number, probe)
+        end_attempt(connection, now, "b1", 3, AttemptOutcome.ENDED)
+        assert fatal_probes(connection, "b1") == {"canary"}
+        assert count_failures(connection, "b1") == 1
+        connection.execute(update(attempts).values(outcome=AttemptOutcome.FAILED))
+        assert count_failures(connection, "b1") == 4

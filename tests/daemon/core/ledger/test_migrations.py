@@ -8,16 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config as AlembicConfig
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Engine, inspect, select
+from sqlalchemy import Engine, column, insert, inspect, select, table
 
 from daemon.admission.admit import submit
 from daemon.core.errors import LedgerError
 from daemon.core.ledger import database
+from daemon.core.ledger.attempts import count_failures, fatal_probes
 from daemon.core.ledger.ledger import Ledger
-from daemon.core.ledger.schema import corrections, metadata
+from daemon.core.ledger.schema import attempts, corrections, metadata
 from tests.ledgers import found, statement
 
 
@@ -39,9 +42,9 @@ def test_a_fresh_ledger_is_what_the_code_speaks(engine: Engine) -> None:
 def test_every_index_and_constraint_is_there_by_its_name(engine: Engine) -> None:
     database.migrate(engine)
     found_here = inspect(engine)
-    for table in metadata.tables.values():
-        wanted = {str(index.name) for index in table.indexes}
-        assert {index["name"] for index in found_here.get_indexes(table.name)} >= wanted
+    for one in metadata.tables.values():
+        wanted = {str(index.name) for index in one.indexes}
+        assert {index["name"] for index in found_here.get_indexes(one.name)} >= wanted
     assert found_here.get_pk_constraint("revisions")["constrained_columns"] == ["model", "number"]
     unique = {tuple(one["column_names"]) for one in found_here.get_unique_constraints("revisions")}
     assert ("batch_id",) in unique
@@ -105,6 +108,38 @@ def test_migrations_are_one_line_numbered_in_order() -> None:
     steps = list(ScriptDirectory(str(folder)).walk_revisions())[::-1]
     assert [step.revision for step in steps] == [f"{number:04d}" for number in range(1, len(steps) + 1)]
     assert [step.down_revision for step in steps] == [None, *(step.revision for step in steps[:-1])]
+
+
+def test_outcomes_of_attempts_become_columns_of_their_own(engine: Engine) -> None:
+    """Until 0007 one text said how an attempt ended, why, and at which probe it was."""
+    migrate_to(engine, "0007")
+    old = {"b1": "ended", "b2": "failed: NaN", "b3": "later: no space", "b4": "probing canary", "b5": ""}
+    with database.transaction(engine, write=True) as connection:
+        for batch_id, text in old.items():
+            row = {"batch_id": batch_id, "number": 1, "worker": "w", "started_at": "", "outcome": text}
+            connection.execute(insert(table("attempts", *map(column, row))).values(**row))
+    database.migrate(engine)
+    with database.transaction(engine, write=False) as connection:
+        columns = (attempts.c.batch_id, attempts.c.outcome, attempts.c.error, attempts.c.probe)
+        rows = {row[0]: tuple(row[1:]) for row in connection.execute(select(*columns))}
+        assert fatal_probes(connection, "b4") == {"canary"}
+        assert [count_failures(connection, batch_id) for batch_id in old] == [0, 1, 0, 0, 1]
+    assert rows == {
+        "b1": ("ended", "", None),
+        "b2": ("failed", "NaN", None),
+        "b3": ("later", "no space", None),
+        "b4": ("running", "", "canary"),
+        "b5": ("running", "", None),
+    }
+
+
+def migrate_to(engine: Engine, number: str) -> None:
+    """Bring an empty database to an older schema."""
+    settings = AlembicConfig()
+    settings.set_main_option("script_location", str(Path(database.__file__).parent / "migrations"))
+    with database.transaction(engine, write=True) as connection:
+        settings.attributes["connection"] = connection
+        command.upgrade(settings, number)
 
 
 def open_and_found(url: str, start: Any, ends: Any) -> None:

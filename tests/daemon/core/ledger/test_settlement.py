@@ -6,12 +6,13 @@ from sqlalchemy import insert, select
 
 from daemon.admission.admit import submit
 from daemon.core.ledger import batches
+from daemon.core.ledger.attempts import begin_attempt, count_failures, end_attempt
 from daemon.core.ledger.chain import active_tenures
 from daemon.core.ledger.ledger import Ledger
 from daemon.core.ledger.proposals import Refusal
 from daemon.core.ledger.schema import attempts, corrections, quarantine, tenures
 from daemon.core.ledger.settlement import set_state, settle_refused
-from daemon.core.names import AdmissionOutcome, CorrectionState
+from daemon.core.names import AdmissionOutcome, AttemptOutcome, CorrectionState
 from tests.ledgers import FakeClock, apply_waiting, held, make_batch, propose, statement, states, take_lease
 
 
@@ -185,11 +186,11 @@ def test_a_batch_counts_its_starts_before_the_work_and_blames_those_without_end(
     assert batch_id is not None
     with ledger.write() as connection:
         now = ledger.clock.now()
-        assert [batches.begin_attempt(connection, now, batch_id, "w") for _ in range(4)] == [1, 2, 3, 4]
-        batches.end_attempt(connection, now, batch_id, 1, "ended")
-        batches.end_attempt(connection, now, batch_id, 2, "later: the disk is full")
-        batches.end_attempt(connection, now, batch_id, 3, "failed: NaN")
-        assert batches.crashed_attempts(connection, batch_id) == 2
+        assert [begin_attempt(connection, now, batch_id, "w") for _ in range(4)] == [1, 2, 3, 4]
+        end_attempt(connection, now, batch_id, 1, AttemptOutcome.ENDED)
+        end_attempt(connection, now, batch_id, 2, AttemptOutcome.LATER, "the disk is full")
+        end_attempt(connection, now, batch_id, 3, AttemptOutcome.FAILED, "NaN")
+        assert count_failures(connection, batch_id) == 2
 
 
 def test_a_batch_that_keeps_failing_is_halved_until_the_guilty_one_stands_alone(ledger: Ledger) -> None:
@@ -253,9 +254,11 @@ def test_a_late_refusal_does_not_bring_a_superseded_correction_back(ledger: Ledg
 def test_an_attempt_of_a_batch_that_is_not_there_is_kept_all_the_same(ledger: Ledger) -> None:
     """A message of an older ledger must not stop the worker."""
     with ledger.write() as connection:
-        assert batches.begin_attempt(connection, ledger.clock.now(), "b-unknown", "w") == 1
+        assert begin_attempt(connection, ledger.clock.now(), "b-unknown", "w") == 1
         assert batches.waiting(connection, "b-unknown") == []
         connection.execute(
-            insert(attempts).values(batch_id="b-unknown", number=2, worker="w", started_at="", outcome="")
+            insert(attempts).values(
+                batch_id="b-unknown", number=2, worker="w", started_at="", outcome="ended"
+            )
         )
-        assert batches.begin_attempt(connection, ledger.clock.now(), "b-unknown", "w") == 3
+        assert begin_attempt(connection, ledger.clock.now(), "b-unknown", "w") == 3
