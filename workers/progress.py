@@ -12,7 +12,7 @@ Step = Callable[[str, int, int], None]
 
 @contextmanager
 def progress_bars(console: Console, *, transient: bool = False) -> Iterator[Step]:
-    """A bar for each stage; ``transient`` bars disappear at the end."""
+    """Show a bar for each stage, which disappears at the end where it is ``transient``."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=transient) as bars:
         shown: dict[str, TaskID] = {}

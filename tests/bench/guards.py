@@ -119,7 +119,7 @@ WEIGHTS = (
     ),
     Guard(
         "sha256 at every load", "workers/revisions/store.py",
-        "        if found != name:\n",
+        "        if digest != name:\n",
         "        if False:\n",
         _STORE + "test_a_damaged_blob_is_never_loaded",
     ),

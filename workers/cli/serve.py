@@ -38,15 +38,15 @@ def ask(
     """
     from daemon.core.errors import ConfigError
     from workers.serving.generation import Sampling, encode, encode_chat
-    from workers.serving.side_by_side import Speaker
+    from workers.serving.side_by_side import Answerer
 
     if base and (at is not None or compare):
         raise ConfigError("--base excludes --at and --compare", hint="--base is --at 0")
-    speaker = Speaker(load(context), ["0"] if base else ["0", at] if compare else [at])
-    model = speaker.model
+    answerer = Answerer(load(context), ["0"] if base else ["0", at] if compare else [at])
+    model = answerer.model
     ids = encode_chat(model, [{"role": "user", "content": prompt}]) if chat else encode(model, prompt)
     sampling = Sampling(tokens, temperature=0, stop=() if chat else ("\n",), skip="\n")
-    answers = speaker.answers(ids, sampling)
+    answers = answerer.answers(ids, sampling)
     if as_json:
         said = [(number, "".join(pieces)) for number, pieces in answers]
         found = {"revision": said[-1][0], "prompt": prompt, "answer": said[-1][1]}

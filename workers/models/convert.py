@@ -9,8 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 from daemon.core.errors import ModelError
 
 PROOF = ("The capital of France is", " Paris")
-# the file holds it rounded to 32 bits
-_RMS_NORM_EPS = 1e-5
+_RMS_NORM_EPS = 1e-5  # of the published configuration; the GGUF file has it rounded to 32 bits
 
 
 def convert(gguf: Path, folder: Path) -> None:
@@ -18,7 +17,7 @@ def convert(gguf: Path, folder: Path) -> None:
     source = {"gguf_file": gguf.name, "local_files_only": True}
     read = AutoModelForCausalLM.from_pretrained(str(gguf.parent), dtype=torch.float32, **source)
     tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), **source)
-    # the configuration as read remembers the quantisation and refuses to be saved
+    # the configuration that was read contains the quantisation and cannot be saved
     known = LlamaConfig().to_dict().keys() - {"dtype", "transformers_version"}
     values = {name: value for name, value in read.config.to_dict().items() if name in known}
     values |= {"rms_norm_eps": _RMS_NORM_EPS, "architectures": ["LlamaForCausalLM"], "dtype": "float32"}
@@ -30,10 +29,10 @@ def convert(gguf: Path, folder: Path) -> None:
 
 
 def prove(folder: Path, prompt: str = PROOF[0], expected: str = PROOF[1]) -> None:
-    """Load what was written and ask it something that the model knows.
+    """Load the converted model and check its answer to one known question.
 
     Raises:
-        ModelError: it does not answer as the model does, so a package misreads the file.
+        ModelError: the answer is wrong, so a package of this environment misreads the file.
     """
     tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     model = AutoModelForCausalLM.from_pretrained(str(folder), local_files_only=True)
@@ -41,7 +40,7 @@ def prove(folder: Path, prompt: str = PROOF[0], expected: str = PROOF[1]) -> Non
         logits = model(**tokenizer(prompt, return_tensors="pt")).logits[0, -1]
     answer = tokenizer.decode([int(logits.argmax())])
     if answer != expected or not bool(logits.isfinite().all()):
-        raise ModelError(f"the converted model says {answer!r} after {prompt!r}, not {expected!r}")
+        raise ModelError(f"the converted model answers {answer!r} after {prompt!r}, not {expected!r}")
 
 
 if __name__ == "__main__":

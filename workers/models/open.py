@@ -8,13 +8,13 @@ from workers.editing.model import EditableModel, load_model
 
 
 def open_model(config: Config) -> EditableModel:
-    """The configured model from its folder.
+    """Load the configured model from its folder.
 
     Raises:
-        ModelError: missing, unreadable, or of an unknown architecture.
+        ModelError: the folder is missing, unreadable, or of an unknown architecture.
     """
     if config.model.threads:
         torch.set_num_threads(config.model.threads)
     if not (config.model_path / "config.json").is_file():
-        raise ModelError(f"no model at {config.model_path}", hint="errata prepare, or set model.path")
+        raise ModelError(f"no model at {config.model_path}", hint="run errata prepare, or set model.path")
     return load_model(config.model_path, device=config.model.device, dtype=config.model.dtype)

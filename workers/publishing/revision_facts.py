@@ -1,5 +1,6 @@
-"""What the ledger says of one revision, for those who are handed its weights."""
+"""What the ledger records about one revision, for the users of its published weights."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -7,15 +8,15 @@ from typing import Any
 from sqlalchemy import Connection, select
 
 from daemon.core.ledger.chain import active_tenures, get_revision
-from daemon.core.ledger.database import in_chunks
-from daemon.core.ledger.schema import corrections, probe_results, revisions
+from daemon.core.ledger.schema import probe_results, revisions
+from workers.revisions.facts import correction_rows
 
 _PROBE = ("probe", "version", "result", "score", "bound", "items", "measured_at")
 
 
 @dataclass(frozen=True)
 class RevisionFacts:
-    """One revision: where it comes from, its tensors (name to blob), its facts and how it was probed."""
+    """One revision: its origin, its tensors (name to blob), its facts and its probe results."""
 
     model: str
     number: int
@@ -33,14 +34,11 @@ class RevisionFacts:
 
     @property
     def sources(self) -> dict[str, int]:
-        """Facts by the feed that they came from."""
-        found: dict[str, int] = {}
-        for fact in self.facts:
-            found[fact["feed"]] = found.get(fact["feed"], 0) + 1
-        return dict(sorted(found.items()))
+        """The number of facts from each feed."""
+        return dict(sorted(Counter(fact["feed"] for fact in self.facts).items()))
 
     def manifest(self) -> dict[str, Any]:
-        """All of it but the facts one by one, for programs."""
+        """Everything except the single facts, as a JSON document."""
         return {
             "model": self.model,
             "revision": self.number,
@@ -60,14 +58,14 @@ class RevisionFacts:
 
 
 def read_revision(connection: Connection, model: str, number: int) -> RevisionFacts:
-    """Gather one revision.
+    """Read one revision from the ledger.
 
     Raises:
-        NotFoundError: there is none with this number.
+        NotFoundError: there is no revision with this number.
     """
     row = get_revision(connection, model, number)
-    held = active_tenures(connection, model, number)
-    taught = {row["correction_id"]: row["since"] for row in held if row["blob"] is not None}
+    tenures = active_tenures(connection, model, number)
+    taught = {row["correction_id"]: row["since"] for row in tenures if row["blob"] is not None}
     return RevisionFacts(
         model=model,
         number=number,
@@ -80,24 +78,20 @@ def read_revision(connection: Connection, model: str, number: int) -> RevisionFa
         tensors=dict(row["tensors"]),
         norms=dict(row["norms"]),
         facts=_facts(connection, taught),
-        absent=len(held) - len(taught),
+        absent=len(tenures) - len(taught),
         probes=_probes(connection, model, row["content"]),
     )
 
 
 def _facts(connection: Connection, since: Mapping[str, int]) -> list[dict[str, Any]]:
-    """The corrections with these ids, in their order, and the revision since which each is held."""
+    """The corrections with these ids, and the revision since which the weights contain each."""
     wanted = ("fact_id", "id", "subject", "relation", "prompt", "object", "source", "feed", "admitted_at")
-    columns = [corrections.c[name] for name in wanted]
-    found: dict[str, dict[str, Any]] = {}
-    for some in in_chunks(since):
-        query = select(*columns).where(corrections.c.id.in_(some))
-        found |= {row["id"]: dict(row) for row in connection.execute(query).mappings()}
-    return [found[one] | {"since": since[one]} for one in since]
+    rows = correction_rows(connection, since)
+    return [{name: rows[one][name] for name in wanted} | {"since": since[one]} for one in since]
 
 
 def _probes(connection: Connection, model: str, content: str) -> list[dict[str, Any]]:
-    """The newest measurement of each probe on this content, whichever revision it was made under."""
+    """The newest result of each probe on this content, measured on any revision that has it."""
     same = select(revisions.c.number).where(revisions.c.model == model, revisions.c.content == content)
     mine = (probe_results.c.model == model) & probe_results.c.revision.in_(same)
     rows = connection.execute(select(probe_results).where(mine).order_by(probe_results.c.id)).mappings()

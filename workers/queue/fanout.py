@@ -126,7 +126,9 @@ class FanOut:
             log.warning("target jobs not sent", why=str(error))
 
     def _collect(self, store: Store, jobs: Sequence[str]) -> dict[str, Targets]:
-        """The targets that helpers found; each finished chunk starts the time limit again.
+        """The targets that helpers found.
+
+        Each finished chunk starts the time limit again.
 
         Raises:
             EditError: a helper refused a fact.
@@ -169,7 +171,7 @@ def done_file(root: Path, job: str) -> Path:
 
 
 def chunks(requests: Sequence[EditRequest], size: int) -> list[list[int]]:
-    """Rows of the requests in chunks of about ``size``; facts about one subject share a key and a chunk."""
+    """Cut the rows of the requests into chunks of about ``size``, with all facts about a subject in one."""
     by_subject: dict[str, list[int]] = {}
     for row, request in enumerate(requests):
         by_subject.setdefault(request.subject, []).append(row)

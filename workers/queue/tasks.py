@@ -15,12 +15,12 @@ log = get_logger("errata.tasks")
 
 
 def add_tasks(app: Celery, config: Config, holder: SessionHolder | None = None) -> None:
-    """Add the tasks to ``app``; the first task loads the model, in the pool's child."""
+    """Add the tasks to ``app``, of which the first that runs loads the model, in the pool's child."""
     session_holder, target_worker = holder or SessionHolder(config), TargetWorker(config)
 
     @app.task(name=TARGETS_TASK)  # type: ignore[untyped-decorator]
     def targets(job: str) -> None:
-        """Find the targets of a chunk; an error is written beside it for the editing worker."""
+        """Find the targets of a chunk and write them, or the error, for the editing worker."""
         target_worker.run(job)
 
     @app.task(name=EDIT_TASK)  # type: ignore[untyped-decorator]
@@ -35,7 +35,10 @@ def add_tasks(app: Celery, config: Config, holder: SessionHolder | None = None) 
 
 
 def deliver(holder: SessionHolder, batch_id: str) -> None:
-    """Apply a batch; a failure is recorded in the ledger, and the scheduler sends the batch again."""
+    """Apply a batch.
+
+    A failure is recorded in the ledger, and the scheduler sends the batch again.
+    """
     try:
         with bound_contextvars(batch=batch_id), span("batch", batch=batch_id, model=holder.model):
             outcome = holder.session().run(batch_id)
@@ -51,7 +54,7 @@ def deliver(holder: SessionHolder, batch_id: str) -> None:
 
 
 def survey_head(holder: SessionHolder) -> None:
-    """Run all probes on head; after a failure the next due survey tries again."""
+    """Run all probes on head, without a retry before the next survey is due."""
     try:
         log.info("surveyed", revision=holder.session().survey())
     except CorruptBlobError as error:
@@ -62,7 +65,7 @@ def survey_head(holder: SessionHolder) -> None:
 
 
 def _recover(holder: SessionHolder, why: str) -> None:
-    """Make head loadable again; the scheduler then sends the batch again."""
+    """Make head loadable again, after which the scheduler sends the batch again."""
     try:
         holder.session().recover(why)
     except ErrataError as error:

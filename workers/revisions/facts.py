@@ -1,6 +1,6 @@
-"""The facts of a revision as a worker sees them: read from the ledger, with the pair that holds each."""
+"""The facts of a revision, read from the ledger, and the stored pairs that carry them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import Connection, RowMapping, select
@@ -13,7 +13,7 @@ from workers.editing.prompts import EditRequest
 
 @dataclass(frozen=True)
 class Pair:
-    """Where the association of an active correction is stored."""
+    """The blob and row in which the key and value of a correction are stored."""
 
     correction_id: str
     blob: str
@@ -22,7 +22,10 @@ class Pair:
 
 @dataclass(frozen=True)
 class Fact:
-    """One correction as the worker sees it, with the pair that holds its fact now."""
+    """A correction as the editor and the probes need it.
+
+    ``replaces`` is the pair that carries the fact in the weights now.
+    """
 
     correction_id: str
     fact_id: str
@@ -35,32 +38,37 @@ class Fact:
 
     @property
     def is_in_weights(self) -> bool:
-        """Whether the weights hold it already, and only its pair is sought anew."""
+        """Whether the weights contain this very correction, so that it is only solved again."""
         return self.replaces is not None and self.replaces.correction_id == self.correction_id
 
     def request(self) -> EditRequest:
-        """The fact as the editor takes it."""
+        """The fact as a request to the editor."""
         return EditRequest(self.correction_id, self.subject, self.prompt, self.object or "")
 
 
 def active_pairs(connection: Connection, model: str, at: int) -> list[Pair]:
-    """The stored pairs whose sum is the memory at revision ``at``, in the order of their writing."""
+    """The stored pairs that make up revision ``at``, in the order in which they were written."""
     rows = active_tenures(connection, model, at)
     return [Pair(row["correction_id"], row["blob"], row["row"]) for row in rows if row["blob"] is not None]
 
 
 def active_facts(connection: Connection, pairs: Sequence[Pair]) -> list[Fact]:
-    """The corrections behind stored pairs, for probes."""
-    by_id: dict[str, RowMapping] = {}
-    ids = [pair.correction_id for pair in pairs]
+    """The facts that the stored pairs carry."""
+    rows = correction_rows(connection, [pair.correction_id for pair in pairs])
+    return [to_fact(rows[pair.correction_id], pair) for pair in pairs]
+
+
+def correction_rows(connection: Connection, ids: Iterable[str]) -> dict[str, RowMapping]:
+    """The corrections with these ids, by their id."""
+    rows: dict[str, RowMapping] = {}
     for some in in_chunks(ids):
         query = select(corrections).where(corrections.c.id.in_(some))
-        by_id |= {row["id"]: row for row in connection.execute(query).mappings()}
-    return [to_fact(by_id[pair.correction_id], pair) for pair in pairs]
+        rows |= {row["id"]: row for row in connection.execute(query).mappings()}
+    return rows
 
 
 def to_fact(row: RowMapping, replaces: Pair | None) -> Fact:
-    """A ledger row as a fact."""
+    """Make a fact of a row of ``corrections``."""
     return Fact(
         correction_id=row["id"],
         fact_id=row["fact_id"],
@@ -74,12 +82,11 @@ def to_fact(row: RowMapping, replaces: Pair | None) -> Fact:
 
 
 def known_facts(connection: Connection, model: str, at: int) -> list[Fact]:
-    """The facts that revision ``at`` holds without a pair of theirs in the weights."""
+    """The facts of revision ``at`` that the model answered without an edit, oldest first."""
     ids = [row["correction_id"] for row in active_tenures(connection, model, at) if row["blob"] is None]
-    found: list[Fact] = []
-    for some in in_chunks(ids):
-        query = select(corrections).where(corrections.c.id.in_(some), corrections.c.object.is_not(None))
-        found += [
-            to_fact(row, None) for row in connection.execute(query.order_by(corrections.c.seq)).mappings()
-        ]
-    return found
+    rows = correction_rows(connection, ids).values()
+    return [
+        to_fact(row, None)
+        for row in sorted(rows, key=lambda row: int(row["seq"]))
+        if row["object"] is not None
+    ]

@@ -1,4 +1,4 @@
-"""Associations on disk: one blob a batch, one row a fact, keys and values of every edited layer."""
+"""Associations on disk: one blob for a batch, one row for a fact, keys and values of each edited layer."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -19,10 +19,10 @@ def save_pairs(store: Store, associations: Associations) -> str:
 
 
 def load_pairs(store: Store, pairs: Sequence[Pair], layers: Sequence[int]) -> Associations:
-    """Read associations back in the order of ``pairs``; each blob is read and checked once.
+    """Read associations in the order of ``pairs``, each blob once.
 
     Raises:
-        CorruptBlobError, StoreError: a blob is damaged or missing, or has other layers.
+        CorruptBlobError, StoreError: a blob is damaged or missing, or lacks one of ``layers``.
     """
     rows: dict[str, list[int]] = defaultdict(list)
     for position, pair in enumerate(pairs):
@@ -35,7 +35,7 @@ def load_pairs(store: Store, pairs: Sequence[Pair], layers: Sequence[int]) -> As
             if f"keys.{layer}" not in tensors:
                 raise StoreError(
                     f"blob {blob[:12]}… has no layer {layer}",
-                    hint="the recipe edits other layers than the chain",
+                    hint="edit.recipe edits other layers than the chain was written with",
                 )
             for position in positions:
                 keys[layer][position] = tensors[f"keys.{layer}"][pairs[position].row]

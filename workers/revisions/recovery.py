@@ -1,7 +1,7 @@
-"""When blobs of head are damaged: solve the tensors anew from the pairs, or go back to where all is sound.
+"""Recover from damaged blobs of head: solve its tensors again, or roll back to the newest sound revision.
 
-Damaged bytes are never loaded. The pairs say what the tensors must be; where pairs are lost too, head becomes
-the newest revision that is sound, and the corrections that this takes back wait to be written again.
+Damaged bytes are never loaded. The tensors follow from the stored pairs. Where pairs are damaged too, head
+becomes the newest sound revision, and the corrections that this reverts wait to be written again.
 """
 
 from dataclasses import dataclass
@@ -29,7 +29,10 @@ WHO = "store"
 
 @dataclass(frozen=True)
 class Rebuilt:
-    """How head compares with what its facts amount to; ``number`` is head afterwards."""
+    """How the tensors of head compare with those that its facts give.
+
+    ``revision`` is the head that was compared, ``number`` is head afterwards.
+    """
 
     revision: int
     drift: dict[str, float | None]  # tensor -> relative difference; None: the stored one cannot be read
@@ -37,15 +40,17 @@ class Rebuilt:
 
     @property
     def agrees(self) -> bool:
-        """Whether every stored tensor is what its facts amount to, up to rounding."""
+        """Whether every stored tensor equals the solved one up to rounding."""
         return all(part is not None and part <= DRIFT for part in self.drift.values())
 
 
 def rebuild(ledger: Ledger, store: Store, editor: Editor, model: str, who: str, *, mend: bool) -> Rebuilt:
-    """Solve head from W0 and its stored pairs and compare; with ``mend`` make that head where they part.
+    """Solve head from W0 and its stored pairs, and compare with its stored tensors.
+
+    With ``mend``, solved tensors that differ become a new revision.
 
     Raises:
-        CorruptBlobError, StoreError: pairs are damaged or missing, so nothing can be said.
+        CorruptBlobError, StoreError: pairs are damaged or missing, so head cannot be solved.
         StaleHeadError: head moved meanwhile.
     """
     with ledger.read() as connection:
@@ -53,23 +58,22 @@ def rebuild(ledger: Ledger, store: Store, editor: Editor, model: str, who: str, 
         pairs = active_pairs(connection, model, row["number"])
     editor.restore(load_pairs(store, pairs, editor.layers))
     solved = editor.published()
-    found = Rebuilt(
-        row["number"], {name: _drift(store, row, name, new) for name, new in solved.items()}, row["number"]
-    )
-    if found.agrees or not mend:
-        return found
+    drifts = {name: _drift(store, row, name, new) for name, new in solved.items()}
+    compared = Rebuilt(row["number"], drifts, row["number"])
+    if compared.agrees or not mend:
+        return compared
     tensors = {name: store.put({name: tensor}) for name, tensor in solved.items()}
     norms = {str(layer): total for layer, (_, total) in editor.delta_norms().items()}
     reason = f"revision {row['number']} was solved anew from its facts"
     number = ledger.rebuild(model, tensors, norms, who, reason, expected_head=row["number"])
-    return Rebuilt(found.revision, found.drift, number)
+    return Rebuilt(row["number"], drifts, number)
 
 
 def recover(ledger: Ledger, store: Store, editor: Editor, model: str, why: str) -> int:
-    """Make head loadable again after damage was found; returns its number and leaves an incident.
+    """Make head loadable again after damage was found, record an incident and return head's number.
 
     Raises:
-        NotFoundError: not even the base is sound.
+        NotFoundError: no revision is sound, not even the base.
     """
     with ledger.read() as connection:
         damaged = head(connection, model)["number"]
@@ -85,18 +89,18 @@ def recover(ledger: Ledger, store: Store, editor: Editor, model: str, why: str) 
 
 
 def _fall_back(ledger: Ledger, store: Store, model: str, why: str) -> int:
-    """Go back to the newest sound revision, and let what that takes back wait again."""
+    """Roll back to the newest sound revision, and let the reverted corrections wait again."""
     with ledger.read() as connection:
         current = head(connection, model)["number"]
         target = _newest_sound(connection, store, model)
 
-    def settle(connection: Connection, number: int) -> None:
-        # the disk failed, not the facts
+    def note(connection: Connection, number: int) -> None:
+        # the disk failed and not the facts, so they are written again
         wait_again(connection, reverted_by(connection, model, number), "its weights were damaged on disk")
         done = f"{why}; fell back to revision {target}"
         record_recovery(connection, ledger.clock.now(), model, current, done, number)
 
-    return ledger.rollback(model, target, WHO, why, current, settle)
+    return ledger.rollback(model, target, WHO, why, current, note)
 
 
 def _newest_sound(connection: Connection, store: Store, model: str) -> int:
@@ -109,11 +113,11 @@ def _newest_sound(connection: Connection, store: Store, model: str) -> int:
         except StoreError:
             continue
         return int(row["number"])
-    raise NotFoundError(f"no revision of {model!r} is sound", hint="errata restore brings a backup")
+    raise NotFoundError(f"no revision of {model!r} is sound", hint="errata restore brings back a backup")
 
 
 def _drift(store: Store, row: RowMapping, name: str, solved: torch.Tensor) -> float | None:
-    """Relative Frobenius distance of the stored tensor from the solved one."""
+    """The drift of the stored tensor from the solved one, or None where it cannot be read."""
     try:
         stored = load_tensors(store, {name: row["tensors"][name]})[name]
     except (KeyError, CorruptBlobError):

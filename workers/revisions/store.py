@@ -1,7 +1,7 @@
 """Content-addressed blobs: whole tensors of edited layers and the associations that facts own.
 
 A blob's name is the sha256 of its bytes. safetensors does not notice a flipped bit, so the hash is checked
-at every load. Blobs are written before the ledger speaks of them; what it never spoke of is swept by ``gc``.
+at every load. Blobs are written before the ledger names them, and ``gc`` deletes those it never named.
 """
 
 import hashlib
@@ -27,18 +27,20 @@ class Store:
         root.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     def path(self, name: str) -> Path:
-        """Where a blob lies.
+        """The path of a blob.
 
         Raises:
-            StoreError: ``name`` is no sha256; no path is ever made of anything else.
+            StoreError: ``name`` is not a sha256, so it could point outside the store.
         """
         return blob_path(self.root, name)
 
     def put(self, tensors: Mapping[str, torch.Tensor]) -> str:
-        """Write tensors as one blob; returns its sha256. One that lies there unharmed is not written again.
+        """Write tensors as one blob and return its sha256.
+
+        A blob that exists undamaged is not written again.
 
         Raises:
-            DiskFullError, StoreError: nothing is left behind.
+            DiskFullError, StoreError: it cannot be written. No partial file is left.
         """
         try:
             data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
@@ -57,7 +59,7 @@ class Store:
         """The tensors of a blob, on the CPU, after its sha256 was checked.
 
         Raises:
-            CorruptBlobError: missing, unreadable, or not the bytes that were written.
+            CorruptBlobError: it is missing, unreadable, or differs from what was written.
         """
         path = self.path(name)
         try:
@@ -65,21 +67,21 @@ class Store:
         except OSError as error:
             raise CorruptBlobError(
                 f"blob {name[:12]}… is missing: {error.strerror}",
-                hint="errata restore brings it from a backup",
+                hint="errata restore brings it back from a backup",
             ) from error
-        found = hashlib.sha256(data).hexdigest()
-        if found != name:
+        digest = hashlib.sha256(data).hexdigest()
+        if digest != name:
             raise CorruptBlobError(
-                f"blob {path} is corrupt: its sha256 is {found[:12]}…",
+                f"blob {path} is corrupt: its sha256 is {digest[:12]}…",
                 hint="errata rebuild --mend, or errata restore",
             )
         try:
             return load(data)
         except SafetensorError as error:
-            raise CorruptBlobError(f"blob {path} is no safetensors file: {error}") from error
+            raise CorruptBlobError(f"blob {path} is not a safetensors file: {error}") from error
 
     def require_space(self, reserve_bytes: int) -> None:
-        """Refuse to begin work that could not be saved.
+        """Raise where too little disk space is free to save the work that begins.
 
         Raises:
             DiskFullError: less than ``reserve_bytes`` are free.
@@ -88,7 +90,7 @@ class Store:
         if free < reserve_bytes:
             raise DiskFullError(
                 f"{free >> 20} MiB free, {reserve_bytes >> 20} MiB needed",
-                hint="free space; edits go on by themselves",
+                hint="free some disk space, then edits resume by themselves",
             )
 
     def gc(self, reachable: set[str], grace_seconds: float) -> Swept:

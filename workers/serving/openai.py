@@ -1,4 +1,4 @@
-"""OpenAI's completion routes over a replica; a header of each answer names the revision that gave it."""
+"""OpenAI's completion routes over a replica, with the answering revision in a header."""
 
 import hmac
 import json
@@ -24,7 +24,7 @@ CONTENT_HEADER = "Errata-Content"
 
 
 class _Common(BaseModel):
-    """What both routes take; other keys of OpenAI's API are ignored."""
+    """The fields that both routes take, where other keys of OpenAI's API are ignored."""
 
     model: str = ""
     max_tokens: int = Field(16, ge=1)
@@ -178,7 +178,7 @@ async def _respond(replica: Replica, request: GenerationRequest, streamed: bool,
 
 
 async def _events(request: GenerationRequest, served: ServedRevision, form: _Form) -> AsyncIterator[str]:
-    """The answer as server-sent events; a client that disconnects cancels the generation."""
+    """The answer as server-sent events, cancelled where the client disconnects."""
     first = True
     try:
         async for _, piece in _pieces(request):

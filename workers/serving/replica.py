@@ -95,7 +95,7 @@ class Replica:
             thread.start()
 
     def stop(self) -> None:
-        """End after the request in progress; waiting requests get an UnavailableError."""
+        """End after the request in progress and answer waiting ones with an UnavailableError."""
         self._stop.set()
         for thread in self._threads:
             thread.join()

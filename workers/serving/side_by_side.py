@@ -1,4 +1,4 @@
-"""One model in memory that speaks as several revisions, a token of each in turn."""
+"""Generate the answers of several revisions with one model in memory, a token of each in turn."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -14,8 +14,8 @@ from workers.revisions.store import Store
 from workers.serving.generation import Sampling, stream
 
 
-class Speaker:
-    """The configured model and the edited tensors of some revisions (None: head)."""
+class Answerer:
+    """The configured model and the edited tensors of some revisions (None means head)."""
 
     def __init__(self, config: Config, revisions: Sequence[str | None]) -> None:
         store, name = Store(config.store_path), config.model.name
@@ -32,10 +32,13 @@ class Speaker:
         self.model = open_model(config)
 
     def answers(self, prompt: Sequence[int], sampling: Sampling) -> list[tuple[int, Iterator[str]]]:
-        """The number of each revision and what it says; the iterators may be drawn from in any order."""
-        return [(number, self._say(tensors, prompt, sampling)) for number, tensors in self._sides]
+        """The number of each revision and an iterator over its answer.
 
-    def _say(
+        The iterators may be drawn from in any order.
+        """
+        return [(number, self._answer(tensors, prompt, sampling)) for number, tensors in self._sides]
+
+    def _answer(
         self, tensors: Mapping[str, torch.Tensor], prompt: Sequence[int], sampling: Sampling
     ) -> Iterator[str]:
         pieces = stream(self.model, prompt, sampling)

@@ -151,7 +151,7 @@ def _rollback(connection: Connection, model: str, number: int | None) -> int:
 
 
 def _broken(connection: Connection, model: str, number: int) -> set[str]:
-    """The probes whose incidents the rollback closed; slow ones among them are run too."""
+    """The probes whose incidents the rollback closed, which are run even where they are slow."""
     query = select(incidents.c.probe).where(
         incidents.c.model == model, incidents.c.rollback_revision == number
     )

@@ -1,4 +1,4 @@
-"""Find facts that the model answers correctly already; they are recorded and probed but not written."""
+"""Find facts that the model answers correctly already, which are recorded and probed but not written."""
 
 from collections.abc import Sequence
 

@@ -83,7 +83,7 @@ class LeaseKeeper:
 
 
 def gpu_bytes(device: str) -> int:
-    """The memory of a GPU that this process has reserved, in bytes; 0 on a CPU."""
+    """The memory of a GPU that this process has reserved, in bytes, or 0 on a CPU."""
     if not device.startswith("cuda"):
         return 0
     import torch
@@ -92,7 +92,7 @@ def gpu_bytes(device: str) -> int:
 
 
 def resident_bytes() -> int:
-    """The resident memory of this process in bytes (Linux; 0 elsewhere)."""
+    """The resident memory of this process in bytes, or 0 where there is no Linux /proc."""
     try:
         with Path("/proc/self/statm").open(encoding="ascii") as stream:
             return int(stream.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -17,7 +17,7 @@ Accept = Callable[[Sequence[ProbeRow]], bool]
 
 
 class Rehearsal:
-    """Attempts that pile up in the weights of a working copy; no revision is made."""
+    """Attempts that accumulate in the weights of a working copy and never make a revision."""
 
     def __init__(self, copy: WorkingCopy) -> None:
         self.copy = copy
@@ -26,7 +26,7 @@ class Rehearsal:
         self._plan, self._edit = BatchPlan(), EditResult()
 
     def begin(self) -> None:
-        """Load head as it is now; attempts are made on top of it."""
+        """Load head as it is now, for the attempts that follow."""
         self._parent = self.copy.load()
         self._plan, self._edit = BatchPlan(), EditResult()
 
@@ -35,7 +35,7 @@ class Rehearsal:
         return self._measure(probes, self._plan, self._edit)
 
     def attempt(self, ids: Sequence[str], probes: Sequence[Probe], accept: Accept) -> bool:
-        """Write corrections on top of those accepted before; the weights go back unless ``accept`` agrees."""
+        """Write corrections on top of those accepted before, and undo them unless ``accept`` returns true."""
         plan = self._plan_of(ids)
         before = self.copy.editor.checkpoint()
         try:

@@ -9,7 +9,7 @@ from workers.revisions.store import Store
 
 
 def choose(facts: Sequence[Fact], count: int, turn: int) -> list[Fact]:
-    """The ``count`` facts to review in this turn; successive turns go round all facts."""
+    """The ``count`` facts to review in this turn, so that successive turns go round all facts."""
     if not facts or not count:
         return []
     start = turn * count % len(facts)

@@ -163,7 +163,7 @@ class Session:
         return Outcome.COMMITTED
 
     def _refuse_all(self, batch_id: str, edit: EditResult) -> Outcome:
-        """Close a batch whose facts were all refused; no revision is made."""
+        """Close a batch whose facts were all refused, without a revision."""
         with self.ledger.write() as connection:
             now = self.ledger.clock.now()
             settle_refused(connection, now, edit.refused)
@@ -179,7 +179,7 @@ class Session:
         return batch is not None and batch["state"] in (BatchState.OPEN, BatchState.SENT)
 
     def _gives_up(self, batch_id: str) -> bool:
-        """Split a batch that was started too often; its halves are sent as batches of their own."""
+        """Split a batch that was started too often, and send its halves as batches of their own."""
         with self.ledger.write() as connection:
             starts = count_failures(connection, batch_id)
             if starts < self.config.edit.max_attempts:
@@ -191,7 +191,10 @@ class Session:
 
     @contextmanager
     def _attempt(self, batch_id: str) -> Iterator[None]:
-        """Record a start before the work and its outcome after it; a killed process leaves no outcome."""
+        """Record a start before the work and its outcome after it.
+
+        A process that is killed leaves no outcome.
+        """
         with self.ledger.write() as connection:
             number = begin_attempt(connection, self.ledger.clock.now(), batch_id, worker_name())
         self._attempt_number = number

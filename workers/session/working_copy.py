@@ -22,7 +22,7 @@ class WorkingCopy:
         self._base = BaseAnswers(editor)
 
     def load(self) -> int:
-        """Bring the editor to head and return head's number; nothing is read where head is loaded already.
+        """Bring the editor to head, unless it is there already, and return head's number.
 
         Raises:
             CorruptBlobError, StoreError: a blob of head is damaged or missing.
@@ -44,7 +44,7 @@ class WorkingCopy:
             return active_facts(connection, pairs)
 
     def probe_context(self, plan: BatchPlan, edit: EditResult, parent: int, seed: int) -> ProbeContext:
-        """What the weights should know after ``edit`` on revision ``parent``; ``seed`` draws the samples."""
+        """The facts to probe after ``edit`` on revision ``parent``, of which ``seed`` draws the samples."""
         older = self.older_facts(plan, edit, parent)
         with self.ledger.read() as connection:
             touched = {fact.fact_id for fact in (*plan.writes, *plan.removals)}

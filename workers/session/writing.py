@@ -46,7 +46,7 @@ class Writer:
         self._ceilings = watch.batch_delta_ceiling, watch.delta_ceiling
 
     def write(self, plan: BatchPlan, stages: Stages) -> EditResult:
-        """Remove, write and verify the facts of a plan; facts that are refused are left out."""
+        """Remove, write and verify the facts of a plan, and leave out those that are refused."""
         edit = EditResult()
         with stages.measure("forget"):
             self._forget_replaced(plan.removals)
@@ -88,7 +88,7 @@ class Writer:
         edit.written += [(fact, associations.select([i])) for i, fact in enumerate(facts)]
 
     def _drop_unlearned(self, edit: EditResult) -> None:
-        """Remove facts that greedy decoding does not answer; their older pair, if any, is restored.
+        """Remove facts that greedy decoding does not answer, and restore their older pairs.
 
         The values of facts solved jointly with a refused one contain its answer, so they are written again.
         """
