@@ -1,4 +1,4 @@
-"""What only a host with the model can see of its installation; ``errata doctor`` asks it."""
+"""The checks of ``errata doctor`` that need the model's host: base weights and GPU memory."""
 
 import torch
 
@@ -11,22 +11,24 @@ from daemon.core.ledger.ledger import Ledger
 from workers.publishing.shards import file_name_of, files_of, same_tensor
 from workers.revisions.store import Store
 
-_ROOM = 1.5  # times the model's own size: activations, and the fp64 memories of the edited layers
+_SPACE = 1.5  # GPU memory, in sizes of the model: activations and fp64 memories of the edited layers
 
 
 def examine(config: Config) -> list[Finding]:
-    """The checks; each that cannot be made is a finding, too."""
-    found = []
+    """Run the checks, where one that fails with an error is a finding too."""
+    findings = []
     for name, check in (("base weights", _base_weights), ("gpu memory", _gpu)):
         try:
-            found.append(check(config))
+            findings.append(check(config))
         except ErrataError as error:
-            found.append(Finding(name, False, error.message, error.hint or "put the model back as it was"))
-    return found
+            findings.append(
+                Finding(name, False, error.message, error.hint or "restore the model's folder as it was")
+            )
+    return findings
 
 
 def _base_weights(config: Config) -> Finding:
-    """Whether the model's folder still holds the weights on which the chain was founded."""
+    """Whether the model's folder still contains the weights of revision 0."""
     name = "base weights"
     if not is_founded(config.ledger_url) or not (config.model_path / "config.json").is_file():
         return Finding(name, True, "no chain or no model yet")
@@ -43,26 +45,26 @@ def _base_weights(config: Config) -> Finding:
             return Finding(
                 name,
                 False,
-                f"{tensor} in {config.model_path} is not what revision 0 was founded on",
-                "put the model back, or give the other model a name and data_dir of its own",
+                f"{tensor} in {config.model_path} differs from revision 0",
+                "restore the model, or give the other model a name and data_dir of its own",
             )
     return Finding(name, True, f"{len(row['tensors'])} edited tensors are those of revision 0")
 
 
 def _gpu(config: Config) -> Finding:
-    """Whether the model fits on the device that is configured."""
+    """Whether the model fits into the memory of the configured device."""
     name, device = "gpu memory", config.model.device
     if not torch.cuda.is_available():
         if device.startswith("cuda"):
             fix = "install the driver and a CUDA build of torch, or set model.device to auto"
-            return Finding(name, False, f"model.device is {device}, and torch sees no GPU", fix)
+            return Finding(name, False, f"model.device is {device}, but torch sees no GPU", fix)
         return Finding(name, True, "no GPU; the model runs on the CPU")
     if device == "cpu":
-        return Finding(name, True, "there is a GPU, model.device says cpu")
+        return Finding(name, True, "there is a GPU, but model.device is cpu")
     free, total = torch.cuda.mem_get_info(device if device.startswith("cuda") else "cuda")
     size = sum(path.stat().st_size for path in config.model_path.glob("*.safetensors"))
     text = f"{free >> 20} of {total >> 20} MiB free, the model has {size >> 20} MiB"
-    if free >= _ROOM * size:
+    if free >= _SPACE * size:
         return Finding(name, True, text)
-    fix = "end what else uses the GPU (nvidia-smi); a running worker holds the model already"
-    return Finding(name, total >= _ROOM * size, text, fix)
+    fix = "end other programs on the GPU (nvidia-smi); a running worker has the model loaded already"
+    return Finding(name, total >= _SPACE * size, text, fix)

@@ -1,4 +1,4 @@
-"""The command that compares head with what its facts amount to: rebuild."""
+"""The command ``rebuild``, which solves head again from its facts and compares."""
 
 import json
 from typing import Annotated
@@ -9,16 +9,20 @@ from daemon.core.command import Json, load, who
 
 
 def add_commands(app: typer.Typer) -> None:
-    """Add this command."""
+    """Add the command to ``errata``."""
     app.command("rebuild")(rebuild)
 
 
 def rebuild(
     context: typer.Context,
-    mend: Annotated[bool, typer.Option("--mend", help="where they part, append the rebuilt tensors")] = False,
+    mend: Annotated[
+        bool, typer.Option("--mend", help="append a revision with the solved tensors where they differ")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Solve head anew from the base weights and its stored facts, and compare; exit 1 when they part.
+    """Solve head again from the base weights and its stored facts, and compare with its stored tensors.
+
+    The exit status is 1 where they differ and head was not mended.
 
     Examples: errata rebuild | errata rebuild --mend
     """
@@ -30,16 +34,16 @@ def rebuild(
 
     config = load(context)
     ledger = Ledger.open_existing(config.ledger_url)
-    found = act(ledger, Store(config.store_path), make_editor(config), config.model.name, who(), mend=mend)
+    rebuilt = act(ledger, Store(config.store_path), make_editor(config), config.model.name, who(), mend=mend)
     if as_json:
-        answer = {"revision": found.revision, "agrees": found.agrees, "drift": found.drift}
-        typer.echo(json.dumps({**answer, "head": found.number}))
+        answer = {"revision": rebuilt.revision, "agrees": rebuilt.agrees, "drift": rebuilt.drift}
+        typer.echo(json.dumps({**answer, "head": rebuilt.number}))
     else:
-        for name, drift in found.drift.items():
+        for name, drift in rebuilt.drift.items():
             typer.echo(
                 f"{name}: " + ("cannot be read" if drift is None else f"{drift:.2e} (limit {DRIFT:g})")
             )
-        word = "is" if found.agrees else "is not"
-        typer.echo(f"revision {found.revision} {word} what its facts amount to; head is {found.number}")
-    if not found.agrees and found.number == found.revision:
+        word = "equals" if rebuilt.agrees else "differs from"
+        typer.echo(f"revision {rebuilt.revision} {word} what its facts give, head is {rebuilt.number}")
+    if not rebuilt.agrees and rebuilt.number == rebuilt.revision:
         raise typer.Exit(1)

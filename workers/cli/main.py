@@ -1,4 +1,4 @@
-"""The commands that need the model; they join ``errata`` by the entry point group ``errata.commands``."""
+"""The commands that need the model, which join ``errata`` by the entry point group ``errata.commands``."""
 
 import json
 from typing import Annotated
@@ -15,7 +15,7 @@ from workers.progress import progress_bars
 
 
 def add_commands(app: typer.Typer) -> None:
-    """Add the workers' commands to the application of ``errata``."""
+    """Add the workers' commands to ``errata``."""
     app.command("prepare")(prepare)
     app.command("probe")(probe)
     app.command("worker")(worker)
@@ -30,7 +30,7 @@ def add_commands(app: typer.Typer) -> None:
 
 
 def prepare(context: typer.Context) -> None:
-    """Get the default model if it is missing, prepare its statistics and found revision 0.
+    """Download the default model if it is missing, compute its statistics and write revision 0.
 
     Example: errata prepare
     """
@@ -39,16 +39,18 @@ def prepare(context: typer.Context) -> None:
     console = Console(stderr=True)
     with progress_bars(console) as step:
         prepare_model(load(context), step)
-    console.print("the model is ready: revision 0 is its base")
+    console.print("the model is ready, revision 0 is the unedited model")
 
 
 def worker(
     context: typer.Context,
     targets: Annotated[
-        bool, typer.Option("--targets", help="seek targets for the editing worker (edit.fan_out)")
+        bool, typer.Option("--targets", help="find targets for the editing worker (needs edit.fan_out)")
     ] = False,
 ) -> None:
-    """Edit batches from the queue: one Celery worker with one process; SIGTERM ends it after its batch.
+    """Edit batches from the queue, with one Celery worker of one process.
+
+    SIGTERM ends it after its batch.
 
     Examples: errata worker | errata worker --targets
     """
@@ -69,10 +71,10 @@ def worker(
 
 def probe(
     context: typer.Context,
-    revision: Annotated[str | None, typer.Argument(help="revision; without it, head")] = None,
+    revision: Annotated[str | None, typer.Argument(help="revision (default: head)")] = None,
     as_json: Json = False,
 ) -> None:
-    """Run the probes on a revision and add the results to the ledger.
+    """Run all probes on a revision and record the results in the ledger.
 
     Examples: errata probe | errata probe 12 --json
     """
@@ -80,23 +82,14 @@ def probe(
 
     number, rows = probe_revision(load(context), revision)
     if as_json:
-        found = [
-            {"probe": r.probe, "result": str(r.result), "score": r.score, "bound": r.bound, "items": r.items}
-            for r in rows
-        ]
-        typer.echo(json.dumps({"revision": number, "probes": found}))
+        keys = ("probe", "result", "score", "bound", "items")
+        results = [{key: getattr(row, key) for key in keys} for row in rows]
+        typer.echo(json.dumps({"revision": number, "probes": results}))
         return
     table = Table("probe", "result", "score", "bound", "items", "seconds", title=f"revision {number}")
-    for r in rows:
-        score = "-" if r.score is None else f"{r.score:.4f}"
-        table.add_row(
-            r.probe,
-            r.result,
-            score,
-            "-" if r.bound is None else f"{r.bound:.3f}",
-            str(r.items),
-            f"{r.seconds:.1f}",
-        )
+    for row in rows:
+        score, bound = _decimals(row.score, 4), _decimals(row.bound, 3)
+        table.add_row(row.probe, row.result, score, bound, str(row.items), f"{row.seconds:.1f}")
     make_console().print(table)
 
 
@@ -119,12 +112,18 @@ def recipes(as_json: Json = False) -> None:
 
 def tour(
     context: typer.Context,
-    once: Annotated[bool, typer.Option("--once", help="end when the feeds are drained")] = False,
+    once: Annotated[
+        bool, typer.Option("--once", help="end when all corrections of the feeds are settled")
+    ] = False,
 ) -> None:
-    """Show the whole way: prepare, run, edit from the feeds, before and after, one rollback and back.
+    """Show everything once: prepare, edit from the feeds, answers before and after, a rollback and back.
 
     Example: errata tour --once
     """
     from workers.cli.tour import run_tour
 
     run_tour(load(context), config_file(context), once=once)
+
+
+def _decimals(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"

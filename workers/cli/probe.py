@@ -1,33 +1,27 @@
-"""Looking at a revision in this process: its weights in the model, its probes."""
+"""Load a revision into the model of this process, and run the probes on it."""
 
 from daemon.core.config.settings import Config
-from daemon.core.ledger.chain import get_revision, head
 from daemon.core.ledger.ledger import Ledger
 from daemon.core.ledger.proposals import ProbeRow
-from daemon.core.ledger.revision import parse_revision
 from workers.editing.editor import Editor
 from workers.probes import BaseAnswers, ProbeContext, full
 from workers.probes.survey import survey
 from workers.queue.assemble import make_editor
 from workers.revisions.facts import active_facts, active_pairs
-from workers.revisions.loading import load_tensors
+from workers.revisions.loading import load_tensors, named_revision
 from workers.revisions.store import Store
 
 
 def show_revision(config: Config, revision: str | None) -> tuple[int, Editor]:
-    """An editor whose model has the published tensors of a revision; None is head.
+    """The number of a revision (None means head) and an editor with its published tensors.
 
     Raises:
-        NotFoundError: no such revision. CorruptBlobError: a tensor is damaged and was not loaded.
+        NotFoundError: there is no such revision.
+        CorruptBlobError: a tensor is damaged and was not loaded.
     """
     ledger = Ledger.open_existing(config.ledger_url)
     with ledger.read() as connection:
-        model = config.model.name
-        row = (
-            head(connection, model)
-            if revision is None
-            else get_revision(connection, model, parse_revision(revision))
-        )
+        row = named_revision(connection, config.model.name, revision)
     tensors = load_tensors(Store(config.store_path), row["tensors"])
     editor = make_editor(config)
     editor.show(tensors)
@@ -35,7 +29,7 @@ def show_revision(config: Config, revision: str | None) -> tuple[int, Editor]:
 
 
 def probe_revision(config: Config, revision: str | None) -> tuple[int, list[ProbeRow]]:
-    """Measure a revision by all probes, into the ledger; all its active facts count as older ones."""
+    """Run all probes on a revision and record the results, where all its facts count as older ones."""
     number, editor = show_revision(config, revision)
     ledger = Ledger.open_existing(config.ledger_url)
     with ledger.read() as connection:

@@ -1,4 +1,4 @@
-"""The commands that hand revisions to others: export, publish."""
+"""The commands ``export`` and ``publish``, which write revisions as model folders."""
 
 import json
 import signal
@@ -18,24 +18,24 @@ if TYPE_CHECKING:
 
 
 def add_commands(app: typer.Typer) -> None:
-    """Add these commands."""
+    """Add the commands to ``errata``."""
     app.command("export")(export)
     app.command("publish")(publish)
 
 
 def export(
     context: typer.Context,
-    revision: Annotated[str, typer.Argument(help="revision, or live, or head")],
-    folder: Annotated[Path, typer.Argument(help="folder to make")],
+    revision: Annotated[str, typer.Argument(help="revision number, live or head")],
+    folder: Annotated[Path, typer.Argument(help="folder to create")],
     lora: Annotated[
-        bool, typer.Option("--lora", help="a PEFT LoRA adapter instead of a whole model")
+        bool, typer.Option("--lora", help="write a PEFT LoRA adapter instead of a whole model")
     ] = False,
     energy: Annotated[
-        float, typer.Option(min=0.5, max=1.0, help="share of the change that the adapter keeps (Σσ²)")
+        float, typer.Option(min=0.5, max=1.0, help="share of the change (its Σσ²) that the adapter keeps")
     ] = 0.999,
     as_json: Json = False,
 ) -> None:
-    """Write a revision as a Hugging Face folder that any program loads, without Errata.
+    """Write a revision as a Hugging Face folder that other programs load without Errata.
 
     Examples: errata export live ./model | errata export 12 ./adapter --lora --energy 0.99
     """
@@ -43,24 +43,25 @@ def export(
     from workers.revisions.store import Store
 
     config = load(context)
-    found = _read(config, revision)
+    facts = _read(config, revision)
     if lora:
-        _export_adapter(config, found, folder, energy, as_json=as_json)
+        _export_adapter(config, facts, folder, energy, as_json=as_json)
         return
-    Exporter(config.model_path, Store(config.store_path)).export(found, folder)
-    _report(found, folder, as_json=as_json)
+    Exporter(config.model_path, Store(config.store_path)).export(facts, folder)
+    _report(facts, folder, as_json=as_json)
 
 
 def publish(
     context: typer.Context,
-    follow: Annotated[bool, typer.Option("--follow", help="go on with each new live revision")] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="keep running and publish each new live revision")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Publish the live revision: its folder, the link «live», and word to the consumers.
+    """Publish the live revision: write its folder, point the link ``live`` to it and notify the consumers.
 
     Examples: errata publish | errata publish --follow
     """
-    from daemon.core.errors import NotFoundError
     from daemon.core.tracing import configure_tracing
     from workers.publishing.consumers import make_consumers
     from workers.publishing.publisher import Publisher
@@ -69,17 +70,16 @@ def publish(
     configure_tracing("errata-publish")
     publisher = Publisher(_ledger(config), config, make_consumers(config.consumers))
     if follow:
-        publisher.follow(_until_asked(), config.publish.poll_seconds)
+        publisher.follow(_stop_event(), config.publish.poll_seconds)
         return
-    if publisher.tick() is None:
-        raise NotFoundError("no revision is live yet", hint="errata revisions says what the judge said")
+    publisher.tick()
     _report(_read(config, "live"), config.published_path / "live", as_json=as_json)
 
 
 def _export_adapter(
     config: "Config", revision: "RevisionFacts", folder: Path, energy: float, *, as_json: bool
 ) -> None:
-    """Write the adapter and say for each layer how near it comes."""
+    """Write the adapter and print for each layer how closely it reproduces the change."""
     from workers.publishing.lora import ADAPTER, export_adapter
     from workers.revisions.store import Store
 
@@ -88,8 +88,8 @@ def _export_adapter(
     size = (folder / ADAPTER).stat().st_size
     if as_json:
         layers = [asdict(row) for row in rows]
-        said = {"path": str(folder), "revision": revision.number, "bytes": size, "layers": layers}
-        typer.echo(json.dumps(said, ensure_ascii=False))
+        document = {"path": str(folder), "revision": revision.number, "bytes": size, "layers": layers}
+        typer.echo(json.dumps(document, ensure_ascii=False))
         return
     typer.echo(f"revision {revision.number}, {len(revision.facts)} facts: {folder}, {size / 2**20:.2f} MiB")
     for row in rows:
@@ -104,29 +104,18 @@ def _report(revision: "RevisionFacts", folder: Path, *, as_json: bool) -> None:
         typer.echo(f"revision {revision.number}, {len(revision.facts)} facts: {folder}")
 
 
-def _read(config: "Config", text: str) -> "RevisionFacts":
-    """The revision that was typed.
+def _read(config: "Config", name: str) -> "RevisionFacts":
+    """The revision that the user named.
 
     Raises:
-        NotFoundError: there is none.
+        NotFoundError: there is no such revision.
     """
-    from daemon.core.errors import NotFoundError
-    from daemon.core.ledger.chain import head, live
-    from daemon.core.ledger.revision import parse_revision
     from workers.publishing.revision_facts import read_revision
+    from workers.revisions.loading import named_revision
 
     with _ledger(config).read() as connection:
         model = config.model.name
-        if text == "head":
-            number = int(head(connection, model)["number"])
-        elif text == "live":
-            row = live(connection, model)
-            if row is None:
-                raise NotFoundError("no revision is live yet", hint="errata revisions lists them")
-            number = int(row["number"])
-        else:
-            number = parse_revision(text)
-        return read_revision(connection, model, number)
+        return read_revision(connection, model, named_revision(connection, model, name)["number"])
 
 
 def _ledger(config: "Config") -> "Ledger":
@@ -135,7 +124,7 @@ def _ledger(config: "Config") -> "Ledger":
     return Ledger.open_existing(config.ledger_url)
 
 
-def _until_asked() -> threading.Event:
+def _stop_event() -> threading.Event:
     """An event that SIGTERM and SIGINT set."""
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

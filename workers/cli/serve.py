@@ -1,4 +1,4 @@
-"""The commands that let the model speak: ask, serve."""
+"""The commands ``ask`` and ``serve``, which generate text with the model."""
 
 import json
 import sys
@@ -16,7 +16,7 @@ from daemon.core.names import Role
 
 
 def add_commands(app: typer.Typer) -> None:
-    """Add these commands."""
+    """Add the commands to ``errata``."""
     app.command("ask")(ask)
     app.command("serve")(serve)
 
@@ -24,15 +24,17 @@ def add_commands(app: typer.Typer) -> None:
 @needs(Role.READ)
 def ask(
     context: typer.Context,
-    prompt: Annotated[str, typer.Argument(help="text that the model continues")],
-    at: Annotated[str | None, typer.Option(help="revision; without it, head")] = None,
+    prompt: Annotated[str, typer.Argument(help="text to continue")],
+    at: Annotated[str | None, typer.Option(help="revision (default: head)")] = None,
     base: Annotated[bool, typer.Option("--base", help="ask the unedited model")] = False,
-    compare: Annotated[bool, typer.Option("--compare", help="ask both, side by side")] = False,
-    chat: Annotated[bool, typer.Option("--chat", help="ask in the model's chat form")] = False,
-    tokens: Annotated[int, typer.Option(min=1, max=512, help="longest answer in tokens")] = 24,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="show the unedited model's answer beside it")
+    ] = False,
+    chat: Annotated[bool, typer.Option("--chat", help="use the model's chat template")] = False,
+    tokens: Annotated[int, typer.Option(min=1, max=512, help="most tokens of the answer")] = 24,
     as_json: Json = False,
 ) -> None:
-    """Ask the model at head, at a revision, or as it was before any edit; the answer streams in.
+    """Ask the model at head, at another revision, or as it was before any edit, and stream the answer.
 
     Examples: errata ask "The capital of France is" | errata ask --compare "..." | errata ask --at 3 "..."
     """
@@ -41,16 +43,16 @@ def ask(
     from workers.serving.side_by_side import Answerer
 
     if base and (at is not None or compare):
-        raise ConfigError("--base excludes --at and --compare", hint="--base is --at 0")
+        raise ConfigError("--base cannot be used with --at or --compare", hint="--base is the same as --at 0")
     answerer = Answerer(load(context), ["0"] if base else ["0", at] if compare else [at])
     model = answerer.model
     ids = encode_chat(model, [{"role": "user", "content": prompt}]) if chat else encode(model, prompt)
     sampling = Sampling(tokens, temperature=0, stop=() if chat else ("\n",), skip="\n")
     answers = answerer.answers(ids, sampling)
     if as_json:
-        said = [(number, "".join(pieces)) for number, pieces in answers]
-        found = {"revision": said[-1][0], "prompt": prompt, "answer": said[-1][1]}
-        typer.echo(json.dumps(found | ({"base": said[0][1]} if compare else {}), ensure_ascii=False))
+        texts = [(number, "".join(pieces)) for number, pieces in answers]
+        document = {"revision": texts[-1][0], "prompt": prompt, "answer": texts[-1][1]}
+        typer.echo(json.dumps(document | ({"base": texts[0][1]} if compare else {}), ensure_ascii=False))
     elif compare:
         _side_by_side(prompt, answers)
     else:
@@ -62,7 +64,7 @@ def ask(
 
 
 def serve(context: typer.Context) -> None:
-    """Answer OpenAI's completion routes by the live revision; follows it without dropping a request.
+    """Serve OpenAI's completion routes from the live revision, and follow it without dropping a request.
 
     Example: errata serve
     """
@@ -93,14 +95,17 @@ def serve(context: typer.Context) -> None:
 
 
 def _side_by_side(prompt: str, answers: list[tuple[int, Iterator[str]]]) -> None:
-    """Both answers at once, token by token; in a pipe one line each when both are done."""
+    """Print both answers side by side, token by token.
+
+    In a pipe each answer is one line, printed when both are complete.
+    """
     titles = ["base" if number == 0 else f"revision {number}" for number, _ in answers]
-    said = [""] * len(answers)
+    texts = [""] * len(answers)
     sides = [pieces for _, pieces in answers]
 
     def table() -> Table:
         shown = Table(*titles, title=Text(prompt), expand=True)
-        shown.add_row(*(Text(text) for text in said))
+        shown.add_row(*(Text(text) for text in texts))
         return shown
 
     live = Live(table(), console=Console(), auto_refresh=False) if sys.stdout.isatty() else None
@@ -113,11 +118,11 @@ def _side_by_side(prompt: str, answers: list[tuple[int, Iterator[str]]]) -> None
             if piece is None:
                 open_sides.discard(side)
             else:
-                said[side] += piece
+                texts[side] += piece
         if live:
             live.update(table(), refresh=True)
     if live:
         live.stop()
     else:
-        for title, text in zip(titles, said, strict=True):
+        for title, text in zip(titles, texts, strict=True):
             typer.echo(f"{title}: {prompt}{text}")

@@ -10,13 +10,13 @@ from daemon.core.command import Json, load, who
 
 
 def add_commands(app: typer.Typer) -> None:
-    """Add this command."""
+    """Add the command to ``errata``."""
     app.command("bisect")(bisect)
 
 
 def bisect(
     context: typer.Context,
-    revision: Annotated[str | None, typer.Argument(help="a rollback; without it, the newest")] = None,
+    revision: Annotated[str | None, typer.Argument(help="rollback (default: the newest)")] = None,
     as_json: Json = False,
 ) -> None:
     """Find the corrections of a rollback that did the damage, quarantine them and queue the others again.

@@ -1,4 +1,7 @@
-"""Probes: what an edit did to the model. One file a subject; a probe joins a set here."""
+"""Probes, which measure what an edit did to the model.
+
+Each subject has a file. A probe is added to one of the two sets here.
+"""
 
 from daemon.core.config.watch import WatchConfig
 from workers.probes.base import BaseAnswers, Measurement, Probe, ProbeContext, run_probes
@@ -32,12 +35,12 @@ __all__ = [
 
 
 def fast(watch: WatchConfig) -> tuple[Probe, ...]:
-    """What is measured on every batch."""
+    """The probes of every batch."""
     return (*FAST, *(own_probe(suite.name, suite.path) for suite in watch.suites if suite.fast))
 
 
 def full(watch: WatchConfig) -> tuple[Probe, ...]:
-    """Everything: on a schedule, by ``errata probe``, and where configured before a revision becomes live."""
+    """All probes, run on a schedule, by ``errata probe``, and if configured before a revision is live."""
     own = [own_probe(suite.name, suite.path) for suite in watch.suites if not suite.fast]
     own += [harness_probe(task) for task in watch.harness]
     if watch.texts is not None:

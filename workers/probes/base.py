@@ -1,4 +1,4 @@
-"""What a probe is: something measured on the weights in an editor, judged by a bound of the config."""
+"""The interface of probes: a measurement on the weights of an editor, judged by a configured bound."""
 
 import hashlib
 import math
@@ -20,16 +20,16 @@ from workers.revisions.facts import Fact
 
 log = get_logger("errata.probes")
 Item = TypeVar("Item")
-_EPOCH = 16  # revisions over which a sample of facts stays the same, so that neighbours share items
-_OLD_SHARE = 0.5  # of a sample of facts that is drawn from the older half of them
+_EPOCH = 16  # revisions that share a sample of facts, so that the judge can compare the same items
+_OLD_SHARE = 0.5  # share of a sample from the older half of the facts, which edits have disturbed longest
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """What a probe found; a score of None with no items means that there was nothing to measure.
+    """The result of a probe, where a score of None with no items means that there was nothing to measure.
 
-    ``outcomes`` has the items one by one, for the judge; ``bound`` takes the place of the configured one
-    where the bound follows from what the base model can do.
+    ``outcomes`` are the single items, which the judge compares. ``bound`` replaces the configured bound where
+    it depends on the base model.
     """
 
     score: float | None
@@ -41,10 +41,10 @@ class Measurement:
 
 @dataclass(frozen=True)
 class ProbeContext:
-    """The weights under test and the facts that they should hold.
+    """The weights under test and the facts that they should answer.
 
-    ``written`` are the facts of the batch, ``older`` all other active ones, oldest first; ``seed`` (the
-    revision's number) repeats a sample.
+    ``written`` are the facts of the batch, ``older`` all other active ones, oldest first. ``seed`` (the
+    revision's number) draws the samples.
     """
 
     editor: Editor
@@ -55,13 +55,13 @@ class ProbeContext:
     seed: int = 0
 
     def sample(self, items: Sequence[Item], size: int) -> list[Item]:
-        """At most ``size`` of the items, the same ones for the same seed."""
+        """A random sample of at most ``size`` items, which depends on the seed alone."""
         if len(items) <= size:
             return list(items)
         return random.Random(self.seed).sample(list(items), size)  # noqa: S311  # a sample, not a secret
 
     def sample_facts(self, size: int) -> list[Fact]:
-        """Older facts, half of them from the older half; nearly the same ones for some revisions on end."""
+        """A sample of older facts, half of it from the older half, that changes little between revisions."""
         facts, epoch = list(self.older), self.seed // _EPOCH
         if len(facts) <= size:
             return facts
@@ -75,9 +75,10 @@ class ProbeContext:
 
 @dataclass(frozen=True)
 class Probe:
-    """A named measurement; ``version`` grows when its meaning changes.
+    """A named measurement with its bound.
 
-    ``bound`` picks the floor (or, when ``ceiling``, the ceiling) from the config.
+    ``version`` grows when the meaning of the score changes. ``bound`` reads the floor (or the ceiling, where
+    ``ceiling`` is true) from the configuration.
     """
 
     name: str
@@ -87,7 +88,7 @@ class Probe:
     ceiling: bool = False
 
     def judge(self, score: float | None, bound: float) -> ProbeResult:
-        """ok on the right side of the bound; NaN is on neither side and therefore degraded."""
+        """OK where there is no score or it is within the bound, else degraded, which includes NaN."""
         if score is None:
             return ProbeResult.OK
         good = score <= bound if self.ceiling else score >= bound
@@ -95,31 +96,31 @@ class Probe:
 
 
 class BaseAnswers:
-    """What the unedited model says, computed once a prompt; the base weights are shown only for that."""
+    """Answers and scores of the unedited model, each computed once by showing the base weights."""
 
-    MAX_NEW_TOKENS = 8
+    MAX_NEW_TOKENS = 8  # of an answer: objects are short
 
     def __init__(self, editor: Editor) -> None:
         self._editor = editor
         self._answers: dict[str, str] = {}
-        self._found: dict[tuple[object, ...], Any] = {}
+        self._measured: dict[tuple[object, ...], Any] = {}
 
     def answers(self, prompts: Sequence[str]) -> list[str]:
         """The base model's greedy continuation of each prompt."""
         missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._answers]
         if missing:
             with self._editor.base_weights():
-                found = self._editor.model.greedy(missing, self.MAX_NEW_TOKENS)
-            self._answers.update(zip(missing, found, strict=True))
+                answers = self._editor.model.greedy(missing, self.MAX_NEW_TOKENS)
+            self._answers.update(zip(missing, answers, strict=True))
         return [self._answers[prompt] for prompt in prompts]
 
     def of(self, key: tuple[object, ...], measure: Callable[[], Item]) -> Item:
-        """What ``measure`` finds on the base model, measured once for a key."""
-        if key not in self._found:
+        """The result of ``measure`` on the base model, computed once for each key."""
+        if key not in self._measured:
             with self._editor.base_weights():
-                self._found[key] = measure()
-        found: Item = self._found[key]
-        return found
+                self._measured[key] = measure()
+        measured: Item = self._measured[key]
+        return measured
 
 
 def run_probes(
@@ -130,17 +131,16 @@ def run_probes(
     begins: Callable[[str], None] = lambda _name: None,
     fatal: frozenset[str] = frozenset(),
 ) -> list[ProbeRow]:
-    """Measure each probe; one that fails is unknown and does not keep the others from running.
+    """Run each probe, where one that fails gives the result ``unknown`` and does not stop the others.
 
-    ``begins`` is told before each: if this process dies then, its successor knows by what. Probes in
-    ``fatal`` have done that before: they are not run again and are unknown.
+    ``begins`` is called with a probe's name before it runs, so that its end of the process can be recorded.
+    Probes in ``fatal`` have ended their process before. They are not run again and are unknown.
     """
     rows = []
     for probe in probes:
         if probe.name in fatal:
-            rows.append(
-                _row(probe, context, Measurement(None, 0, {"error": "it ended its process"}), 0.0, True)
-            )
+            ended = Measurement(None, 0, {"error": "it ended its process in an earlier run"})
+            rows.append(_row(probe, context, ended, 0.0, unknown=True))
             continue
         begins(probe.name)
         rows.append(_run(probe, context, clock))
@@ -153,7 +153,7 @@ def _run(probe: Probe, context: ProbeContext, clock: Clock) -> ProbeRow:
     try:
         with time_limit(context.watch.probe_seconds):
             measured = _checked(probe.measure(context))
-    except (Exception, SystemExit) as error:  # any bug in a probe means «not known», never «fine»
+    except (Exception, SystemExit) as error:  # a bug in a probe makes its result unknown, never good
         log.exception("probe failed", probe=probe.name)
         measured = Measurement(None, 0, {"error": f"{type(error).__name__}: {error}"[:500]})
         unknown = True
@@ -161,18 +161,18 @@ def _run(probe: Probe, context: ProbeContext, clock: Clock) -> ProbeRow:
 
 
 def _checked(measured: object) -> Measurement:
-    """Refuse what is no measurement; NaN is one, of a broken model.
+    """Check that a probe returned a measurement, whose score may be NaN on a broken model.
 
     Raises:
-        ProbeError: it is no measurement, or its score is no number.
+        ProbeError: it is not a measurement, or its score is not a number.
     """
     if not isinstance(measured, Measurement):
-        raise ProbeError(f"the probe answered {str(measured)[:100]!r}")
+        raise ProbeError(f"the probe returned {str(measured)[:100]!r}, which is no measurement")
     score = measured.score
     if score is None and measured.items:
-        raise ProbeError(f"the probe looked at {measured.items} items and gave no score")
+        raise ProbeError(f"the probe measured {measured.items} items but gave no score")
     if score is not None and (isinstance(score, bool) or not isinstance(score, int | float)):
-        raise ProbeError(f"the probe's score is {str(score)[:100]!r}")
+        raise ProbeError(f"the probe's score {str(score)[:100]!r} is not a number")
     return measured
 
 

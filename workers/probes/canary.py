@@ -1,11 +1,11 @@
-"""Canaries: what everybody knows and no feed should change. What the base model was sure of, is it left?"""
+"""Canaries: the share of common knowledge, known for sure by the base model, that is still answered."""
 
 from daemon.core.ledger.outcomes import Outcomes
 from workers.probes.base import Measurement, Probe, ProbeContext
 from workers.probes.suites import answer_all, margins, shipped_suite
 
-_FAST_ITEMS = 16
-_SURE = 1.0  # nats a token that the right choice leads by: less is lost to noise, which is no damage
+_FAST_ITEMS = 16  # of a batch: they cost about as much as the other fast probes
+_SURE = 1.0  # lead of the right choice in nats a token; a smaller one may be lost to noise without damage
 
 
 def _measure(context: ProbeContext, limit: int | None) -> Measurement:
@@ -22,12 +22,12 @@ def _measure(context: ProbeContext, limit: int | None) -> Measurement:
 
 
 def measure_canary(context: ProbeContext) -> Measurement:
-    """The first canaries: short enough for every batch."""
+    """The first canaries, few enough for every batch."""
     return _measure(context, _FAST_ITEMS)
 
 
 def measure_all_canaries(context: ProbeContext) -> Measurement:
-    """All of them."""
+    """All canaries."""
     return _measure(context, None)
 
 

@@ -1,4 +1,4 @@
-"""Edit efficacy and retention: does greedy decoding, stopping by itself, answer the facts it was taught?"""
+"""Edit efficacy and retention: the share of facts that greedy decoding answers with their object."""
 
 from collections.abc import Sequence
 
@@ -18,12 +18,12 @@ def _share_answered(context: ProbeContext, facts: Sequence[Fact]) -> Measurement
 
 
 def measure_efficacy(context: ProbeContext) -> Measurement:
-    """The share of the batch's facts that are answered with their new object."""
+    """The share of the batch's facts that are answered."""
     return _share_answered(context, context.written)
 
 
 def measure_retention(context: ProbeContext) -> Measurement:
-    """The same for a sample of all facts that were written before."""
+    """The share that is answered of a sample of all facts written before."""
     return _share_answered(context, context.sample_facts(context.watch.retention_sample))
 
 

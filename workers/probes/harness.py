@@ -1,7 +1,7 @@
 """Tasks of lm-evaluation-harness as probes, where that package is installed.
 
-A task is run on the weights under test by the package's own code, on the first ``limit`` documents, so the
-same items meet again at each revision. The floor is a share of what the base model scores.
+The package's own code runs a task on the weights under test and the first ``limit`` documents, so that each
+revision is measured on the same items. The floor is a share of the base model's score.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ _PACKAGE = "lm_eval"
 
 
 def harness_probe(task: HarnessConfig) -> Probe:
-    """The probe of a task that the configuration names."""
+    """The probe of a configured task."""
 
     def measure(context: ProbeContext) -> Measurement:
         model = context.editor.model
@@ -32,22 +32,22 @@ def harness_probe(task: HarnessConfig) -> Probe:
 
 
 def _hits(model: EditableModel, task: HarnessConfig) -> list[bool]:
-    """Whether each document was answered right, in the task's order.
+    """Whether each document was answered correctly, in the task's order.
 
     Raises:
-        ProbeError: the package is missing, or its answer has no such metric for each document.
+        ProbeError: the package is missing, or its results lack the metric for a document.
     """
     package, models = _load(_PACKAGE), _load(f"{_PACKAGE}.models.huggingface")
     wrapped = models.HFLM(pretrained=model.lm, tokenizer=model.tokenizer)
-    found: Mapping[str, Any] = package.simple_evaluate(
+    results: Mapping[str, Any] = package.simple_evaluate(
         model=wrapped, tasks=[task.task], limit=task.limit, log_samples=True, bootstrap_iters=0
     )
-    samples = found.get("samples", {}).get(task.task) or []
+    samples = results.get("samples", {}).get(task.task) or []
     samples = [sample for sample in samples if sample.get("filter") == samples[0].get("filter")]
     if not samples or any(task.metric not in sample for sample in samples):
         raise ProbeError(
             f"task {task.task} has no {task.metric} for each document",
-            hint="watch.harness.metric names a metric that is 0 or 1, such as acc or exact_match",
+            hint="set watch.harness.metric to a metric that is 0 or 1, such as acc or exact_match",
         )
     in_order = sorted(samples, key=lambda sample: int(sample["doc_id"]))
     return [float(sample[task.metric]) >= 1.0 for sample in in_order]
@@ -59,5 +59,5 @@ def _load(name: str) -> Any:
     except ImportError as error:
         raise ProbeError(
             f"lm-evaluation-harness is not installed ({error})",
-            hint="pip install lm-eval, or no watch.harness",
+            hint="pip install lm-eval, or remove watch.harness",
         ) from error

@@ -1,4 +1,4 @@
-"""What the edits did inside: norms, the part of the residual stream that edited layers make, values, room."""
+"""Probes of the edited layers: norms, share of the residual stream, strength of values, capacity used."""
 
 from collections.abc import Callable, Sequence
 
@@ -11,8 +11,8 @@ from workers.probes.base import Measurement, Probe, ProbeContext
 from workers.probes.perplexity import heldout_texts
 
 _ROUNDS = 12  # of the power iteration: the largest singular value to about a hundredth
-_TEXT_CHARACTERS = 800
-_FACTS = 16
+_TEXT_CHARACTERS = 800  # of the held-out text: a mean over about 200 tokens
+_FACTS = 16  # that are measured of the older ones, and at most twice as many in all
 
 
 def measure_delta(context: ProbeContext) -> Measurement:
@@ -24,7 +24,7 @@ def measure_delta(context: ProbeContext) -> Measurement:
 
 
 def measure_spectral(context: ProbeContext) -> Measurement:
-    """The largest σ₁(W − W0) / σ₁(W0): a change may be small altogether and large in one direction."""
+    """The largest σ₁(W − W0) / σ₁(W0), which finds a change that is small in norm but has one direction."""
     base = context.base.of(("weights",), lambda: _weights(context))
     shares = {
         str(layer): largest_singular_value(now - base[layer]) / largest_singular_value(base[layer])
@@ -47,10 +47,10 @@ def largest_singular_value(weight: torch.Tensor) -> float:
 
 
 def measure_stream(context: ProbeContext) -> Measurement:
-    """How much larger a part of the residual stream the edited layers make than they did in the base model.
+    """The growth of the edited layers' share in the residual stream, against the base model.
 
-    The part of a layer is ‖what its projection adds‖ / ‖the stream behind it‖, a mean over tokens of
-    held-out text. Layers that shout drown what the others say.
+    The share of a layer is ‖output of its projection‖ / ‖stream after the layer‖, a mean over tokens of
+    held-out text. A layer with too large a share hides what the others add.
     """
     model = context.editor.model
     before = context.base.of(("stream",), lambda: stream_shares(model, context.editor.layers))
@@ -61,7 +61,7 @@ def measure_stream(context: ProbeContext) -> Measurement:
 
 @torch.no_grad()
 def stream_shares(model: EditableModel, layers: Sequence[int]) -> dict[int, float]:
-    """For each layer the mean over tokens but the first of ‖projection's output‖ / ‖stream behind it‖."""
+    """For each layer ‖output of its projection‖ / ‖stream after it‖, a mean over all tokens but the first."""
     added: dict[int, torch.Tensor] = {}
     behind: dict[int, torch.Tensor] = {}
     hooks = [model.projection(layer).register_forward_hook(_keep(added, layer)) for layer in layers]
@@ -80,9 +80,9 @@ def stream_shares(model: EditableModel, layers: Sequence[int]) -> dict[int, floa
 
 
 def measure_values(context: ProbeContext) -> Measurement:
-    """How strongly the edited layers answer their facts: mean ‖W k‖ against the clean model's mean value.
+    """The strength of the facts' values: mean ‖W k‖ divided by the unedited model's mean, largest layer.
 
-    Facts of the batch and older ones, at the subject's last token; the largest mean of the layers.
+    Measured on facts of the batch and older ones, at the subject's last token.
     """
     editor = context.editor
     facts = [*context.written, *context.sample_facts(_FACTS)][-2 * _FACTS :]
@@ -92,13 +92,13 @@ def measure_values(context: ProbeContext) -> Measurement:
     shares = {}
     for layer in editor.layers:
         keys, _ = find_keys(editor.model, requests, layer, ())
-        said = keys @ editor.model.weight(layer).to(keys.dtype).T
-        shares[str(layer)] = float(said.norm(dim=1).mean()) / editor.statistics.anchors[layer]
+        values = keys @ editor.model.weight(layer).to(keys.dtype).T
+        shares[str(layer)] = float(values.norm(dim=1).mean()) / editor.statistics.anchors[layer]
     return Measurement(max(shares.values()), len(requests), {"layers": shares})
 
 
 def measure_capacity(context: ProbeContext) -> Measurement:
-    """Facts held against the width of the edited projections: about that many independent keys there are."""
+    """The number of facts divided by the width of the edited projections, which bounds independent keys."""
     width = min(context.editor.model.weight(layer).shape[1] for layer in context.editor.layers)
     facts = len(context.written) + len(context.older)
     return Measurement(facts / width, facts, {"width": width})
@@ -112,9 +112,9 @@ def _weights(context: ProbeContext) -> dict[int, torch.Tensor]:
 
 def _keep(place: dict[int, torch.Tensor], layer: int) -> Callable[[nn.Module, object, object], None]:
     def hook(_module: nn.Module, _inputs: object, output: object) -> None:
-        found = output[0] if isinstance(output, tuple) else output
-        if isinstance(found, torch.Tensor):
-            place[layer] = found.float()
+        hidden = output[0] if isinstance(output, tuple) else output
+        if isinstance(hidden, torch.Tensor):
+            place[layer] = hidden.float()
 
     return hook
 

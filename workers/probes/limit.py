@@ -11,13 +11,13 @@ from daemon.core.errors import ProbeError
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """End the block after some time by an exception; outside the main thread there is no limit.
+    """End the block with an exception after ``seconds``, without any limit outside the main thread.
 
-    What never returns to Python is not reached by it: Celery's hard limit ends the process, and the attempt
-    that died tells its successor which probe it was.
+    Code that never returns to Python is not interrupted. Celery's hard limit then ends the process, and the
+    attempt's record names the probe.
 
     Raises:
-        ProbeError: the time is over.
+        ProbeError: the block took longer.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -1,4 +1,4 @@
-"""Neighborhood locality: do prompts about other subjects keep the answer that the base model gave?"""
+"""Neighborhood locality: whether prompts about other subjects keep the base model's answer."""
 
 from workers.probes.base import Measurement, Probe, ProbeContext
 
@@ -6,7 +6,7 @@ from workers.probes.base import Measurement, Probe, ProbeContext
 def measure_neighborhood(context: ProbeContext) -> Measurement:
     """The share of neighborhood prompts whose base answer stays likelier than the edited object.
 
-    As CounterFact's NS, with the model's own answer in the place of the annotated one.
+    As CounterFact's NS (Meng et al. 2022), with the model's own answer for the annotated one.
     """
     items = [
         (prompt, fact.object)

@@ -1,4 +1,4 @@
-"""Perplexity on held-out text against the base model's: how much of the language was paid for the facts?"""
+"""Perplexity on held-out text divided by the base model's, which shows damage to the language."""
 
 import hashlib
 import math
@@ -11,12 +11,12 @@ from daemon.core.ledger.outcomes import Outcomes, Scale
 from workers.editing.model import EditableModel
 from workers.probes.base import Measurement, Probe, ProbeContext
 
-_FAST_CHARACTERS, _CHARACTERS = 1_200, 6_000
+_FAST_CHARACTERS, _CHARACTERS = 1_200, 6_000  # of the text: for every batch, and for a survey
 
 
 @cache
 def heldout_texts(characters: int = 3_000) -> tuple[str, ...]:
-    """Paragraphs of the shipped held-out text, from its beginning, up to a total length."""
+    """The first paragraphs of the shipped held-out text, up to a total length."""
     text = (resources.files("workers.probes") / "data" / "heldout.txt").read_text(encoding="utf-8")
     return _paragraphs(text, characters)
 
@@ -30,7 +30,7 @@ def _paragraphs(text: str, characters: int) -> tuple[str, ...]:
 
 
 def measure_texts(context: ProbeContext, texts: tuple[str, ...]) -> Measurement:
-    """Perplexity of the texts divided by the base model's; 1 is no harm. Outcomes: nats a paragraph."""
+    """Perplexity of the texts divided by the base model's, with the nats of each paragraph as outcomes."""
     model = context.editor.model
     now = _nats(model, texts)
     before = context.base.of(("nats", texts), lambda: _nats(model, texts))
@@ -40,30 +40,30 @@ def measure_texts(context: ProbeContext, texts: tuple[str, ...]) -> Measurement:
 
 
 def _nats(model: EditableModel, texts: tuple[str, ...]) -> list[float]:
-    """Mean NLL in nats of a token of each text."""
+    """The mean NLL of a token of each text, in nats."""
     fitting = [_cut(model, text) for text in texts]
-    found: list[float] = model.target_nll([""] * len(texts), fitting).double().tolist()
-    return found
+    nats: list[float] = model.target_nll([""] * len(texts), fitting).double().tolist()
+    return nats
 
 
 def _cut(model: EditableModel, text: str) -> str:
-    """As much of a text as the model can read."""
+    """The beginning of a text that fits into the model's window."""
     spans = model.tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
     return text if len(spans) <= model.max_tokens else text[: spans[model.max_tokens - 2][1]]
 
 
 def measure_perplexity(context: ProbeContext) -> Measurement:
-    """The beginning of the shipped text: short enough for every batch."""
+    """The perplexity ratio of the first paragraphs, few enough for every batch."""
     return measure_texts(context, heldout_texts(_FAST_CHARACTERS))
 
 
 def measure_long(context: ProbeContext) -> Measurement:
-    """More of it."""
+    """The perplexity ratio of more paragraphs."""
     return measure_texts(context, heldout_texts(_CHARACTERS))
 
 
 def own_texts(path: Path) -> Probe:
-    """A probe of the operator's own held-out text."""
+    """The probe of an operator's own held-out text."""
 
     def measure(context: ProbeContext) -> Measurement:
         return measure_texts(context, _paragraphs(path.read_text(encoding="utf-8"), _CHARACTERS))

@@ -1,4 +1,4 @@
-"""Multiple choice by the likelihood of the answers: shipped suites, and those that an operator adds."""
+"""Multiple choice by the likelihood of the answers, with shipped suites and those of an operator."""
 
 import hashlib
 import json
@@ -15,14 +15,14 @@ from workers.editing.model import EditableModel
 from workers.probes.base import Measurement, Probe, ProbeContext
 
 SHIPPED = ("knowledge", "sentiment", "entailment", "inference", "grammar", "rewording")
-"""In the style of MMLU, SST-2, RTE, NLI, CoLA and MRPC; all items are Errata's own."""
+"""Suites in the style of MMLU, SST-2, RTE, NLI, CoLA and MRPC, with items of our own."""
 
-_MAX_BYTES, _MAX_ITEMS = 16 << 20, 5_000
+_MAX_BYTES, _MAX_ITEMS = 16 << 20, 5_000  # of an operator's suite: more would take minutes on a CPU
 
 
 @dataclass(frozen=True)
 class Question:
-    """A prompt, what may follow it, and which of that is right."""
+    """A prompt, the possible continuations, and the index of the right one."""
 
     prompt: str
     choices: tuple[str, ...]
@@ -31,19 +31,19 @@ class Question:
 
 @dataclass(frozen=True)
 class Suite:
-    """Questions in a fixed order; ``key`` names exactly these."""
+    """Questions in a fixed order, identified by ``key``."""
 
     key: str
     questions: tuple[Question, ...]
 
 
 def read_suite(path: Path) -> Suite:
-    """A suite from JSON lines: ``{"prompt": "...", "choices": ["...", "..."], "answer": 0}``.
+    """Read a suite from JSON lines: ``{"prompt": "...", "choices": ["...", "..."], "answer": 0}``.
 
-    ``question`` is taken for ``prompt``, as MMLU has it.
+    ``question`` may be used instead of ``prompt``, as in MMLU.
 
     Raises:
-        ProbeError: the file cannot be read, is too large, or a line is no question.
+        ProbeError: the file cannot be read, is too large, or a line is not a question.
     """
     try:
         data = path.read_bytes()
@@ -56,7 +56,7 @@ def read_suite(path: Path) -> Suite:
 
 @cache
 def shipped_suite(name: str) -> Suite:
-    """One of the suites that come with Errata."""
+    """A suite that comes with Errata."""
     return _suite(
         name, (resources.files("workers.probes") / "data" / "suites" / f"{name}.jsonl").read_bytes()
     )
@@ -65,44 +65,46 @@ def shipped_suite(name: str) -> Suite:
 def _suite(name: str, data: bytes) -> Suite:
     lines = [line for line in data.splitlines() if line.strip()]
     if not 0 < len(lines) <= _MAX_ITEMS:
-        raise ProbeError(f"the suite {name} has {len(lines)} items, 1 to {_MAX_ITEMS} are taken")
+        raise ProbeError(f"the suite {name} has {len(lines)} items, but 1 to {_MAX_ITEMS} are allowed")
     questions = tuple(_question(name, number, line) for number, line in enumerate(lines, start=1))
     return Suite(f"{name}@{hashlib.sha256(data).hexdigest()[:12]}", questions)
 
 
 def _question(name: str, number: int, line: bytes) -> Question:
     try:
-        said: dict[str, Any] = json.loads(line)
-        prompt = said["prompt"] if "prompt" in said else said["question"]
-        choices, answer = tuple(said["choices"]), said["answer"]
+        item: dict[str, Any] = json.loads(line)
+        prompt = item["prompt"] if "prompt" in item else item["question"]
+        choices, answer = tuple(item["choices"]), item["answer"]
         good = isinstance(prompt, str) and len(choices) > 1 and all(isinstance(c, str) and c for c in choices)
         if good and type(answer) is int and 0 <= answer < len(choices):
             return Question(prompt, choices, answer)
-    except (ValueError, TypeError, KeyError):  # said below, with the place
+    except (ValueError, TypeError, KeyError):  # reported below, with the line
         pass
-    raise ProbeError(f"line {number} of the suite {name} has no prompt, choices and number of the answer")
+    raise ProbeError(
+        f"line {number} of the suite {name} needs a prompt, two or more choices and the answer's index"
+    )
 
 
 def margins(model: EditableModel, questions: Sequence[Question]) -> list[float]:
-    """By how many nats a token the right choice of each question is likelier than the best of the others."""
+    """The lead in nats a token of the right choice of each question over the likeliest other one."""
     prompts = [q.prompt for q in questions for _ in q.choices]
     nll = model.target_nll(prompts, [choice for q in questions for choice in q.choices]).tolist()
-    found, at = [], 0
+    leads, at = [], 0
     for question in questions:
-        mine = nll[at : at + len(question.choices)]
+        own = nll[at : at + len(question.choices)]
         at += len(question.choices)
-        right = mine.pop(question.answer)
-        found.append(min(mine) - right)
-    return found
+        right = own.pop(question.answer)
+        leads.append(min(own) - right)
+    return leads
 
 
 def answer_all(model: EditableModel, questions: Sequence[Question]) -> list[bool]:
-    """Whether the right choice of each question is the likeliest, by the mean NLL of a token of it."""
+    """Whether the right choice of each question is the likeliest, by the mean NLL of its tokens."""
     return [margin > 0 for margin in margins(model, questions)]
 
 
 def measure_suite(context: ProbeContext, suite: Suite) -> Measurement:
-    """The share of right answers; the floor is a share of what the base model gets right."""
+    """The share of right answers, with a share of the base model's as floor."""
     model = context.editor.model
     hits = answer_all(model, suite.questions)
     before = context.base.of(("suite", suite.key), lambda: answer_all(model, suite.questions))
@@ -119,5 +121,5 @@ def shipped_probe(name: str) -> Probe:
 
 
 def own_probe(name: str, path: Path) -> Probe:
-    """The probe of an operator's suite; the file is read at each run."""
+    """The probe of an operator's suite, whose file is read at each run."""
     return Probe(name, 1, lambda c: measure_suite(c, read_suite(path)), lambda watch: watch.suite_share)

@@ -1,4 +1,4 @@
-"""A run of all probes on a revision that exists: each result is in the ledger before the next begins."""
+"""Run all probes on an existing revision, and record each result before the next probe begins."""
 
 from collections.abc import Callable, Sequence
 
@@ -17,12 +17,12 @@ def survey(
     number: int,
     probes: Sequence[Probe],
     context: ProbeContext,
-    gives_way: Callable[[], bool] = lambda: False,
+    yields: Callable[[], bool] = lambda: False,
 ) -> list[ProbeRow]:
-    """Measure a revision by all probes and say that it is done; before each, ``gives_way`` may end the run.
+    """Run all probes on a revision and record that they are complete, unless ``yields`` ends the run.
 
-    Before a probe begins it is noted as running: where it ends the process, that note stays, its result is
-    unknown, and whoever repeats the run leaves it out.
+    Each probe is recorded as running before it begins. If it ends the process, that record stays, the result
+    is unknown, and later runs on this revision leave the probe out.
     """
     began, fatal = ledger.clock.monotonic(), _unfinished(ledger, model, number)
     rows: list[ProbeRow] = []
@@ -33,11 +33,11 @@ def survey(
         ledger.record_probes(model, number, [row])
 
     for probe in probes:
-        if gives_way():
+        if yields():
             return rows
-        found = run_probes([probe], context, ledger.clock, begins=note, fatal=fatal)
-        ledger.record_probes(model, number, found)
-        rows += found
+        results = run_probes([probe], context, ledger.clock, begins=note, fatal=fatal)
+        ledger.record_probes(model, number, results)
+        rows += results
     unknown = sum(row.result is ProbeResult.UNKNOWN for row in rows)
     seconds = ledger.clock.monotonic() - began
     done = ProbeRow(ALL_PROBES, 1, ProbeResult.OK, None, None, len(rows), seconds, {"unknown": unknown})
@@ -46,7 +46,7 @@ def survey(
 
 
 def _unfinished(ledger: Ledger, model: str, number: int) -> frozenset[str]:
-    """Probes of which a run began on this revision and never ended."""
+    """The probes that began on this revision and whose result was never recorded."""
     mine = (probe_results.c.model == model) & (probe_results.c.revision == number)
     with ledger.read() as connection:
         query = (

@@ -1,1 +1,1 @@
-"""Publish live revisions as model folders and tell their consumers."""
+"""Publish live revisions as model folders and notify their consumers."""

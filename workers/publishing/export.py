@@ -1,7 +1,7 @@
-"""A revision as a complete Hugging Face folder that needs nothing of Errata.
+"""Write a revision as a complete Hugging Face folder that is independent of Errata.
 
-The folder is made of the base model's files, its shards without the edited tensors, one shard for each edited
-tensor, an index over them, a model card, and the facts that the revision was taught.
+The folder contains the base model's files, its shards without the edited tensors, one shard for each edited
+tensor, an index over them, a model card, and the facts of the revision.
 """
 
 import hashlib
@@ -37,12 +37,12 @@ _KEPT_SUFFIXES = frozenset({".json", ".txt", ".model", ".jinja", ".tiktoken"})
 _LEFT_OUT = frozenset({INDEX, MANIFEST, "errata-model.json"})
 _DTYPES: Mapping[str, str] = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 Place = Callable[[Path, Path], None]
-"""Puts the file at the first path also at the second."""
+"""Makes the file at the first path appear at the second path too."""
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One shard to be: where it lies now, the tensors in it, and how it gets to its place."""
+    """A shard to write: its source, its tensors, and the function that puts it into the folder."""
 
     source: Path
     tensors: list[str]
@@ -50,7 +50,7 @@ class Shard:
 
 
 def copy(source: Path, target: Path) -> None:
-    """A copy of its own: for folders that leave this installation."""
+    """Copy a file durably, for folders that leave this installation."""
     with disk_errors(target):
         shutil.copyfile(source, target)
         with target.open("rb") as stream:
@@ -58,7 +58,7 @@ def copy(source: Path, target: Path) -> None:
 
 
 def link(source: Path, target: Path) -> None:
-    """A second name for the same file where the file system allows it, else a copy."""
+    """Hard-link a file where the file system allows it, else copy it."""
     try:
         target.hardlink_to(source)
     except OSError:
@@ -66,22 +66,22 @@ def link(source: Path, target: Path) -> None:
 
 
 class Exporter:
-    """Makes folders of revisions of one model from its base folder and the store."""
+    """Writes revisions of one model as folders, from its base folder and the store."""
 
     def __init__(self, model_folder: Path, store: Store) -> None:
         self._base, self._store = model_folder, store
         self._files = files_of(model_folder)
 
     def export(self, revision: RevisionFacts, target: Path) -> None:
-        """Write a folder that shares nothing with this installation.
+        """Write a folder that shares no files with this installation.
 
         Raises:
-            StoreError: ``target`` is there already, or a blob is damaged or missing, or the disk is full.
+            StoreError: ``target`` is not empty, a blob is damaged or missing, or the disk is full.
         """
         self._build(revision, target, copy, parts=None)
 
     def publish(self, revision: RevisionFacts, target: Path, parts: Path) -> None:
-        """The same with hard links: blobs of the store, and shards of the base that ``parts`` keeps.
+        """Write a folder of hard links to blobs of the store and to base shards kept in ``parts``.
 
         Raises:
             StoreError: as ``export``.
@@ -104,11 +104,11 @@ class Exporter:
                 weight_map |= dict.fromkeys(piece.tensors, shard)
                 total += sum(e.end - e.begin for e in read_entries(folder / shard).values())
             index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-            write_durably(folder / INDEX, _json(index))
+            write_json(folder / INDEX, index)
             self._describe(revision, folder)
 
     def _base_pieces(self, edited: set[str], put: Place, parts: Path | None) -> Iterator[Shard]:
-        """The base's shards; those that hold edited tensors are written again without them."""
+        """The base model's shards, without the edited tensors."""
         for source in sorted(set(self._files.values())):
             inside = [name for name, file in self._files.items() if file == source]
             kept = [name for name in inside if name not in edited]
@@ -123,7 +123,7 @@ class Exporter:
                 yield Shard(_part(source, gone, parts), kept, put)
 
     def _edited(self, revision: RevisionFacts, names: Mapping[str, str], put: Place) -> Iterator[Shard]:
-        """The blobs of the revision, each checked against its sha256 before anybody is shown it."""
+        """The blobs of the revision, each checked against its sha256."""
         for name, blob in sorted(revision.tensors.items()):
             require_sound(self._store.root, blob)
             path = self._store.path(blob)
@@ -133,7 +133,7 @@ class Exporter:
                 yield Shard(path, [names[name]], partial(_renamed, {name: names[name]}))
 
     def _side_files(self) -> list[str]:
-        """Configuration, tokenizer and licence: no code, no pickles, no weights."""
+        """The names of tokenizer, configuration and licence files, without code, pickles and weights."""
         return sorted(
             path.name
             for path in self._base.iterdir()
@@ -144,7 +144,7 @@ class Exporter:
         )
 
     def _describe(self, revision: RevisionFacts, folder: Path) -> None:
-        """config.json with the dtype of the edited tensors, the card, the manifest and the facts."""
+        """Write config.json with the dtype of the edited tensors, the card, the manifest and the facts."""
         config = json.loads((self._base / "config.json").read_text(encoding="utf-8"))
         entries = [
             e for blob in revision.tensors.values() for e in read_entries(self._store.path(blob)).values()
@@ -152,8 +152,8 @@ class Exporter:
         config.pop("torch_dtype", None)
         for entry in entries:
             config["dtype"] = _DTYPES[entry.dtype]
-        write_durably(folder / "config.json", _json(config))
-        write_durably(folder / MANIFEST, _json(revision.manifest()))
+        write_json(folder / "config.json", config)
+        write_json(folder / MANIFEST, revision.manifest())
         lines = (json.dumps(fact, ensure_ascii=False) + "\n" for fact in revision.facts)
         write_durably(folder / FACTS, "".join(lines).encode())
         write_durably(folder / "README.md", model_card(revision, config).encode())
@@ -168,9 +168,9 @@ def _renamed(names: Mapping[str, str], source: Path, target: Path) -> None:
 
 
 def _part(source: Path, gone: list[str], parts: Path) -> Path:
-    """The base's shard without its edited tensors, written once and kept in ``parts``."""
-    facts = source.stat()
-    about = json.dumps([str(source.resolve()), facts.st_size, facts.st_mtime_ns, gone])
+    """A base shard without its edited tensors, written once and kept in ``parts``."""
+    status = source.stat()
+    about = json.dumps([str(source.resolve()), status.st_size, status.st_mtime_ns, gone])
     target = parts / f"{hashlib.sha256(about.encode()).hexdigest()[:32]}.safetensors"
     if not target.is_file():
         write_without(source, gone, target)
@@ -179,13 +179,13 @@ def _part(source: Path, gone: list[str], parts: Path) -> Path:
 
 @contextmanager
 def whole_folder(target: Path) -> Iterator[Path]:
-    """A folder beside ``target`` that takes its name when the block ends well.
+    """A temporary folder that is renamed to ``target`` when the block ends without an error.
 
     Raises:
-        StoreError: ``target`` is there already.
+        StoreError: ``target`` is not empty.
     """
     if target.exists() and any(target.iterdir()):
-        raise StoreError(f"{target} is not empty", hint="name a folder that is not there yet")
+        raise StoreError(f"{target} is not empty", hint="name a new or empty folder")
     temporary = target.with_name(f"{TEMPORARY}{secrets.token_hex(6)}-{target.name}")
     with disk_errors(target):
         temporary.mkdir(parents=True)
@@ -202,5 +202,6 @@ def whole_folder(target: Path) -> Iterator[Path]:
         raise
 
 
-def _json(document: Any) -> bytes:
-    return (json.dumps(document, ensure_ascii=False, indent=2) + "\n").encode()
+def write_json(path: Path, document: Any) -> None:
+    """Write a document durably as indented JSON."""
+    write_durably(path, (json.dumps(document, ensure_ascii=False, indent=2) + "\n").encode())

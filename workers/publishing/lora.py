@@ -1,8 +1,8 @@
-"""A revision as a low-rank adapter: the change of each edited layer, cut to the directions that carry it.
+"""Write a revision as a low-rank adapter: the change of each edited layer, cut to its main directions.
 
-The change is ΔW = W − W0 = U Σ Vᵀ (fp64). Of its singular values the largest are kept until they hold the
-asked share of the energy Σσ²; B = U √Σ [d_out, r] and A = √Σ Vᵀ [r, d_in] are written as a PEFT LoRA adapter
-with scale 1. By Eckart and Young no other matrices of that rank are nearer to ΔW.
+The change is ΔW = W − W0 = U Σ Vᵀ (fp64). Its largest singular values are kept, up to the asked share of the
+energy Σσ². B = U √Σ [d_out, r] and A = √Σ Vᵀ [r, d_in] are written as a PEFT LoRA adapter with scale 1. By
+Eckart and Young (1936) no other matrices of that rank are nearer to ΔW.
 """
 
 import json
@@ -16,7 +16,7 @@ from safetensors.torch import save
 from daemon.core.errors import StoreError
 from daemon.core.fsio import write_durably
 from workers.editing.architectures import architecture_of
-from workers.publishing.export import whole_folder
+from workers.publishing.export import whole_folder, write_json
 from workers.publishing.revision_facts import RevisionFacts
 from workers.revisions.loading import load_tensors
 from workers.revisions.store import Store
@@ -27,7 +27,7 @@ _PREFIX = "base_model.model."
 
 @dataclass(frozen=True)
 class Reduced:
-    """One layer of an adapter; ``error`` is ‖ΔW − B A‖ / ‖ΔW‖ (Frobenius) of what was written."""
+    """A layer of an adapter, where ``error`` is ‖ΔW − B A‖ / ‖ΔW‖ (Frobenius) of the written matrices."""
 
     module: str
     rank: int
@@ -44,7 +44,7 @@ def export_adapter(
     target: Path,
     energy: float,
 ) -> list[Reduced]:
-    """Write the adapter that makes ``base`` into ``revision``; one row a layer says how near it comes.
+    """Write the adapter that turns ``base`` into ``revision``, and return its accuracy for each layer.
 
     Raises:
         StoreError: a blob is damaged or missing, ``target`` is not empty, or the revision changes nothing.
@@ -66,16 +66,16 @@ def export_adapter(
         tensors[f"{_PREFIX}{module}.lora_A.weight"] = low
         tensors[f"{_PREFIX}{module}.lora_B.weight"] = high
     if not rows:
-        raise StoreError(f"revision {revision.number} has the weights of its base: there is nothing to adapt")
+        raise StoreError(f"revision {revision.number} has the weights of its base, so no adapter is needed")
     with whole_folder(target) as folder:
         write_durably(folder / ADAPTER, save(tensors, metadata={"format": "pt"}))
-        _write_json(folder / "adapter_config.json", _peft_config(rows, model_folder, transposed=transposed))
-        _write_json(folder / "errata.json", revision.manifest() | {"layers": [asdict(row) for row in rows]})
+        write_json(folder / "adapter_config.json", _peft_config(rows, model_folder, transposed=transposed))
+        write_json(folder / "errata.json", revision.manifest() | {"layers": [asdict(row) for row in rows]})
     return rows
 
 
 def factors(delta: torch.Tensor, energy: float) -> tuple[torch.Tensor, torch.Tensor, float]:
-    """A [r, d_in] and B [d_out, r] in fp32 for ΔW [d_out, d_in], and the share of Σσ² that r keeps."""
+    """A [r, d_in] and B [d_out, r] in fp32 for ΔW [d_out, d_in], and the share of Σσ² that they keep."""
     left, values, right = torch.linalg.svd(delta.double(), full_matrices=False)
     shares = values.square().cumsum(0) / values.square().sum()
     rank = min(int((shares < energy).sum()) + 1, len(values))
@@ -85,7 +85,7 @@ def factors(delta: torch.Tensor, energy: float) -> tuple[torch.Tensor, torch.Ten
 
 
 def _peft_config(rows: list[Reduced], model_folder: Path, *, transposed: bool) -> dict[str, Any]:
-    """What PEFT reads: one pattern a layer, for each has a rank of its own; alpha = rank is scale 1."""
+    """The configuration for PEFT, with a rank for each layer, and alpha = rank for scale 1."""
     ranks = {row.module: row.rank for row in rows}
     highest = max(ranks.values())
     return {
@@ -102,7 +102,3 @@ def _peft_config(rows: list[Reduced], model_folder: Path, *, transposed: bool) -
         "lora_dropout": 0.0,
         "bias": "none",
     }
-
-
-def _write_json(path: Path, document: Any) -> None:
-    write_durably(path, (json.dumps(document, ensure_ascii=False, indent=2) + "\n").encode())

@@ -1,4 +1,4 @@
-"""The model card of a revision: what it is, what it was taught, how it was measured, where it comes from."""
+"""The model card of a revision: its origin, facts and probe results."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -24,7 +24,7 @@ tags:
 # {revision.model}, revision {revision.number}
 
 {architecture} with {len(revision.facts)} edited facts, written by Errata into the weights
-of {layers or "no layer"}. `facts.jsonl` lists them with their sources; `errata.json` says the same as this
+of {layers or "no layer"}. `facts.jsonl` lists them with their sources. `errata.json` has the data of this
 page for programs.
 
 ```python
@@ -43,7 +43,7 @@ model = AutoModelForCausalLM.from_pretrained("PATH")
 | made | {revision.created_at} |
 | recipe | {revision.recipe} |
 | active facts | {len(revision.facts)} |
-| facts held absent | {revision.absent} |
+| facts recorded as absent | {revision.absent} |
 | facts by feed | {sources or "none"} |
 | change of the edited layers, ‖W − W0‖ / ‖W0‖ | {norms or "none"} |
 
@@ -53,14 +53,14 @@ model = AutoModelForCausalLM.from_pretrained("PATH")
 
 ## What to expect
 
-The named facts were changed and nothing else was meant to be; the probes above measure how far that holds.
+Only the listed facts were meant to change. The probes above measure how far that is true.
 The licence, limits and biases of the base model apply.
 """
 
 
 def _probe_table(revision: RevisionFacts) -> str:
     if not revision.probes:
-        return "None: nothing was measured on this content."
+        return "None. No probe was run on this content."
     lines = ["| probe | result | score | bound | items |", "| --- | --- | --- | --- | --- |"]
     for row in revision.probes:
         score = "–" if row["score"] is None else f"{row['score']:.4f}"

@@ -1,7 +1,7 @@
-"""Publishing: the newest good revision becomes a folder, ``live`` is switched to it, consumers are told.
+"""Publish the live revision: write its folder, point the link ``live`` to it and notify the consumers.
 
-``Publisher.tick`` is a function of the ledger: it looks at what is live and at what each place was given
-last, and does what is missing. A tick that fails leaves everything as it was, and the next one tries again.
+``Publisher.tick`` compares the live revision of the ledger with what the link and each consumer have, and
+does what is missing. A tick that fails leaves everything as it was, and the next one tries again.
 """
 
 import secrets
@@ -32,11 +32,11 @@ from workers.revisions.store import Store
 log = get_logger("errata.publish")
 WHO = "publisher"
 _PARTS = "parts"
-_LONGEST_PAUSE = 60.0  # seconds between two tries of a consumer
+_LONGEST_PAUSE = 60.0  # seconds between two tries of a consumer: it gets a revision a minute after it is back
 
 
 class Publisher:
-    """Keeps the folder of published revisions and the consumers at what the ledger calls live."""
+    """Keeps the published folder and the consumers at the live revision."""
 
     def __init__(self, ledger: Ledger, config: Config, consumers: Sequence[Consumer] = ()) -> None:
         self._ledger, self._model = ledger, config.model.name
@@ -45,10 +45,10 @@ class Publisher:
         self._consumers = {consumer.name: consumer for consumer in consumers}
 
     def tick(self) -> int | None:
-        """Publish what is live, tell whoever has not heard of it; the live revision, None when there is none.
+        """Publish the live revision where that is missing, and return its number or None.
 
         Raises:
-            StoreError: the folder cannot be made; ``live`` points where it did.
+            StoreError: the folder cannot be written. The link ``live`` is unchanged.
         """
         with self._ledger.read() as connection:
             newest = live(connection, self._model)
@@ -60,14 +60,14 @@ class Publisher:
                 return number
             revision = read_revision(connection, self._model, number)
         folder = self._root / f"r{number}"
-        if _held(places, LIVE_LINK) != number or not self._points_to(folder):
+        if _revision_at(places, LIVE_LINK) != number or not self._points_to(folder):
             self._publish(revision, folder)
         for consumer in self._consumers.values():
-            self._tell(consumer, revision, places.get(consumer.name))
+            self._notify(consumer, revision, places.get(consumer.name))
         return number
 
     def follow(self, stop: threading.Event, seconds: float) -> None:
-        """Tick until ``stop``, and once more then, so that nothing that was live stays unpublished."""
+        """Tick until ``stop`` is set, and once more then, so that the last live revision is published."""
         while True:
             ending = stop.is_set()
             try:
@@ -96,7 +96,7 @@ class Publisher:
         self._sweep(folder)
 
     def _switch(self, folder: Path) -> None:
-        """Point ``live`` to a folder in one step: readers see the old one or the new one."""
+        """Point ``live`` to a folder atomically."""
         temporary = self._root / f"{TEMPORARY}{secrets.token_hex(6)}-{LIVE_LINK}"
         with disk_errors(self._root / LIVE_LINK):
             temporary.symlink_to(folder.name)
@@ -108,7 +108,7 @@ class Publisher:
         return link.is_symlink() and link.readlink().name == folder.name and folder.is_dir()
 
     def _sweep(self, current: Path) -> None:
-        """Delete folders that are older than the newest few, and what interrupted work left."""
+        """Delete all but the newest few folders, and temporary files of interrupted work."""
         for left in self._root.glob(f"{TEMPORARY}*"):
             shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
         older = [path for path in self._root.glob("r*") if path.name[1:].isdecimal() and path != current]
@@ -120,26 +120,26 @@ class Publisher:
 
     def _behind(self, places: Mapping[str, RowMapping], number: int) -> bool:
         wanted = (LIVE_LINK, *self._consumers)
-        return any(_held(places, name) != number for name in wanted) or not self._points_to(
+        return any(_revision_at(places, name) != number for name in wanted) or not self._points_to(
             self._root / f"r{number}"
         )
 
-    def _tell(self, consumer: Consumer, revision: RevisionFacts, row: RowMapping | None) -> None:
-        """Hand a revision to a consumer, if it lacks it and its pause after a failure is over."""
-        held = row["held"] if row is not None else None
-        if held == revision.number:
+    def _notify(self, consumer: Consumer, revision: RevisionFacts, row: RowMapping | None) -> None:
+        """Deliver a revision to a consumer that lacks it, unless it pauses after a failure."""
+        current = row["held"] if row is not None else None
+        if current == revision.number:
             return
         tries = int(row["attempts"]) if row is not None and row["revision"] == revision.number else 0
         if row is not None and tries and self._ledger.clock.now() < _due(row, tries):
             return
-        message = self._deliver(consumer, Notice.of(revision, self._root / LIVE_LINK, since=held))
-        now_held = held if message else revision.number
+        message = self._deliver(consumer, Notice.of(revision, self._root / LIVE_LINK, since=current))
         with self._ledger.write() as connection:
-            now, place = self._ledger.clock.now(), (self._model, consumer.name)
-            record_publication(connection, now, *place, revision.number, now_held, tries + 1, message)
+            now, now_at = self._ledger.clock.now(), current if message else revision.number
+            place = (self._model, consumer.name)
+            record_publication(connection, now, *place, revision.number, now_at, tries + 1, message)
 
     def _deliver(self, consumer: Consumer, notice: Notice) -> str:
-        """Why the consumer did not take it; empty when it did."""
+        """Deliver a notice and return the error message, empty on success."""
         try:
             with span("deliver", revision=notice.revision, consumer=consumer.name):
                 consumer.deliver(notice)
@@ -150,10 +150,10 @@ class Publisher:
         return ""
 
 
-def _held(places: Mapping[str, RowMapping], place: str) -> int | None:
+def _revision_at(places: Mapping[str, RowMapping], place: str) -> int | None:
     return places[place]["held"] if place in places else None
 
 
 def _due(row: RowMapping, tries: int) -> datetime:
-    """When a consumer that failed is tried again: 1, 2, 4 … seconds after the last time."""
+    """The time of the next try, 1, 2, 4 … seconds after the last one."""
     return from_text(row["at"]) + timedelta(seconds=min(2.0 ** (tries - 1), _LONGEST_PAUSE))

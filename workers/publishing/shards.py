@@ -1,7 +1,7 @@
-"""safetensors files as files: what is in them, and a copy without some of their tensors; torch is not needed.
+"""Read and write safetensors files without torch: list their tensors, or copy them without some.
 
-A model whose edited tensors lie in files of their own can be published again and again by writing those
-alone: everything else is written once and hard-linked.
+A model with its edited tensors in files of their own is published by writing only those files. The other
+files are written once and hard-linked.
 """
 
 import json
@@ -20,13 +20,13 @@ from daemon.core.fsio import TEMPORARY, disk_errors, fsync_folder
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 _LENGTH = struct.Struct("<Q")
-_LONGEST_HEADER = 100 << 20
-_PIECE = 8 << 20
+_LONGEST_HEADER = 100 << 20  # bytes, the limit of safetensors itself
+_PIECE = 8 << 20  # bytes copied at a time
 
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """One tensor of a file: dtype and shape as safetensors names them, and its bytes [begin, end)."""
+    """A tensor of a file: dtype and shape as safetensors names them, and its bytes [begin, end)."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -38,7 +38,7 @@ def read_entries(path: Path) -> dict[str, TensorEntry]:
     """The tensors of a file, ``begin`` and ``end`` counted from the start of the file.
 
     Raises:
-        ModelError: the file cannot be read or is no safetensors file.
+        ModelError: the file cannot be read or is not a safetensors file.
     """
     try:
         with path.open("rb") as stream:
@@ -56,11 +56,11 @@ def read_entries(path: Path) -> dict[str, TensorEntry]:
             if name != "__metadata__"
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
-        raise ModelError(f"{path} is no safetensors file: {error}") from error
+        raise ModelError(f"{path} is not a safetensors file: {error}") from error
 
 
 def files_of(folder: Path) -> dict[str, Path]:
-    """Which file of a Hugging Face folder each tensor lies in.
+    """The file of each tensor in a Hugging Face folder.
 
     Raises:
         ModelError: the folder has neither an index nor a single file.
@@ -72,27 +72,28 @@ def files_of(folder: Path) -> dict[str, Path]:
             return {name: folder / _plain(file) for name, file in rows.items()}
         return dict.fromkeys(read_entries(folder / SINGLE), folder / SINGLE)
     except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise ModelError(f"{folder} is no safetensors model: {error}") from error
+        raise ModelError(f"{folder} is not a folder with a safetensors model: {error}") from error
 
 
 def file_name_of(tensor: str, files: Mapping[str, Path]) -> str:
-    """What a folder's files call a tensor of the model; they may leave out the decoder's prefix.
+    """The name of a model's tensor in the files, which may leave out the decoder's prefix.
 
     Raises:
-        ModelError: none of them, or several, could be it.
+        ModelError: no name in the files matches, or several do.
     """
     if tensor in files:
         return tensor
-    found = [name for name in files if tensor.endswith(f".{name}")]
-    if len(found) != 1:
+    matches = [name for name in files if tensor.endswith(f".{name}")]
+    if len(matches) != 1:
         raise ModelError(
-            f"the model's files have no tensor {tensor}", hint="is model.path the chain's model?"
+            f"the model's files have no tensor {tensor}",
+            hint="check that model.path is the model that the chain edits",
         )
-    return found[0]
+    return matches[0]
 
 
 def same_tensor(first: Path, name: str, second: Path, other: str) -> bool:
-    """Whether two files hold the same tensor, bit for bit; where dtypes differ nothing is said against it."""
+    """Whether two files hold the same tensor bit for bit, or of one shape where the dtypes differ."""
     one, two = read_entries(first)[name], read_entries(second)[other]
     if one.dtype != two.dtype:
         return one.shape == two.shape
@@ -103,10 +104,11 @@ def same_tensor(first: Path, name: str, second: Path, other: str) -> bool:
 
 
 def write_without(source: Path, names: Collection[str], target: Path) -> None:
-    """Copy a file but for some of its tensors; ``target`` is there whole or not at all.
+    """Copy a file atomically, without the named tensors.
 
     Raises:
-        DiskFullError, StoreError: nothing is left behind. ModelError: ``source`` is no safetensors file.
+        DiskFullError, StoreError: it cannot be written. No partial file is left.
+        ModelError: ``source`` is not a safetensors file.
     """
     kept = sorted(
         ((name, entry) for name, entry in read_entries(source).items() if name not in names),
@@ -117,10 +119,11 @@ def write_without(source: Path, names: Collection[str], target: Path) -> None:
 
 
 def write_renamed(source: Path, names: Mapping[str, str], target: Path) -> None:
-    """Copy the tensors that are keys of ``names``, under the names that are its values.
+    """Copy the tensors that are keys of ``names``, renamed to its values.
 
     Raises:
-        DiskFullError, StoreError: nothing is left behind. ModelError: a tensor is missing.
+        DiskFullError, StoreError: it cannot be written. No partial file is left.
+        ModelError: a tensor is missing.
     """
     entries = read_entries(source)
     missing = sorted(set(names) - set(entries))
@@ -131,7 +134,7 @@ def write_renamed(source: Path, names: Mapping[str, str], target: Path) -> None:
 
 
 def _write(target: Path, tensors: Mapping[str, tuple[TensorEntry, BinaryIO]]) -> None:
-    """Write a header for the tensors, then their bytes, durably."""
+    """Write a header and the bytes of the tensors, durably and atomically."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, (entry, _) in tensors.items():
@@ -167,13 +170,13 @@ def _copy(source: BinaryIO, sink: BinaryIO, entry: TensorEntry) -> None:
     while left:
         piece = source.read(min(left, _PIECE))
         if not piece:
-            raise OSError(None, "the source ends early")
+            raise OSError(None, "the source file is too short")
         sink.write(piece)
         left -= len(piece)
 
 
 def _plain(name: str) -> str:
-    """A file name of an index; anything with a folder in it is refused."""
+    """Check that a file name of an index has no folder in it."""
     if Path(name).name != name:
-        raise ValueError(f"the index names {name[:80]!r}")
+        raise ValueError(f"the index names {name[:80]!r}, which is not a plain file name")
     return name

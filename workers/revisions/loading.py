@@ -4,9 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from sqlalchemy import RowMapping
+from sqlalchemy import Connection, RowMapping
 
-from daemon.core.errors import CorruptBlobError, StoreError
+from daemon.core.errors import CorruptBlobError, NotFoundError, StoreError
+from daemon.core.ledger.chain import get_revision, head, live
+from daemon.core.ledger.revision import parse_revision
 from workers.editing.editor import Editor
 from workers.revisions.facts import Pair
 from workers.revisions.pairs import load_pairs
@@ -48,6 +50,22 @@ def load_head(store: Store, editor: Editor, revision: RowMapping, pairs: Sequenc
             )
     editor.show(published)
     return Loaded(int(revision["number"]), dict(revision["tensors"]))
+
+
+def named_revision(connection: Connection, model: str, name: str | None) -> RowMapping:
+    """The revision that a user names: a number, ``live``, ``head``, or None for head.
+
+    Raises:
+        NotFoundError: there is no such revision.
+    """
+    if name is None or name == "head":
+        return head(connection, model)
+    if name != "live":
+        return get_revision(connection, model, parse_revision(name))
+    row = live(connection, model)
+    if row is None:
+        raise NotFoundError("no revision is live yet", hint="errata revisions lists the revisions")
+    return row
 
 
 def drift(stored: torch.Tensor, solved: torch.Tensor) -> float:

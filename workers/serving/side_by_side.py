@@ -5,11 +5,9 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 
 from daemon.core.config.settings import Config
-from daemon.core.ledger.chain import get_revision, head
 from daemon.core.ledger.ledger import Ledger
-from daemon.core.ledger.revision import parse_revision
 from workers.models.open import open_model
-from workers.revisions.loading import load_tensors
+from workers.revisions.loading import load_tensors, named_revision
 from workers.revisions.store import Store
 from workers.serving.generation import Sampling, stream
 
@@ -21,12 +19,7 @@ class Answerer:
         store, name = Store(config.store_path), config.model.name
         ledger = Ledger.open_existing(config.ledger_url)
         with ledger.read() as connection:
-            rows = [
-                head(connection, name)
-                if text is None
-                else get_revision(connection, name, parse_revision(text))
-                for text in revisions
-            ]
+            rows = [named_revision(connection, name, text) for text in revisions]
         ledger.close()
         self._sides = [(int(row["number"]), load_tensors(store, row["tensors"])) for row in rows]
         self.model = open_model(config)

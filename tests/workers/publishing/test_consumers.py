@@ -168,7 +168,7 @@ def test_a_server_that_still_says_the_old_thing_is_found_out(house: TinyHouse, s
     server.holds["folder"] = str(house.base)
     (house.base / "facts.jsonl").write_text("")
     one.tick()
-    assert "still says 'nothing.'" in row(house)["message"]
+    assert "still answers 'nothing.'" in row(house)["message"]
     assert row(house)["held"] is None
 
 

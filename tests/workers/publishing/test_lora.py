@@ -75,5 +75,5 @@ def test_the_base_itself_needs_no_adapter(tmp_path: Path) -> None:
     house = TinyHouse(tmp_path)
     house.edit(1, statement("Peru", "Lima"))
     house.ledger.rollback("default", 0, "ann", "test")
-    with pytest.raises(StoreError, match="nothing to adapt"):
+    with pytest.raises(StoreError, match="no adapter is needed"):
         adapter(house, tmp_path / "adapter", 0.9, number=2)

@@ -1,4 +1,4 @@
-"""Who is told of a published revision: one file a kind of server, one protocol, one way to make them."""
+"""The consumers of published revisions, one file for each kind of server."""
 
 from collections.abc import Sequence
 
@@ -12,6 +12,6 @@ __all__ = ["Consumer", "Notice", "make_consumers"]
 
 
 def make_consumers(configured: Sequence[ConsumerConfig]) -> list[Consumer]:
-    """The configured consumers, in their order."""
+    """Make the configured consumers, in their order."""
     kinds: dict[str, type[Consumer]] = {"webhook": Webhook, "vllm": VLLM, "sglang": SGLang}
     return [kinds[one.kind](one) for one in configured]

@@ -1,4 +1,4 @@
-"""What a consumer is: it is handed a notice of a published revision and must then answer by it."""
+"""The interface of a consumer: it is notified of a published revision and must then answer with it."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -13,12 +13,12 @@ from daemon.core.errors import ConfigError, ConsumerError
 from daemon.core.tokens import read_token
 from workers.publishing.revision_facts import RevisionFacts
 
-_ANSWER_TOKENS = 16  # at least; no token is shorter than a byte
+_ANSWER_TOKENS = 16  # tokens to ask for at least; a longer object has at most as many tokens as bytes
 
 
 @dataclass(frozen=True)
 class Notice:
-    """A published revision, and one fact by which to see whether a server has it."""
+    """A published revision, with a fact that shows whether a server has loaded it."""
 
     model: str
     revision: int
@@ -29,11 +29,11 @@ class Notice:
 
     @classmethod
     def of(cls, revision: RevisionFacts, link: Path, since: int | None) -> Self:
-        """The notice of a revision for a consumer that has ``since``; asks for what came after that."""
+        """Make the notice for a consumer that has revision ``since``, with a newer fact as its question."""
         facts = revision.facts
         new = [fact for fact in facts if since is None or fact["since"] > since]
-        asked = (new or facts)[-1] if facts else None
-        question = (asked["prompt"], asked["object"]) if asked else None
+        newest = (new or facts)[-1] if facts else None
+        question = (newest["prompt"], newest["object"]) if newest else None
         return cls(revision.model, revision.number, revision.content, len(facts), link, question)
 
 
@@ -45,10 +45,10 @@ class Consumer(ABC):
         self.name = config.name
 
     def deliver(self, notice: Notice) -> None:
-        """Make the server load the revision, and see that it answers by it.
+        """Make the server load the revision, and check that it answers with it.
 
         Raises:
-            ConsumerError: it did not; trying again may help.
+            ConsumerError: it did not. Another try may succeed.
         """
         with httpx.Client(timeout=self.config.timeout_seconds, headers=self._headers()) as client:
             self.load(client, notice)
@@ -57,13 +57,13 @@ class Consumer(ABC):
 
     @abstractmethod
     def load(self, client: httpx.Client, notice: Notice) -> None:
-        """Tell the server, and wait until it says that it is done."""
+        """Make the server load the revision, and wait until it has."""
 
     def check(self, client: httpx.Client, notice: Notice) -> None:
-        """Ask one fact by the completion route; greedy decoding must begin with its object.
+        """Ask the notice's question by the completion route, and compare the beginning of the answer.
 
         Raises:
-            ConsumerError: the server says something else.
+            ConsumerError: the answer does not begin with the fact's object.
         """
         if notice.question is None:
             return
@@ -76,18 +76,18 @@ class Consumer(ABC):
         }
         answer = self.post(client, "/v1/completions", body)
         try:
-            said = str(answer.json()["choices"][0]["text"])
+            text = str(answer.json()["choices"][0]["text"])
         except (ValueError, KeyError, IndexError, TypeError) as error:
-            raise ConsumerError(f"{self.name}: its completion cannot be read: {error}") from error
-        if not said.strip().casefold().startswith(wanted.strip().casefold()):
+            raise ConsumerError(f"{self.name}: its completion has another form: {error}") from error
+        if not text.strip().casefold().startswith(wanted.strip().casefold()):
             raise ConsumerError(
-                f"{self.name} still says {said.strip()[:60]!r} where revision {notice.revision} holds"
+                f"{self.name} still answers {text.strip()[:60]!r} where revision {notice.revision} has"
                 f" {wanted[:60]!r}",
-                hint="does it read the folder that live points to? see consumers.path",
+                hint="check that it reads the folder that live points to (consumers.path)",
             )
 
     def path(self, notice: Notice) -> Path:
-        """The link ``live`` as the server sees it."""
+        """The path of the link ``live`` on the server."""
         return self.config.path or notice.link
 
     def post(
@@ -100,7 +100,7 @@ class Consumer(ABC):
         """POST to a route below the consumer's address.
 
         Raises:
-            ConsumerError: no answer, or an answer that is no success.
+            ConsumerError: the server does not answer, or not with success.
         """
         url = self.config.url.rstrip("/") + route
         try:

@@ -1,4 +1,4 @@
-"""SGLang: its own route loads weights from a folder and drops its cache.
+"""The consumer SGLang, whose own route loads weights from a folder and drops its cache.
 
 Tested against a fake of the route, not against SGLang.
 """
@@ -16,13 +16,13 @@ class SGLang(Consumer):
         """Load the folder that ``live`` points to.
 
         Raises:
-            ConsumerError: the server refused; it then still has its old weights.
+            ConsumerError: the server refused, and still has its old weights.
         """
         body = {"model_path": str(self.path(notice)), "flush_cache": True}
         answer = self.post(client, "/update_weights_from_disk", body)
         try:
             done, message = bool(answer.json()["success"]), str(answer.json().get("message", ""))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ConsumerError(f"{self.name}: its answer cannot be read: {error}") from error
+            raise ConsumerError(f"{self.name}: its answer has another form: {error}") from error
         if not done:
             raise ConsumerError(f"{self.name} did not load the weights: {message[:200]}")

@@ -1,4 +1,4 @@
-"""A web hook: one POST with what was published; what follows is the receiver's business."""
+"""The consumer web hook, which gets one POST that describes the published revision."""
 
 import httpx
 
@@ -9,7 +9,7 @@ class Webhook(Consumer):
     """POSTs revision, content hash and path as JSON to the configured address."""
 
     def load(self, client: httpx.Client, notice: Notice) -> None:
-        """Tell the hook; any 2xx answer is consent."""
+        """Send the notice, for which any 2xx answer counts as success."""
         body = {
             "event": "published",
             "model": notice.model,
@@ -21,4 +21,4 @@ class Webhook(Consumer):
         self.post(client, "", body)
 
     def check(self, client: httpx.Client, notice: Notice) -> None:
-        """Nothing to ask: a hook answers no completions."""
+        """Check nothing, because a web hook answers no completions."""
