@@ -142,13 +142,13 @@ def test_somebody_elses_model_is_used_as_it_is(tmp_path: Path, monkeypatch: pyte
     write_model(tmp_path, tmp_path / "own")
     said: list[str] = []
     fetch.fetch_default_model(tmp_path / "own", said.append)
-    assert "not made by Errata" in said[0]
+    assert "Errata did not make it" in said[0]
 
 
 def test_a_folder_of_something_else_is_refused_and_kept(quick: Path) -> None:
     quick.mkdir(parents=True)
     (quick / "thesis.txt").write_text("years of work")
-    with pytest.raises(ModelError, match="something else"):
+    with pytest.raises(ModelError, match="contains no model"):
         fetch.fetch_default_model(quick, silent)
     assert (quick / "thesis.txt").read_text() == "years of work"
 

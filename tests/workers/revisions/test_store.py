@@ -83,7 +83,7 @@ def test_no_path_is_made_of_anything_but_a_sha256(store: Store, name: str) -> No
 
 def test_work_that_could_not_be_saved_is_not_begun(store: Store) -> None:
     store.require_space(1)
-    with pytest.raises(DiskFullError, match="go on by themselves"):
+    with pytest.raises(DiskFullError, match="resume by themselves"):
         store.require_space(1 << 60)
 
 
