@@ -10,7 +10,8 @@ from typing import Any
 
 from typer.testing import CliRunner
 
-from daemon.admission.admit import admit, submit
+from daemon.admission.admit import admit
+from daemon.admission.submission import submit
 from daemon.cli.main import make_cli
 from daemon.core.config.settings import Config, load_config
 from daemon.core.ledger.ledger import Ledger

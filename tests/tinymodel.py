@@ -9,7 +9,7 @@ from typing import Any
 import tomli_w
 import torch
 
-from daemon.admission.admit import submit
+from daemon.admission.submission import submit
 from daemon.core.config.settings import Config, load_config
 from daemon.core.ledger.ledger import Ledger
 from daemon.core.ledger.schema import revisions

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import count
 
-from daemon.admission.admit import submit
+from daemon.admission.submission import submit
 from daemon.core.config.settings import Config
 from daemon.core.ledger.ledger import Ledger
 from daemon.core.ledger.outcomes import Outcomes, Scale

@@ -1,23 +1,23 @@
-"""Newest wins: where a correction goes among those that the ledger has about the same fact.
+"""Newest wins: decide where a correction goes among those that the ledger has about the same fact.
 
-Pure decisions over a few rows; admission and release read them and write what was decided. Whatever the
-order of arrival, the greatest order key holds the fact at the end.
+Pure decisions over a few rows. Admission and release read the rows and write what was decided. Whatever the
+order of arrival, the correction with the greatest order key holds the fact at the end.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from daemon.core.names import AdmissionOutcome, CorrectionState
+from daemon.core.names import AdmissionOutcome, CorrectionState, QuarantineReason
 
-CARRYING = frozenset({CorrectionState.PENDING, CorrectionState.QUEUED, CorrectionState.APPLIED})
 WAITING = frozenset({CorrectionState.PENDING, CorrectionState.QUEUED})
+CARRYING = WAITING | {CorrectionState.APPLIED}
 CONSIDERED = CARRYING | {CorrectionState.CONFIRMED, CorrectionState.REVERTED}
-"""The states that matter to a newcomer; all others have lost already."""
+"""States of the corrections that a new one is compared with; those in other states have lost already."""
 
 
 @dataclass
-class Standing:
-    """What newest-wins needs to know of one correction; an ``object`` of None is a retraction."""
+class Contender:
+    """One correction as newest-wins sees it; an ``object`` of None is a retraction."""
 
     id: str
     order_key: str
@@ -25,83 +25,90 @@ class Standing:
     prompt: str
     state: CorrectionState
 
-    def says_as(self, other: "Standing") -> bool:
-        """Whether both ask the same of the weights."""
+    def agrees_with(self, other: "Contender") -> bool:
+        """Whether both would make the same edit."""
         if self.object is None or other.object is None:
             return self.object is other.object
         return self.object.casefold() == other.object.casefold() and self.prompt == other.prompt
 
 
 @dataclass(frozen=True)
-class Placing:
-    """Where a correction goes, why, and which waiting ones it beats."""
+class Placement:
+    """Where a correction goes, why, and which waiting ones it beats.
+
+    ``quarantine_reason`` is set where it goes to quarantine; ``message`` is for people.
+    """
 
     outcome: AdmissionOutcome
     state: CorrectionState
-    reason: str = ""
+    message: str = ""
     beaten: tuple[str, ...] = ()
+    quarantine_reason: QuarantineReason | None = None
+
+
+def to_quarantine(reason: QuarantineReason, message: str) -> Placement:
+    """Return the placement of a correction that is stored and waits for an operator."""
+    state = CorrectionState.QUARANTINED
+    return Placement(AdmissionOutcome.QUARANTINED, state, message, quarantine_reason=reason)
 
 
 @dataclass
-class Fact:
-    """The corrections of one fact that are in a state of ``CONSIDERED``."""
+class Contenders:
+    """The corrections of one fact whose state is in ``CONSIDERED``."""
 
-    rows: list[Standing] = field(default_factory=list)
+    rows: list[Contender] = field(default_factory=list)
 
-    def place(self, new: Standing, *, may_return: bool = False) -> Placing:
-        """Decide about ``new`` and remember the decision for the next one.
+    def place(self, new: Contender, *, may_return: bool = False) -> Placement:
+        """Decide where ``new`` goes, and keep it among the contenders of the next one.
 
-        ``may_return`` lets a value back in that a rollback took out: an operator said so.
+        ``may_return`` admits a value that a rollback took out, because an operator released it.
         """
-        placing = self._decide(new, may_return=may_return)
-        new.state = placing.state
-        if placing.state in CONSIDERED:
+        placement = self._decide(new, may_return=may_return)
+        new.state = placement.state
+        if placement.state in CONSIDERED:
             self.rows.append(new)
-        if placing.beaten:
-            self.rows = [row for row in self.rows if row.id not in placing.beaten]
-        return placing
+        if placement.beaten:
+            self.rows = [row for row in self.rows if row.id not in placement.beaten]
+        return placement
 
-    def _decide(self, new: Standing, *, may_return: bool) -> Placing:
-        if not self.rows and new.object is not None:  # most are about a fact of which nothing was heard yet
-            return Placing(AdmissionOutcome.ACCEPTED, CorrectionState.PENDING)
+    def _decide(self, new: Contender, *, may_return: bool) -> Placement:
+        if not self.rows and new.object is not None:  # the common case: the first statement about a fact
+            return Placement(AdmissionOutcome.ACCEPTED, CorrectionState.PENDING)
         carrier = _newest(row for row in self.rows if row.state in CARRYING)
         confirmed = _newest(row for row in self.rows if _still_confirms(row, carrier))
         current = _newest(row for row in (carrier, confirmed) if row is not None)
         if current is not None and new.order_key < current.order_key:
-            return Placing(AdmissionOutcome.STALE, CorrectionState.SUPERSEDED, f"older than {current.id}")
-        if new.object is None if current is None else new.says_as(current):
-            reason = f"as {current.id}" if current is not None else "the fact is not held"
-            beaten = [row for row in self._older(new) if row.state is CorrectionState.CONFIRMED]
-            return Placing(AdmissionOutcome.CONFIRMED, CorrectionState.CONFIRMED, reason, _ids(beaten))
+            return Placement(AdmissionOutcome.STALE, CorrectionState.SUPERSEDED, f"older than {current.id}")
+        older = [row for row in self.rows if row.order_key < new.order_key]
+        older_confirmed = [row for row in older if row.state is CorrectionState.CONFIRMED]
+        if new.object is None if current is None else new.agrees_with(current):
+            message = f"as {current.id}" if current is not None else "the fact is not held"
+            state = CorrectionState.CONFIRMED
+            return Placement(AdmissionOutcome.CONFIRMED, state, message, _ids(older_confirmed))
         reverted = _newest(row for row in self.rows if row.state is CorrectionState.REVERTED)
-        if reverted is not None and not may_return and new.says_as(reverted):
-            reason = f"a rollback took {reverted.id} back, which says the same"
-            return Placing(AdmissionOutcome.QUARANTINED, CorrectionState.QUARANTINED, reason)
-        waiting = [row for row in self._older(new) if row.state in WAITING]
-        theirs = [
-            row
-            for row in self._older(new)
-            if row.state is CorrectionState.CONFIRMED and any(row.says_as(beaten) for beaten in waiting)
-        ]
-        reason = f"over {carrier.id}" if carrier is not None else ""
-        return Placing(
-            AdmissionOutcome.ACCEPTED, CorrectionState.PENDING, reason, _ids(waiting) + _ids(theirs)
-        )
-
-    def _older(self, new: Standing) -> list[Standing]:
-        return [row for row in self.rows if row.order_key < new.order_key]
+        if reverted is not None and not may_return and new.agrees_with(reverted):
+            message = f"a rollback took {reverted.id} back, which says the same"
+            return to_quarantine(QuarantineReason.REVERTED_BEFORE, message)
+        waiting = [row for row in older if row.state in WAITING]
+        followers = [row for row in older_confirmed if any(row.agrees_with(one) for one in waiting)]
+        message = f"over {carrier.id}" if carrier is not None else ""
+        beaten = _ids(waiting) + _ids(followers)
+        return Placement(AdmissionOutcome.ACCEPTED, CorrectionState.PENDING, message, beaten)
 
 
-def _ids(rows: Iterable[Standing]) -> tuple[str, ...]:
+def _ids(rows: Iterable[Contender]) -> tuple[str, ...]:
     return tuple(row.id for row in rows)
 
 
-def _newest(rows: Iterable[Standing]) -> Standing | None:
+def _newest(rows: Iterable[Contender]) -> Contender | None:
     return max(rows, key=lambda row: row.order_key, default=None)
 
 
-def _still_confirms(row: Standing, carrier: Standing | None) -> bool:
-    """Whether what a CONFIRMED correction confirmed still stands; a rollback or a guard may have taken it."""
+def _still_confirms(row: Contender, carrier: Contender | None) -> bool:
+    """Whether the value that a CONFIRMED correction confirmed is still held.
+
+    A rollback or a guard may have taken it out of the weights since.
+    """
     if row.state is not CorrectionState.CONFIRMED:
         return False
-    return row.object is None if carrier is None else row.says_as(carrier)
+    return row.object is None if carrier is None else row.agrees_with(carrier)

@@ -1,26 +1,27 @@
-"""What is let in without a human: lists, tiers of trust, quorum and contradiction; the rest is held.
+"""Decide what may be admitted without a human; everything else is quarantined.
 
-Lists and tiers look at one correction alone. Quorum and contradiction look at all that was said about a
-fact, so that the order of arrival does not matter: they are settled after every chunk, for the facts that
-it touched.
+Lists and trust judge one correction by itself. Quorum and contradiction judge all that was stated about a
+fact, so that the order of arrival does not matter; they are applied after every chunk, to the facts in it.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Self
 
-from sqlalchemy import Connection, RowMapping, select, update
+from sqlalchemy import Connection, RowMapping, select
 
 from daemon.admission.quarantine import place_again
-from daemon.admission.record import Decision, hold, supersede
-from daemon.core.clock import from_text
+from daemon.admission.record import Decision, quarantine
 from daemon.core.config.feeds import AdmissionConfig
-from daemon.core.corrections import Correction, parse_item
+from daemon.core.corrections import Correction, effective_time, parse_item
 from daemon.core.errors import InvalidCorrectionError
+from daemon.core.ledger.corrections import set_state, supersede
 from daemon.core.ledger.database import in_chunks
-from daemon.core.ledger.schema import corrections, quarantine
+from daemon.core.ledger.quarantine import close_entry
+from daemon.core.ledger.schema import corrections
+from daemon.core.ledger.schema import quarantine as entries
 from daemon.core.names import AdmissionOutcome, CorrectionState, QuarantineReason, QuarantineState
 from daemon.core.relations.table import complete, find
 from daemon.feeds.base import RawItem
@@ -28,7 +29,7 @@ from daemon.feeds.base import RawItem
 
 @dataclass(frozen=True)
 class Policy:
-    """The rules of ``[admission]``, with relations by their names and everything in one case."""
+    """The rules of ``[admission]``, with relations by their names and all names case-folded."""
 
     allow_relations: frozenset[str] = frozenset()
     deny_relations: frozenset[str] = frozenset()
@@ -41,7 +42,7 @@ class Policy:
 
     @classmethod
     def of(cls, config: AdmissionConfig) -> Self:
-        """The rules of a configuration."""
+        """Return the rules of a configuration."""
         return cls(
             allow_relations=_named(config.allow_relations),
             deny_relations=_named(config.deny_relations),
@@ -53,9 +54,9 @@ class Policy:
             contradiction_seconds=config.contradiction_seconds,
         )
 
-    def objection(self, said: Correction, trust: int) -> tuple[QuarantineReason, str] | None:
-        """Why a correction may not go on by itself; None: it may."""
-        subject, relation = said.subject.casefold(), said.relation.casefold()
+    def objection(self, correction: Correction, trust: int) -> tuple[QuarantineReason, str] | None:
+        """Return why a correction may not be admitted by itself, or None."""
+        subject, relation = correction.subject.casefold(), correction.relation.casefold()
         not_allowed = bool(self.allow_relations) and relation not in self.allow_relations
         low = f"trust {trust} is below {self.approve_below_trust}; a human decides"
         agree = f"waits for {self.quorum} sources that agree"
@@ -70,23 +71,23 @@ class Policy:
         return next(((reason, message) for holds, reason, message in rules if holds), None)
 
 
+OPEN = Policy()
+"""The policy that admits every well-formed correction."""
+
+
 def verdict(item: RawItem, trust: int, model: str, policy: Policy) -> dict[str, Any]:
-    """What admission would say to an item by itself, and what the item says, without storing anything."""
+    """Return what an item states and whether it would be admitted by itself; nothing is stored."""
     row: dict[str, Any] = {"position": item.position}
     try:
-        said = parse_item(item.raw, model, complete)
+        correction = parse_item(item.raw, model, complete)
     except InvalidCorrectionError as error:
         return row | {"verdict": f"{error.reason}: {error.message}"}
-    against = policy.objection(said, trust)
-    row["verdict"] = "ok" if against is None else f"{against[0]}: {against[1]}"
-    return row | {name: getattr(said, name) for name in ("subject", "relation", "object", "prompt")}
+    refusal = policy.objection(correction, trust)
+    row["verdict"] = "ok" if refusal is None else f"{refusal[0]}: {refusal[1]}"
+    return row | {name: getattr(correction, name) for name in ("subject", "relation", "object", "prompt")}
 
 
-OPEN = Policy()
-"""Everything that is well formed may go on."""
-
-
-def settle(
+def apply_fact_rules(
     connection: Connection, now: datetime, policy: Policy, decisions: Iterable[Decision]
 ) -> dict[str, Decision]:
     """Apply quorum and contradiction to the facts of a chunk; returns the decisions that changed, by id."""
@@ -94,93 +95,93 @@ def settle(
         return {}
     facts = {one.fact_id for one in decisions if one.fact_id is not None}
     changed: dict[str, Decision] = {}
-    for rows in _said(connection, facts).values():
+    for rows in _statements(connection, facts).values():
         if rows[0]["relation"].casefold() in policy.high_impact:
             changed |= _release_agreed(connection, policy, rows)
     if policy.contradiction_seconds:
-        for rows in _said(connection, facts).values():
-            changed |= _hold_contradicted(connection, now, policy, rows)
+        for rows in _statements(connection, facts).values():
+            changed |= _quarantine_contradicted(connection, now, policy, rows)
     return changed
 
 
 def _release_agreed(connection: Connection, policy: Policy, rows: list[RowMapping]) -> dict[str, Decision]:
-    """Let those in on which enough sources agree: different ones, that came by different feeds."""
-    voices: defaultdict[str | None, set[tuple[str, str]]] = defaultdict(set)
+    """Release the corrections on which enough different sources agree that came by different feeds."""
+    backers: defaultdict[str | None, set[tuple[str, str]]] = defaultdict(set)
     for row in rows:
-        voices[_value(row)].add((row["feed"], row["source"]))
+        backers[_value(row)].add((row["feed"], row["source"]))
     released = {}
     for row in rows:
-        heard = voices[_value(row)]
-        count = min(len({feed for feed, _ in heard}), len({source for _, source in heard}))
+        agreeing = backers[_value(row)]
+        count = min(len({feed for feed, _ in agreeing}), len({source for _, source in agreeing}))
         if count < policy.quorum or row["state"] != CorrectionState.QUARANTINED:
             continue
-        entry = _held(connection, row["id"], QuarantineReason.QUORUM)
+        entry = _open_entry(connection, row["id"], QuarantineReason.QUORUM)
         if entry is not None:
             released[row["id"]] = place_again(connection, entry, f"{count} sources agree")
-            mine = quarantine.c.id == entry["id"]
-            connection.execute(update(quarantine).where(mine).values(state=QuarantineState.RELEASED))
+            close_entry(connection, entry["id"], QuarantineState.RELEASED)
     return released
 
 
-def _hold_contradicted(
+def _quarantine_contradicted(
     connection: Connection, now: datetime, policy: Policy, rows: list[RowMapping]
 ) -> dict[str, Decision]:
-    """Hold a fact's newest statement that another source, trusted no less, contradicts at about its time.
+    """Quarantine a fact's newest statement where another source contradicts it.
 
-    What is older than a disputed statement has lost, whether it came before it or after.
+    That source is trusted no less, and its statement became true at about the same time. What is older than
+    a disputed statement has lost, whether it came before it or after.
     """
     reason = QuarantineReason.CONTRADICTION
     rows = [
         row
         for row in rows
-        if row["state"] != CorrectionState.QUARANTINED or _held(connection, row["id"], reason) is not None
+        if row["state"] != CorrectionState.QUARANTINED or _open_entry(connection, row["id"], reason)
     ]
-    if not rows:
-        return {}
-    newest = max(rows, key=lambda row: row["order_key"])
+    newest = max(rows, key=lambda row: row["order_key"], default=None)
     window = timedelta(seconds=policy.contradiction_seconds)
-    against = [
-        row
-        for row in rows
-        if _value(row) != _value(newest)
-        and row["source"] != newest["source"]
-        and row["trust"] >= newest["trust"]
-        and abs(_effective(row) - _effective(newest)) <= window
-    ]
-    if not against:
+    against = next((row for row in rows if newest and _contradicts(row, newest, window)), None)
+    if newest is None or against is None:
         return {}
     undecided = (CorrectionState.PENDING, CorrectionState.CONFIRMED)
     lost = {row["id"]: newest["id"] for row in rows if row is not newest and row["state"] in undecided}
     supersede(connection, lost)
     if newest["state"] not in undecided:
         return {}
-    message = f"{against[0]['id']} of another source contradicts it within {window}"
+    message = f"{against['id']} of another source contradicts it within {window}"
     outcome = AdmissionOutcome.QUARANTINED
     decision = Decision("", outcome, newest["id"], newest["fact_id"], reason, message)
-    values = {"state": CorrectionState.QUARANTINED, "reason": message}
-    connection.execute(update(corrections).where(corrections.c.id == newest["id"]).values(**values))
-    hold(connection, now, newest["feed"], [(b"", decision)])
+    set_state(connection, [newest["id"]], CorrectionState.QUARANTINED, message)
+    quarantine(connection, now, newest["feed"], [(b"", decision)])
     return {newest["id"]: decision}
 
 
-def _said(connection: Connection, facts: Iterable[str]) -> Mapping[str, list[RowMapping]]:
-    """Everything that was ever said about facts, but for what an operator's rollback took back."""
-    found: defaultdict[str, list[RowMapping]] = defaultdict(list)
+def _contradicts(row: RowMapping, newest: RowMapping, window: timedelta) -> bool:
+    apart = effective_time(row["order_key"]) - effective_time(newest["order_key"])
+    return (
+        _value(row) != _value(newest)
+        and bool(row["source"] != newest["source"])
+        and bool(row["trust"] >= newest["trust"])
+        and abs(apart) <= window
+    )
+
+
+def _statements(connection: Connection, facts: Iterable[str]) -> dict[str, list[RowMapping]]:
+    """Return by fact all its corrections but those that a rollback took back, oldest first."""
+    statements: defaultdict[str, list[RowMapping]] = defaultdict(list)
     for some in in_chunks(sorted(facts)):
         query = select(corrections).where(
-            corrections.c.fact_id.in_(some),
-            corrections.c.state != CorrectionState.REVERTED,
+            corrections.c.fact_id.in_(some), corrections.c.state != CorrectionState.REVERTED
         )
         for row in connection.execute(query.order_by(corrections.c.order_key)).mappings():
-            found[row["fact_id"]].append(row)
-    return found
+            statements[row["fact_id"]].append(row)
+    return statements
 
 
-def _held(connection: Connection, correction_id: str, reason: QuarantineReason) -> RowMapping | None:
-    query = select(quarantine).where(
-        quarantine.c.correction_id == correction_id,
-        quarantine.c.reason == reason,
-        quarantine.c.state == QuarantineState.HELD,
+def _open_entry(connection: Connection, correction_id: str, reason: QuarantineReason) -> RowMapping | None:
+    """Return the entry in which a correction waits for ``reason``, or None."""
+    query = select(entries).where(
+        entries.c.correction_id == correction_id,
+        entries.c.reason == reason,
+        entries.c.state == QuarantineState.HELD,
     )
     return connection.execute(query.limit(1)).mappings().one_or_none()
 
@@ -189,15 +190,11 @@ def _value(row: RowMapping) -> str | None:
     return None if row["object"] is None else str(row["object"]).casefold()
 
 
-def _effective(row: RowMapping) -> datetime:
-    return from_text(row["order_key"].split("|", 1)[0])
-
-
 def _folded(names: Iterable[str]) -> frozenset[str]:
     return frozenset(" ".join(name.split()).casefold() for name in names)
 
 
 def _named(names: Iterable[str]) -> frozenset[str]:
-    """Relations by name, however the configuration calls them."""
+    """Return the names of relations, which the configuration may give by their property."""
     known = {name: find(name) for name in names}
     return _folded(row.name if row is not None else name for name, row in known.items())

@@ -1,109 +1,69 @@
-"""What an operator does with a quarantine entry: let it in after all, or drop it."""
+"""What an operator does with a quarantine entry: release it, approve it or drop it."""
 
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, select, update
+from sqlalchemy import Connection, RowMapping, select
 
-from daemon.admission.newest_wins import Standing
-from daemon.admission.record import Decision, arrive, load_facts, register, supersede
+from daemon.admission.newest_wins import Contender
+from daemon.admission.record import OPERATOR_TRUST, Decision, arrive, load_contenders, store_arrivals
 from daemon.core.corrections import parse_item
 from daemon.core.errors import NotFoundError
 from daemon.core.ledger import audit
+from daemon.core.ledger.corrections import leave_batch, supersede
 from daemon.core.ledger.ledger import Ledger
+from daemon.core.ledger.quarantine import close_entry
 from daemon.core.ledger.schema import corrections, quarantine
 from daemon.core.names import APPROVABLE, AdmissionOutcome, CorrectionState, QuarantineState
 from daemon.core.relations.table import complete
 
-_OPERATOR_TRUST = 100  # who releases an item vouches for it
-
 
 def release(ledger: Ledger, entry: int, who: str, reason: str) -> Decision:
-    """Let a held entry in, by the same newest-wins rules as everything else; returns where it went.
+    """Admit a quarantined entry by the same newest-wins rules as everything else.
 
-    A correction goes back to the queue even where a rollback had taken its value out. A raw item is parsed
-    again, and stays held when it is still refused.
+    A correction waits for a batch again even where a rollback had taken its value out. A raw item is parsed
+    again, and stays in quarantine when it is still refused.
 
     Raises:
-        NotFoundError: no such entry, or it is no longer held. InvalidCorrectionError: still refused.
+        NotFoundError: no such entry, or it was closed. InvalidCorrectionError: still refused.
     """
     with ledger.write() as connection:
-        row = _held(connection, entry)
+        row = _open_entry(connection, entry)
         if row["correction_id"] is None:
             decision = _admit_raw(connection, ledger, row)
         else:
             decision = place_again(connection, row, f"released by {who}: {reason}")
-        _settle(connection, ledger, row, QuarantineState.RELEASED, who, reason, decision)
+        _close(connection, ledger, row, who, reason, decision)
     return decision
+
+
+def approve(ledger: Ledger, entry: int, who: str, reason: str) -> Decision:
+    """Release an entry that waits for a human's approval.
+
+    Raises:
+        NotFoundError: no such entry, it was closed, or was quarantined for a reason that no approval mends.
+    """
+    with ledger.read() as connection:
+        why = connection.execute(select(quarantine.c.reason).where(quarantine.c.id == entry)).scalar()
+    if why is not None and why not in APPROVABLE:
+        raise NotFoundError(
+            f"entry {entry} does not wait for approval: it is quarantined as {why}",
+            hint=f"errata quarantine release {entry} admits it nevertheless",
+        )
+    return release(ledger, entry, who, reason)
 
 
 def drop(ledger: Ledger, entry: int, who: str, reason: str) -> None:
-    """Give a held entry up; its correction, if it has one, stays refused.
+    """Close a quarantined entry without admitting it; its correction, if it has one, stays refused.
 
     Raises:
-        NotFoundError: no such entry, or it is no longer held.
+        NotFoundError: no such entry, or it was closed.
     """
     with ledger.write() as connection:
-        row = _held(connection, entry)
-        _settle(connection, ledger, row, QuarantineState.DROPPED, who, reason, None)
-
-
-def _held(connection: Connection, entry: int) -> RowMapping:
-    row = connection.execute(select(quarantine).where(quarantine.c.id == entry)).mappings().one_or_none()
-    hint = "errata quarantine list shows what is held"
-    if row is None:
-        raise NotFoundError(f"there is no quarantine entry {entry}", hint=hint)
-    if row["state"] != QuarantineState.HELD:
-        raise NotFoundError(f"quarantine entry {entry} was {row['state']} already", hint=hint)
-    return row
-
-
-def _admit_raw(connection: Connection, ledger: Ledger, row: RowMapping) -> Decision:
-    now = ledger.clock.now()
-    correction = parse_item(row["raw"], complete=complete)
-    arrival = arrive(correction, row["position"], _OPERATOR_TRUST, now, now)
-    (decision,) = register(connection, now, row["feed"], _OPERATOR_TRUST, [arrival])
-    return decision
-
-
-def place_again(connection: Connection, row: RowMapping, why: str) -> Decision:
-    """Newest wins again for a correction that is stored already; it waits for a new batch if it does."""
-    mine = corrections.c.id == row["correction_id"]
-    stored = connection.execute(select(corrections).where(mine)).mappings().one()
-    position, fact_id = row["position"], stored["fact_id"]
-    if stored["state"] != CorrectionState.QUARANTINED:  # let in through another of its entries
-        return Decision(position, AdmissionOutcome.DUPLICATE, stored["id"], fact_id)
-    fact = load_facts(connection, [fact_id])[fact_id]
-    state = CorrectionState.QUARANTINED
-    standing = Standing(stored["id"], stored["order_key"], stored["object"], stored["prompt"], state)
-    placing = fact.place(standing, may_return=True)
-    message = f"{why}; {placing.reason}" if placing.reason else why
-    values = {"state": placing.state, "reason": message, "batch_id": None}
-    connection.execute(update(corrections).where(mine).values(**values))
-    supersede(connection, dict.fromkeys(placing.beaten, stored["id"]))
-    return Decision(position, placing.outcome, stored["id"], fact_id, message=message)
-
-
-def _settle(
-    connection: Connection,
-    ledger: Ledger,
-    row: RowMapping,
-    state: QuarantineState,
-    who: str,
-    reason: str,
-    decision: Decision | None,
-) -> None:
-    """Close the entry and write down who did it."""
-    now = ledger.clock.now()
-    connection.execute(update(quarantine).where(quarantine.c.id == row["id"]).values(state=state))
-    action = "quarantine.release" if state is QuarantineState.RELEASED else "quarantine.drop"
-    details = {"reason": row["reason"], "correction": row["correction_id"]}
-    if decision is not None:
-        details |= {"correction": decision.correction_id, "outcome": decision.outcome}
-    audit.record(connection, now, who, action, str(row["id"]), reason, details)
+        _close(connection, ledger, _open_entry(connection, entry), who, reason, None)
 
 
 def waiting(connection: Connection, model: str, limit: int) -> list[dict[str, Any]]:
-    """The entries that wait, oldest first, with what they say."""
+    """Return the entries that wait for approval with what they state, oldest first."""
     columns = (
         *(corrections.c[name] for name in ("subject", "relation", "object", "source")),
         *(quarantine.c[name] for name in ("id", "reason", "feed", "message", "at", "correction_id")),
@@ -121,15 +81,63 @@ def waiting(connection: Connection, model: str, limit: int) -> list[dict[str, An
     return [dict(row) for row in rows]
 
 
-def approve(ledger: Ledger, entry: int, who: str, reason: str) -> Decision:
-    """Let an entry in on a human's word, by newest-wins like everything else.
+def place_again(connection: Connection, entry: RowMapping, why: str) -> Decision:
+    """Place the stored correction of a quarantine entry by newest-wins once more."""
+    mine = corrections.c.id == entry["correction_id"]
+    stored = connection.execute(select(corrections).where(mine)).mappings().one()
+    position, fact_id = entry["position"], stored["fact_id"]
+    if stored["state"] != CorrectionState.QUARANTINED:  # released through another of its entries
+        return Decision(position, AdmissionOutcome.DUPLICATE, stored["id"], fact_id)
+    state = CorrectionState.QUARANTINED
+    contender = Contender(stored["id"], stored["order_key"], stored["object"], stored["prompt"], state)
+    placement = load_contenders(connection, [fact_id])[fact_id].place(contender, may_return=True)
+    message = f"{why}; {placement.message}" if placement.message else why
+    leave_batch(connection, stored["id"], placement.state, message)
+    supersede(connection, dict.fromkeys(placement.beaten, stored["id"]))
+    return Decision(position, placement.outcome, stored["id"], fact_id, message=message)
+
+
+def _open_entry(connection: Connection, entry: int) -> RowMapping:
+    """Return an entry that is still in quarantine.
 
     Raises:
-        NotFoundError: no such entry, no longer held, or held for a reason that no approval mends.
+        NotFoundError: no such entry, or it was closed.
     """
-    with ledger.read() as connection:
-        found = connection.execute(select(quarantine.c.reason).where(quarantine.c.id == entry)).scalar()
-    if found is not None and found not in APPROVABLE:
-        hint = "errata quarantine release lets it in all the same"
-        raise NotFoundError(f"entry {entry} does not wait for approval: it is held as {found}", hint=hint)
-    return release(ledger, entry, who, reason)
+    row = connection.execute(select(quarantine).where(quarantine.c.id == entry)).mappings().one_or_none()
+    hint = "errata quarantine list shows the open entries"
+    if row is None:
+        raise NotFoundError(f"there is no quarantine entry {entry}", hint=hint)
+    if row["state"] != QuarantineState.HELD:
+        raise NotFoundError(f"quarantine entry {entry} was {row['state']} already", hint=hint)
+    return row
+
+
+def _admit_raw(connection: Connection, ledger: Ledger, entry: RowMapping) -> Decision:
+    """Parse and store an item that was refused as it came.
+
+    Raises:
+        InvalidCorrectionError: it is still no valid correction.
+    """
+    now = ledger.clock.now()
+    correction = parse_item(entry["raw"], complete=complete)
+    arrival = arrive(correction, entry["position"], OPERATOR_TRUST, now, now)
+    (decision,) = store_arrivals(connection, now, entry["feed"], OPERATOR_TRUST, [arrival])
+    return decision
+
+
+def _close(
+    connection: Connection,
+    ledger: Ledger,
+    entry: RowMapping,
+    who: str,
+    reason: str,
+    decision: Decision | None,
+) -> None:
+    """Close an entry, released with ``decision`` or dropped without one, and write the audit row."""
+    details = {"reason": entry["reason"], "correction": entry["correction_id"]}
+    state, action = QuarantineState.DROPPED, "quarantine.drop"
+    if decision is not None:
+        state, action = QuarantineState.RELEASED, "quarantine.release"
+        details |= {"correction": decision.correction_id, "outcome": decision.outcome}
+    close_entry(connection, entry["id"], state)
+    audit.record(connection, ledger.clock.now(), who, action, str(entry["id"]), reason, details)

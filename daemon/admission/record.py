@@ -1,4 +1,4 @@
-"""Writing parsed corrections into the ledger: known ones dropped, the rest placed and stored in bulk."""
+"""Write parsed corrections into the ledger: known ones are dropped, the rest placed and stored in bulk."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -6,29 +6,33 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Self
 
-from sqlalchemy import Connection, bindparam, insert, select, update
+from sqlalchemy import Connection, select
 
-from daemon.admission.newest_wins import CONSIDERED, Fact, Placing, Standing
+from daemon.admission.newest_wins import CONSIDERED, Contender, Contenders, Placement, to_quarantine
 from daemon.core.clock import to_text
 from daemon.core.corrections import MAX_ITEM_BYTES, Correction, identify
 from daemon.core.errors import InvalidCorrectionError
+from daemon.core.ledger.corrections import store_corrections, supersede
 from daemon.core.ledger.database import in_chunks
-from daemon.core.ledger.schema import corrections, quarantine
-from daemon.core.names import AdmissionOutcome, CorrectionState, QuarantineReason, QuarantineState
+from daemon.core.ledger.quarantine import QuarantineEntry, add_to_quarantine
+from daemon.core.ledger.schema import corrections
+from daemon.core.names import AdmissionOutcome, CorrectionState, QuarantineReason
 from daemon.core.text import printable
 from daemon.feeds.base import RawItem
 
+OPERATOR_TRUST = 100  # the highest: who submits or releases by hand vouches for the statement
+_FUTURE = timedelta(days=1)  # clocks differ; a later date would win over every statement until then
+_RAW_CHARACTERS = 2_000  # of a refused item: enough for an operator to see what is wrong
+_WHOLE_CHARACTERS = 6 * MAX_ITEM_BYTES  # room for the longest item with every character escaped
+_POSITION_CHARACTERS = 128  # the width of the column
+
 Objection = Callable[[Correction, int], tuple[QuarantineReason, str] | None]
-"""What speaks against letting a correction of a feed's trust in; None: nothing."""
-_FUTURE = timedelta(days=1)  # clocks differ; a statement of a later date would win over all until then
-_RAW_CHARACTERS = 2_000
-_WHOLE_CHARACTERS = 6 * MAX_ITEM_BYTES  # every character an escape
-_POSITION_CHARACTERS = 128
+"""A rule that returns why a correction of a feed's trust may not be admitted, or None."""
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What became of one item; ``reason`` is the word of its quarantine, ``message`` is for people."""
+    """What became of one item; ``reason`` is set where it was quarantined, ``message`` is for people."""
 
     position: str
     outcome: AdmissionOutcome
@@ -39,14 +43,14 @@ class Decision:
 
     @classmethod
     def refusal(cls, item: RawItem, error: InvalidCorrectionError) -> Self:
-        """The decision on an item that cannot be admitted."""
+        """Return the decision on an item that is no valid correction."""
         reason = QuarantineReason(error.reason)
         return cls(item.position, AdmissionOutcome.QUARANTINED, reason=reason, message=error.message)
 
 
 @dataclass(frozen=True)
 class Arrival:
-    """A valid correction on its way in, with its identity computed once."""
+    """A valid correction that is being admitted, with its identity computed once."""
 
     correction: Correction
     position: str
@@ -58,7 +62,7 @@ class Arrival:
 def arrive(
     correction: Correction, position: str, trust: int, clock_now: datetime, moment: datetime
 ) -> Arrival:
-    """Give a correction its identity and order; one without times counts as said at ``moment``.
+    """Give a correction its identity and order; one without times counts as stated at ``moment``.
 
     Raises:
         InvalidCorrectionError: dated more than a day after ``clock_now``.
@@ -72,22 +76,22 @@ def arrive(
     return Arrival(correction, position, known_by.correction_id, known_by.fact_id, known_by.order_key)
 
 
-def register(
+def store_arrivals(
     connection: Connection,
     now: datetime,
     feed: str,
     trust: int,
     arrivals: Sequence[Arrival],
-    objection: Objection = lambda _said, _trust: None,
+    objection: Objection = lambda _correction, _trust: None,
 ) -> list[Decision]:
-    """Store what the ledger does not have yet, each in the state that newest-wins gives it.
+    """Store the corrections that the ledger does not have yet, each in the state that newest-wins gives it.
 
-    What ``objection`` has something against is stored too, and waits in quarantine.
+    A correction that ``objection`` refuses is stored too, in quarantine.
     """
     known = _known(connection, (arrival.id for arrival in arrivals))
-    facts = load_facts(connection, (a.fact_id for a in arrivals if a.id not in known))
+    facts = load_contenders(connection, (one.fact_id for one in arrivals if one.id not in known))
     rows: dict[str, dict[str, Any]] = {}
-    beaten: dict[str, str] = {}
+    winners: dict[str, str] = {}
     decisions: list[Decision] = []
     for arrival in arrivals:
         if arrival.id in known:
@@ -95,124 +99,92 @@ def register(
             decisions.append(Decision(arrival.position, outcome, arrival.id, arrival.fact_id))
             continue
         known.add(arrival.id)
-        against = objection(arrival.correction, trust)
-        if against is not None:
-            reason, message = against
-            state = CorrectionState.QUARANTINED
-            rows[arrival.id] = _row(arrival, now, feed, trust, state, message)
-            outcome = AdmissionOutcome.QUARANTINED
-            decisions.append(
-                Decision(arrival.position, outcome, arrival.id, arrival.fact_id, reason, message)
-            )
-            continue
-        placing = facts[arrival.fact_id].place(_standing(arrival))
-        rows[arrival.id] = _row(arrival, now, feed, trust, placing.state, placing.reason)
-        beaten |= dict.fromkeys(placing.beaten, arrival.id)
-        decisions.append(_placed(arrival, placing))
-    for loser in beaten.keys() & rows.keys():
-        rows[loser] |= {"state": CorrectionState.SUPERSEDED, "reason": f"by {beaten[loser]}"}
-    if rows:
-        connection.execute(insert(corrections), list(rows.values()))
-    supersede(connection, {loser: winner for loser, winner in beaten.items() if loser not in rows})
-    hold(connection, now, feed, [(b"", decision) for decision in decisions if decision.reason is not None])
+        refusal = objection(arrival.correction, trust)
+        placement = to_quarantine(*refusal) if refusal else facts[arrival.fact_id].place(_contender(arrival))
+        rows[arrival.id] = _row(arrival, now, feed, trust, placement)
+        winners |= dict.fromkeys(placement.beaten, arrival.id)
+        decisions.append(_decision(arrival, placement))
+    for loser in winners.keys() & rows.keys():
+        rows[loser] |= {"state": CorrectionState.SUPERSEDED, "reason": f"by {winners[loser]}"}
+    store_corrections(connection, list(rows.values()))
+    supersede(connection, {loser: winner for loser, winner in winners.items() if loser not in rows})
+    quarantine(connection, now, feed, [(b"", one) for one in decisions if one.reason is not None])
     return decisions
 
 
-def _placed(arrival: Arrival, placing: Placing) -> Decision:
-    reason = QuarantineReason.REVERTED_BEFORE if placing.state is CorrectionState.QUARANTINED else None
-    return Decision(arrival.position, placing.outcome, arrival.id, arrival.fact_id, reason, placing.reason)
-
-
-def load_facts(connection: Connection, fact_ids: Iterable[str]) -> defaultdict[str, Fact]:
-    """What newest-wins needs to know about facts; one that the ledger has not heard of is empty."""
-    facts: defaultdict[str, Fact] = defaultdict(Fact)
-    columns = (
-        corrections.c.id,
-        corrections.c.fact_id,
-        corrections.c.order_key,
-        corrections.c.object,
-        corrections.c.prompt,
-        corrections.c.state,
-    )
+def load_contenders(connection: Connection, fact_ids: Iterable[str]) -> defaultdict[str, Contenders]:
+    """Return by fact the corrections that a new one is compared with; an unknown fact has none."""
+    facts: defaultdict[str, Contenders] = defaultdict(Contenders)
+    names = ("id", "fact_id", "order_key", "object", "prompt", "state")
+    considered = corrections.c.state.in_(sorted(CONSIDERED))
     for ids in in_chunks(fact_ids):
-        query = select(*columns).where(
-            corrections.c.fact_id.in_(ids), corrections.c.state.in_(sorted(CONSIDERED))
-        )
-        for row in connection.execute(query):
-            standing = Standing(row.id, row.order_key, row.object, row.prompt, CorrectionState(row.state))
-            facts[row.fact_id].rows.append(standing)
+        query = select(*(corrections.c[name] for name in names))
+        for row in connection.execute(query.where(corrections.c.fact_id.in_(ids), considered)):
+            state = CorrectionState(row.state)
+            facts[row.fact_id].rows.append(Contender(row.id, row.order_key, row.object, row.prompt, state))
     return facts
 
 
-def supersede(connection: Connection, winners: dict[str, str]) -> None:
-    """Mark stored corrections (keys) as beaten by newer ones (values)."""
-    if not winners:
-        return
-    change = (
-        update(corrections)
-        .where(corrections.c.id == bindparam("loser"))
-        .values(state=CorrectionState.SUPERSEDED, reason=bindparam("why"))
+def quarantine(
+    connection: Connection, now: datetime, feed: str, refused: Iterable[tuple[bytes, Decision]]
+) -> None:
+    """Put refused items into quarantine, each as its raw bytes and the decision on it."""
+    add_to_quarantine(connection, now, [_entry(feed, raw, decision) for raw, decision in refused])
+
+
+def _entry(feed: str, raw: bytes, decision: Decision) -> QuarantineEntry:
+    # an item that is only dated too early for now is kept whole, so that it can be released later
+    limit = _WHOLE_CHARACTERS if decision.reason is QuarantineReason.FUTURE else _RAW_CHARACTERS
+    return QuarantineEntry(
+        feed=feed,
+        position=printable(decision.position, _POSITION_CHARACTERS),
+        reason=str(decision.reason),
+        message=decision.message,
+        raw=printable(raw, limit),
+        correction_id=decision.correction_id,
     )
-    connection.execute(change, [{"loser": loser, "why": f"by {by}"} for loser, by in winners.items()])
-
-
-def hold(connection: Connection, now: datetime, feed: str, refused: Sequence[tuple[bytes, Decision]]) -> None:
-    """Put refused items into quarantine, each with what it was made of."""
-    rows = [
-        {
-            "feed": feed,
-            "position": printable(decision.position, _POSITION_CHARACTERS),
-            "reason": decision.reason,
-            "message": decision.message,
-            "raw": printable(raw, _raw_limit(decision)),
-            "correction_id": decision.correction_id,
-            "state": QuarantineState.HELD,
-            "at": to_text(now),
-        }
-        for raw, decision in refused
-    ]
-    if rows:
-        connection.execute(insert(quarantine), rows)
-
-
-def _raw_limit(decision: Decision) -> int:
-    """A valid item that only came too early is kept whole, to be let in later."""
-    return _WHOLE_CHARACTERS if decision.reason is QuarantineReason.FUTURE else _RAW_CHARACTERS
 
 
 def _known(connection: Connection, ids: Iterable[str]) -> set[str]:
-    found: set[str] = set()
-    for chunk in in_chunks(ids):
-        found.update(
-            connection.execute(select(corrections.c.id).where(corrections.c.id.in_(chunk))).scalars()
-        )
-    return found
+    """Return those of the ids that the ledger has."""
+    queries = (select(corrections.c.id).where(corrections.c.id.in_(some)) for some in in_chunks(ids))
+    return {known for query in queries for known in connection.execute(query).scalars()}
 
 
-def _standing(arrival: Arrival) -> Standing:
-    said = arrival.correction
-    return Standing(arrival.id, arrival.order_key, said.object, said.prompt, CorrectionState.PENDING)
+def _decision(arrival: Arrival, placement: Placement) -> Decision:
+    return Decision(
+        position=arrival.position,
+        outcome=placement.outcome,
+        correction_id=arrival.id,
+        fact_id=arrival.fact_id,
+        reason=placement.quarantine_reason,
+        message=placement.message,
+    )
 
 
-def _row(
-    arrival: Arrival, now: datetime, feed: str, trust: int, state: CorrectionState, reason: str
-) -> dict[str, Any]:
-    said = arrival.correction
+def _contender(arrival: Arrival) -> Contender:
+    stated = arrival.correction
+    return Contender(arrival.id, arrival.order_key, stated.object, stated.prompt, CorrectionState.PENDING)
+
+
+def _row(arrival: Arrival, now: datetime, feed: str, trust: int, placement: Placement) -> dict[str, Any]:
+    """Return the values of the table ``corrections`` for a new correction."""
+    stated = arrival.correction
     return {
         "id": arrival.id,
         "fact_id": arrival.fact_id,
-        "model": said.model,
-        "subject": said.subject,
-        "relation": said.relation,
-        "prompt": said.prompt,
-        "object": said.object,
-        "paraphrases": list(said.paraphrases),
-        "neighborhood": list(said.neighborhood),
-        "source": said.source,
+        "model": stated.model,
+        "subject": stated.subject,
+        "relation": stated.relation,
+        "prompt": stated.prompt,
+        "object": stated.object,
+        "paraphrases": list(stated.paraphrases),
+        "neighborhood": list(stated.neighborhood),
+        "source": stated.source,
         "feed": feed,
         "trust": trust,
         "order_key": arrival.order_key,
         "admitted_at": to_text(now),
-        "state": state,
-        "reason": reason,
+        "state": placement.state,
+        "reason": placement.message,
     }

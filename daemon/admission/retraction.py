@@ -1,15 +1,16 @@
-"""«No longer true», said by an operator: a correction without object that wins over what was said before."""
+"""Retract a fact: submit a correction without object that is newer than the fact's value."""
 
 from datetime import timedelta
 from typing import Any
 
-from daemon.admission.admit import submit
-from daemon.core.clock import from_text, to_text
+from daemon.admission.submission import submit
+from daemon.core.clock import to_text
+from daemon.core.corrections import effective_time
 from daemon.core.ledger import audit
 from daemon.core.ledger.ledger import Ledger
 from daemon.views.facts import current_correction, find_fact
 
-_LONGEST_RELATION = 200  # characters that a feed may give
+_LONGEST_RELATION = 200  # characters, the limit of ``Correction.relation``
 
 
 def retract(ledger: Ledger, model: str, name: str, who: str, reason: str) -> dict[str, Any]:
@@ -23,14 +24,15 @@ def retract(ledger: Ledger, model: str, name: str, who: str, reason: str) -> dic
     with ledger.read() as connection:
         fact_id = find_fact(connection, name, model)
         current = current_correction(connection, fact_id)
-    said_for = from_text(current["order_key"].split("|", 1)[0])
-    effective = max(ledger.clock.now(), said_for + timedelta(microseconds=1))
+    just_after = effective_time(current["order_key"]) + timedelta(microseconds=1)
+    # a relation that is longer was derived from a prompt, and is derived from it again
+    slot = "relation" if len(current["relation"]) <= _LONGEST_RELATION else "prompt"
     wanted = {
         "subject": current["subject"],
-        **_slot(current),
+        slot: current[slot],
         "object": None,
         "source": "operator",
-        "effective_at": to_text(effective),
+        "effective_at": to_text(max(ledger.clock.now(), just_after)),
         "model": model,
     }
     decision = submit(ledger, wanted, who)
@@ -44,10 +46,3 @@ def retract(ledger: Ledger, model: str, name: str, who: str, reason: str) -> dic
         "correction": decision.correction_id,
         "message": decision.message,
     }
-
-
-def _slot(current: dict[str, Any]) -> dict[str, str]:
-    """What names the fact beside its subject; a long relation came from a prompt."""
-    if len(current["relation"]) <= _LONGEST_RELATION:
-        return {"relation": current["relation"]}
-    return {"prompt": current["prompt"]}

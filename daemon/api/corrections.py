@@ -11,10 +11,11 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 
-from daemon.admission.admit import OPERATOR_TRUST, backlog
+from daemon.admission.admit import backlog
 from daemon.admission.auto_pause import pause_if_poisoned
 from daemon.admission.policy import Policy
-from daemon.admission.submission import Delivery, submit_all
+from daemon.admission.record import OPERATOR_TRUST
+from daemon.admission.submission import Submission, submit_all
 from daemon.api.errors import problem
 from daemon.core.config.feeds import WebhookFeedConfig
 from daemon.core.config.settings import Config
@@ -58,20 +59,24 @@ def add_corrections(app: FastAPI, ledger: Ledger, config: Config) -> None:
         if hook is not None and not _is_signed(hook, body, request.headers.get(SIGNATURE_HEADER, "")):
             return problem(401, "unauthorised", "the signature does not fit the body and the feed's key")
         items, key = _items(body, request.headers)
-        delivery = Delivery(WHO, API_FEED, OPERATOR_TRUST, key)
+        submission = Submission(WHO, API_FEED, OPERATOR_TRUST, key)
         if hook is not None:
-            delivery = Delivery(f"feed {hook.name}", hook.name, hook.trust, key, policy)
-        rows = await run_in_threadpool(_take, ledger, config, hook, items, delivery)
+            submission = Submission(f"feed {hook.name}", hook.name, hook.trust, key, policy)
+        rows = await run_in_threadpool(_take, ledger, config, hook, items, submission)
         return JSONResponse({"corrections": rows}, status_code=202)
 
     def _take(
-        ledger: Ledger, config: Config, hook: WebhookFeedConfig | None, items: list[Any], delivery: Delivery
+        ledger: Ledger,
+        config: Config,
+        hook: WebhookFeedConfig | None,
+        items: list[Any],
+        submission: Submission,
     ) -> list[dict[str, Any]]:
         model = config.model.name
         if hook is None:
-            return submit_all(ledger, model, items, delivery)
+            return submit_all(ledger, model, items, submission)
         _require_room(ledger, config, hook, buckets[hook.name], len(items))
-        rows = submit_all(ledger, model, items, delivery)
+        rows = submit_all(ledger, model, items, submission)
         buckets[hook.name].take(len(items))
         pause_if_poisoned(ledger, model, hook.name, hook.quarantine_limit)
         return rows

@@ -62,12 +62,12 @@ def submit(
     item = {key: value for key, value in given.items() if value}
     if (file is None) is (not item):
         raise typer.BadParameter("give a file (- is stdin) or --subject, --prompt and --object")
-    from daemon.admission.submission import Delivery, read_items, submit_all
+    from daemon.admission.submission import Submission, read_items, submit_all
 
     items = read_items(_read(file)) if file is not None else [_complete(item)]
     config = load(context)
     with open_ledger(config) as ledger:
-        rows = submit_all(ledger, config.model.name, items, Delivery(who()))
+        rows = submit_all(ledger, config.model.name, items, Submission(who()))
     if as_json:
         print_json({"corrections": rows})
     else:

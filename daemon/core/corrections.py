@@ -21,7 +21,7 @@ from pydantic import (
     model_validator,
 )
 
-from daemon.core.clock import to_text
+from daemon.core.clock import from_text, to_text
 from daemon.core.errors import InvalidCorrectionError
 from daemon.core.names import DEFAULT_MODEL, NAME_PATTERN, QuarantineReason
 from daemon.core.text import printable
@@ -132,6 +132,11 @@ def identify(said: Correction, trust: int, now: datetime) -> Identity:
     observed = observed or effective or to_text(now)
     key = (effective or observed, observed, f"{trust:03d}", said.source, correction_id)
     return Identity(fact_id, correction_id, "|".join(key))
+
+
+def effective_time(order_key: str) -> datetime:
+    """Return the time from which a correction is true, as ``identify`` wrote it into its order key."""
+    return from_text(order_key.partition("|")[0])
 
 
 def order_key(correction: Correction, trust: int, now: datetime) -> str:

@@ -3,13 +3,11 @@
 import json
 from datetime import datetime
 
-from sqlalchemy import insert, select, update
-
 from daemon.core.config.feeds import FeedSection, RedisStreamFeedConfig, WikidataFeedConfig
 from daemon.core.errors import ConfigError
 from daemon.core.ledger import audit
+from daemon.core.ledger.feeds import find_feed, move_cursor
 from daemon.core.ledger.ledger import Ledger
-from daemon.core.ledger.schema import feeds
 from daemon.core.ledger.switches import feed_switch
 from daemon.feeds.base import Cursor
 
@@ -25,15 +23,12 @@ def replay(ledger: Ledger, feed: FeedSection, since: str, who: str, reason: str)
     """
     cursor = _cursor(feed, since)
     with ledger.write() as connection:
-        mine = feeds.c.name == feed.name
-        before = connection.execute(select(feeds.c.cursor).where(mine)).scalar_one_or_none()
-        if before is None:
-            connection.execute(insert(feeds).values(name=feed.name, cursor=cursor, items=0))
-        else:
-            connection.execute(update(feeds).where(mine).values(cursor=cursor))
-        details = {"from": since, "before": before or {}}
+        row = find_feed(connection, feed.name)
+        before: Cursor = dict(row["cursor"]) if row is not None else {}
+        move_cursor(connection, feed.name, cursor)
+        details = {"from": since, "before": before}
         audit.record(connection, ledger.clock.now(), who, "replay", feed_switch(feed.name), reason, details)
-    return dict(before or {})
+    return before
 
 
 def _cursor(feed: FeedSection, since: str) -> Cursor:

@@ -11,18 +11,16 @@ from datetime import UTC
 from functools import partial
 
 from apscheduler.schedulers.background import BackgroundScheduler
-from sqlalchemy import delete, insert, select
 
 from daemon.admission.admit import backlog, pull_feed
 from daemon.admission.auto_pause import pause_if_poisoned
 from daemon.admission.policy import Policy
-from daemon.core.clock import to_text
 from daemon.core.config.settings import Config
 from daemon.core.errors import ErrataError, FencedError, LeaseHeldError
 from daemon.core.ledger import leases
+from daemon.core.ledger.feeds import note_error
 from daemon.core.ledger.heartbeats import heard
 from daemon.core.ledger.ledger import Ledger
-from daemon.core.ledger.schema import feeds as feed_table
 from daemon.core.ledger.switches import is_feed_paused
 from daemon.core.log import get_logger
 from daemon.core.names import SCHEDULER_LEASE, AdmissionOutcome
@@ -192,19 +190,8 @@ class Scheduler:
         except ErrataError as error:
             log.warning("job failed", job=job, code=error.code, error=str(error))
             if feed is not None:
-                self._note_feed_error(feed, str(error))
-
-    def _note_feed_error(self, name: str, error: str) -> None:
-        with self.ledger.write() as connection:
-            row = (
-                connection.execute(select(feed_table).where(feed_table.c.name == name))
-                .mappings()
-                .one_or_none()
-            )
-            values = dict(row) if row else {"name": name, "cursor": {}, "items": 0}
-            connection.execute(delete(feed_table).where(feed_table.c.name == name))
-            values |= {"error": error, "pulled_at": to_text(self.ledger.clock.now())}
-            connection.execute(insert(feed_table).values(**values))
+                with self.ledger.write() as connection:
+                    note_error(connection, self.ledger.clock.now(), feed, str(error))
 
     def _repeat(self, name: str, job: Callable[[], object], seconds: float) -> None:
         self._jobs.add_job(job, "interval", seconds=seconds, id=name, replace_existing=True)

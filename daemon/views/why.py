@@ -5,6 +5,8 @@ from typing import Any
 
 from sqlalchemy import Connection, RowMapping, Table, select
 
+from daemon.core.clock import to_text
+from daemon.core.corrections import effective_time
 from daemon.core.ledger.schema import (
     attempts,
     audit,
@@ -61,7 +63,7 @@ def _value(row: RowMapping) -> str:
 
 
 def _said(row: RowMapping) -> Row:
-    since = row["order_key"].split("|", 1)[0]
+    since = to_text(effective_time(row["order_key"]))
     text = (
         f"{row['feed']} (trust {row['trust']}) says {_value(row)}, true since {since}, source {row['source']}"
     )

@@ -80,7 +80,7 @@ WRITERS = (
     ),
     Guard(
         "a cursor that somebody else moved is not moved back", "daemon/admission/admit.py",
-        'if (dict(row["cursor"]) if row is not None else {}) != cursor:',
+        "if _cursor(find_feed(connection, feed.name)) != cursor:",
         "if False:",
         _ADMISSION + "test_of_two_schedulers_at_once_one_moves_the_cursor",
     ),
@@ -212,7 +212,7 @@ STRANGERS = (
     ),
     Guard(
         "what a rollback took back stays out", "daemon/admission/newest_wins.py",
-        "if reverted is not None and not may_return and new.says_as(reverted):",
+        "if reverted is not None and not may_return and new.agrees_with(reverted):",
         "if False:",
         _ADMISSION + "test_what_a_rollback_took_back_does_not_come_back_by_itself",
     ),

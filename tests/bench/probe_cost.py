@@ -14,7 +14,7 @@ from pathlib import Path
 import tomli_w
 import torch
 
-from daemon.admission.admit import submit
+from daemon.admission.submission import submit
 from daemon.core.config.settings import load_config
 from daemon.core.ledger.chain import head
 from daemon.core.log import configure_logging

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
-from daemon.admission.admit import submit
+from daemon.admission.submission import submit
 from daemon.core.ledger.schema import attempts, leases, quarantine, revisions
 from daemon.core.names import RevisionKind, writer_lease
 from daemon.scheduling.dispatch import make_batches

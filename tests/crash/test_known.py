@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
-from daemon.admission.admit import submit
+from daemon.admission.submission import submit
 from daemon.core.ledger.schema import corrections, probe_results
 from daemon.core.names import ALL_PROBES
 from daemon.scheduling.dispatch import make_batches

@@ -16,7 +16,7 @@ import pytest
 import tomli_w
 from sqlalchemy import select
 
-from daemon.admission.admit import submit
+from daemon.admission.submission import submit
 from daemon.core.clock import from_text
 from daemon.core.config.settings import load_config
 from daemon.core.ledger import batches, switches

@@ -4,10 +4,11 @@ import secrets
 from collections.abc import Sequence
 from datetime import datetime
 
-from sqlalchemy import Connection, RowMapping, bindparam, func, insert, select, update
+from sqlalchemy import Connection, RowMapping, func, insert, select, update
 
 from daemon.core.clock import to_text
 from daemon.core.ledger.chain import get_revision
+from daemon.core.ledger.corrections import put_in_batch
 from daemon.core.ledger.proposals import Refusal
 from daemon.core.ledger.schema import batches, corrections, probe_results
 from daemon.core.ledger.settlement import settle_refused
@@ -29,10 +30,8 @@ def create_all(
         return []
     about = {"model": model, "state": BatchState.OPEN, "created_at": to_text(now)}
     connection.execute(insert(batches), [{"id": batch_id, **about} for batch_id in made])
-    members = update(corrections).where(corrections.c.id.in_(bindparam("members", expanding=True)))
-    change = members.values(state=CorrectionState.QUEUED, batch_id=bindparam("its_batch"))
     for batch_id, group in made.items():
-        connection.execute(change, {"members": list(group), "its_batch": batch_id})
+        put_in_batch(connection, batch_id, group)
     return list(made)
 
 

@@ -7,40 +7,22 @@ from sqlalchemy import Connection, RowMapping, and_, insert, select, update
 
 from daemon.core.clock import to_text
 from daemon.core.ledger.chain import active_tenures
+from daemon.core.ledger.corrections import leave_batch, set_state
 from daemon.core.ledger.database import in_chunks
 from daemon.core.ledger.proposals import ProbeRow, Proposal, Refusal
-from daemon.core.ledger.schema import batches, corrections, probe_results, quarantine, tenures
-from daemon.core.names import BatchState, CorrectionState, QuarantineState
-
-
-def set_state(connection: Connection, ids: Iterable[str], state: CorrectionState, reason: str = "") -> None:
-    """Put corrections into a state."""
-    for some in in_chunks(ids):
-        these = corrections.c.id.in_(some)
-        connection.execute(update(corrections).where(these).values(state=state, reason=reason))
+from daemon.core.ledger.quarantine import QuarantineEntry, add_to_quarantine
+from daemon.core.ledger.schema import batches, corrections, probe_results, tenures
+from daemon.core.names import BatchState, CorrectionState
 
 
 def settle_refused(connection: Connection, now: datetime, refused: Sequence[Refusal]) -> None:
     """Quarantine corrections that cannot be applied, each with its reason."""
     for refusal in refused:
-        set_state(connection, [refusal.correction_id], CorrectionState.QUARANTINED, refusal.message)
-        row = (
-            connection.execute(select(corrections).where(corrections.c.id == refusal.correction_id))
-            .mappings()
-            .one()
-        )
-        connection.execute(
-            insert(quarantine).values(
-                feed=row["feed"],
-                position=refusal.correction_id,
-                reason=refusal.reason,
-                message=refusal.message,
-                raw="",
-                correction_id=refusal.correction_id,
-                state=QuarantineState.HELD,
-                at=to_text(now),
-            )
-        )
+        one = refusal.correction_id
+        set_state(connection, [one], CorrectionState.QUARANTINED, refusal.message)
+        feed = connection.execute(select(corrections.c.feed).where(corrections.c.id == one)).scalar_one()
+        entry = QuarantineEntry(feed, one, refusal.reason, refusal.message, correction_id=one)
+        add_to_quarantine(connection, now, [entry])
 
 
 def close_batch(connection: Connection, now: datetime, batch_id: str) -> None:
@@ -135,8 +117,7 @@ def wait_again(connection: Connection, ids: Iterable[str], why: str) -> list[str
         )
         beaten = connection.execute(newer.limit(1)).first() is not None
         state = CorrectionState.SUPERSEDED if beaten else CorrectionState.PENDING
-        values = {"state": state, "batch_id": None, "reason": why}
-        connection.execute(update(corrections).where(mine).values(**values))
+        leave_batch(connection, one, state, why)
         if not beaten:
             waiting.append(one)
     return waiting

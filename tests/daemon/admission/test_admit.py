@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import delete, event, select
 
-from daemon.admission.admit import AdmissionReport, admit, backlog, pull_feed, submit
+from daemon.admission.admit import AdmissionReport, admit, backlog, pull_feed
+from daemon.admission.submission import submit
 from daemon.core.corrections import from_mapping, order_key
 from daemon.core.errors import FeedError, InvalidCorrectionError
 from daemon.core.ledger import audit
@@ -492,7 +493,7 @@ def test_a_pull_that_fails_at_any_point_is_pulled_again(
         raise RuntimeError
 
     with monkeypatch.context() as patch:
-        patch.setattr("daemon.admission.admit._count", crash)
+        patch.setattr("daemon.admission.admit.count_items", crash)
         with pytest.raises(RuntimeError):
             pull_feed(ledger, feed, 10)
     assert table(ledger, feeds) == []

@@ -160,7 +160,7 @@ def test_a_failed_release_changes_nothing(
     def crash(*_: object) -> None:
         raise RuntimeError
 
-    monkeypatch.setattr("daemon.admission.quarantine._settle", crash)
+    monkeypatch.setattr("daemon.admission.quarantine._close", crash)
     with pytest.raises(RuntimeError):
         release(ledger, reverted, "ann", "")
     assert (state(ledger, "LYON"), entry(ledger)["state"]) == ("quarantined", "held")

@@ -8,7 +8,7 @@ import pytest
 import redis
 from sqlalchemy import insert, text, update
 
-from daemon.admission.admit import submit
+from daemon.admission.submission import submit
 from daemon.core.clock import to_text
 from daemon.core.ledger.database import newest_version
 from daemon.core.ledger.ledger import Ledger

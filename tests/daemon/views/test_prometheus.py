@@ -9,7 +9,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import insert, update
 
-from daemon.admission.admit import submit
+from daemon.admission.submission import submit
 from daemon.core.clock import to_text
 from daemon.core.config.settings import Config
 from daemon.core.ledger.ledger import Ledger

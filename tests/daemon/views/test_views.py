@@ -2,7 +2,7 @@
 
 import pytest
 
-from daemon.admission.admit import submit
+from daemon.admission.submission import submit
 from daemon.core.corrections import from_mapping
 from daemon.core.errors import NotFoundError
 from daemon.core.ledger.ledger import Ledger

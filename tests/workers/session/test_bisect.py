@@ -9,7 +9,7 @@ import tomli_w
 from sqlalchemy import select
 from typer.testing import CliRunner
 
-from daemon.admission.admit import submit
+from daemon.admission.submission import submit
 from daemon.cli.main import make_cli
 from daemon.core.config.settings import Config
 from daemon.core.errors import NotFoundError, ProbeError

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import func, insert, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
-from daemon.admission.admit import submit
+from daemon.admission.submission import submit
 from daemon.core.errors import FencedError, LedgerError, NotFoundError, StaleHeadError, UnavailableError
 from daemon.core.ledger import leases
 from daemon.core.ledger.chain import find_revision, get_revision, head

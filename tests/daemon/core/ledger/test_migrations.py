@@ -15,7 +15,7 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, column, insert, inspect, select, table
 
-from daemon.admission.admit import submit
+from daemon.admission.submission import submit
 from daemon.core.errors import LedgerError
 from daemon.core.ledger import database
 from daemon.core.ledger.attempts import count_failures, fatal_probes

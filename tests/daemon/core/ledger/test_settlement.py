@@ -4,14 +4,15 @@ from typing import Any
 
 from sqlalchemy import insert, select
 
-from daemon.admission.admit import submit
+from daemon.admission.submission import submit
 from daemon.core.ledger import batches
 from daemon.core.ledger.attempts import begin_attempt, count_failures, end_attempt
 from daemon.core.ledger.chain import active_tenures
+from daemon.core.ledger.corrections import set_state
 from daemon.core.ledger.ledger import Ledger
 from daemon.core.ledger.proposals import Refusal
 from daemon.core.ledger.schema import attempts, corrections, quarantine, tenures
-from daemon.core.ledger.settlement import set_state, settle_refused
+from daemon.core.ledger.settlement import settle_refused
 from daemon.core.names import AdmissionOutcome, AttemptOutcome, CorrectionState
 from tests.ledgers import FakeClock, apply_waiting, held, make_batch, propose, statement, states, take_lease
 

@@ -1,0 +1,28 @@
+"""The only module that writes to the table ``deliveries``: answers that were given to an idempotency key."""
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, RowMapping, delete, insert, select
+
+from daemon.core.clock import to_text
+from daemon.core.ledger.schema import deliveries
+
+
+def find_delivery(connection: Connection, feed: str, key: str) -> RowMapping | None:
+    """Return what was delivered and answered under a feed's key, or None."""
+    mine = (deliveries.c.feed == feed) & (deliveries.c.key == key)
+    return connection.execute(select(deliveries).where(mine)).mappings().one_or_none()
+
+
+def store_delivery(
+    connection: Connection, now: datetime, feed: str, key: str, digest: str, answer: list[dict[str, Any]]
+) -> None:
+    """Record the answer to a delivery; ``digest`` is the sha256 of what was delivered."""
+    values = {"feed": feed, "key": key, "digest": digest, "answer": answer, "at": to_text(now)}
+    connection.execute(insert(deliveries).values(**values))
+
+
+def forget_deliveries(connection: Connection, before: datetime) -> None:
+    """Delete the answers that are older than ``before``."""
+    connection.execute(delete(deliveries).where(deliveries.c.at < to_text(before)))

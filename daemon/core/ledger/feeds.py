@@ -1,0 +1,54 @@
+"""The only module that writes to the tables ``feeds`` and ``feed_outcomes``."""
+
+from collections import Counter
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, RowMapping, insert, select, update
+
+from daemon.core.clock import to_text
+from daemon.core.ledger.schema import feed_outcomes, feeds
+from daemon.core.names import AdmissionOutcome
+
+
+def find_feed(connection: Connection, name: str) -> RowMapping | None:
+    """Return the row of a feed, or None before its first pull or item."""
+    return connection.execute(select(feeds).where(feeds.c.name == name)).mappings().one_or_none()
+
+
+def move_cursor(connection: Connection, name: str, cursor: dict[str, Any]) -> None:
+    """Set the place from which the next pull reads."""
+    _change(connection, name, cursor=cursor)
+
+
+def note_pull(connection: Connection, now: datetime, name: str, cursor: dict[str, Any]) -> None:
+    """Record a pull that succeeded: its cursor and time; the last error is cleared."""
+    _change(connection, name, cursor=cursor, error="", pulled_at=to_text(now))
+
+
+def note_error(connection: Connection, now: datetime, name: str, error: str) -> None:
+    """Record a pull that failed; the cursor stays where it is."""
+    _change(connection, name, error=error, pulled_at=to_text(now))
+
+
+def count_items(connection: Connection, name: str, counts: Counter[AdmissionOutcome]) -> None:
+    """Add the outcomes of a chunk of items to the feed's totals."""
+    if not counts:
+        return
+    _change(connection, name, items=feeds.c["items"] + counts.total())
+    for outcome, count in counts.items():
+        mine = (feed_outcomes.c.feed == name) & (feed_outcomes.c.outcome == outcome)
+        total = {"count": feed_outcomes.c.count + count}
+        if not connection.execute(update(feed_outcomes).where(mine).values(**total)).rowcount:
+            connection.execute(insert(feed_outcomes).values(feed=name, outcome=outcome, count=count))
+
+
+def _change(connection: Connection, name: str, **values: Any) -> None:
+    """Update the feed's row, which is inserted first where it is missing.
+
+    Write transactions are serial, so nobody else can insert it between the two statements.
+    """
+    change = update(feeds).where(feeds.c.name == name).values(**values)
+    if not connection.execute(change).rowcount:
+        connection.execute(insert(feeds).values(name=name, cursor={}, items=0))
+        connection.execute(change)
