@@ -29,7 +29,7 @@ _IDLE_NOTE = timedelta(seconds=5)  # an idle feed's row is not written more ofte
 
 @dataclass(frozen=True)
 class AdmissionReport:
-    """What became of a chunk, item by item in its order; ``more`` tells that the feed has more to read."""
+    """What became of each item of a chunk, and whether the feed has more to read."""
 
     decisions: tuple[Decision, ...] = ()
     more: bool = False
@@ -78,7 +78,7 @@ def admit_arrivals(
     arrivals: Sequence[Arrival],
     policy: Policy = OPEN,
 ) -> list[Decision]:
-    """Store valid corrections under the rules and count their outcomes; returns decisions in their order."""
+    """Store valid corrections under the rules, count their outcomes and return the decisions."""
     placed = store_arrivals(connection, now, feed, trust, arrivals, policy.objection)
     changed = apply_fact_rules(connection, now, policy, placed)
     if changed:

@@ -1,4 +1,4 @@
-"""A feed that fills the quarantine is paused, and somebody is told."""
+"""Pause a feed that fills the quarantine, and open an incident about it."""
 
 from datetime import timedelta
 
@@ -15,7 +15,7 @@ from daemon.core.log import get_logger
 
 log = get_logger("errata.admission")
 WHO = "admission"
-_WINDOW = timedelta(hours=1)
+_WINDOW = timedelta(hours=1)  # the span of ``quarantine_limit``
 
 
 def pause_if_poisoned(ledger: Ledger, model: str, feed: str, limit: int) -> bool:

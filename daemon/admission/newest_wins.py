@@ -17,7 +17,7 @@ CONSIDERED = CARRYING | {CorrectionState.CONFIRMED, CorrectionState.REVERTED}
 
 @dataclass
 class Contender:
-    """One correction as newest-wins sees it; an ``object`` of None is a retraction."""
+    """One correction as newest-wins sees it, where an ``object`` of None is a retraction."""
 
     id: str
     order_key: str

@@ -1,4 +1,4 @@
-"""Decide what may be admitted without a human; everything else is quarantined.
+"""Decide what may be admitted without a human, and quarantine the rest.
 
 Lists and trust judge one correction by itself. Quorum and contradiction judge all that was stated about a
 fact, so that the order of arrival does not matter; they are applied after every chunk, to the facts in it.
@@ -76,7 +76,7 @@ OPEN = Policy()
 
 
 def verdict(item: RawItem, trust: int, model: str, policy: Policy) -> dict[str, Any]:
-    """Return what an item states and whether it would be admitted by itself; nothing is stored."""
+    """Return what an item states and whether it would be admitted by itself, without storing it."""
     row: dict[str, Any] = {"position": item.position}
     try:
         correction = parse_item(item.raw, model, complete)
@@ -90,7 +90,7 @@ def verdict(item: RawItem, trust: int, model: str, policy: Policy) -> dict[str, 
 def apply_fact_rules(
     connection: Connection, now: datetime, policy: Policy, decisions: Iterable[Decision]
 ) -> dict[str, Decision]:
-    """Apply quorum and contradiction to the facts of a chunk; returns the decisions that changed, by id."""
+    """Apply quorum and contradiction to a chunk's facts, and return the changed decisions by id."""
     if not policy.high_impact and not policy.contradiction_seconds:
         return {}
     facts = {one.fact_id for one in decisions if one.fact_id is not None}

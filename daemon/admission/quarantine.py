@@ -53,7 +53,7 @@ def approve(ledger: Ledger, entry: int, who: str, reason: str) -> Decision:
 
 
 def drop(ledger: Ledger, entry: int, who: str, reason: str) -> None:
-    """Close a quarantined entry without admitting it; its correction, if it has one, stays refused.
+    """Close a quarantined entry without admitting it.
 
     Raises:
         NotFoundError: no such entry, or it was closed.

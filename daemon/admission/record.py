@@ -1,4 +1,4 @@
-"""Write parsed corrections into the ledger: known ones are dropped, the rest placed and stored in bulk."""
+"""Write parsed corrections into the ledger, in bulk and without those that it has."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -32,7 +32,7 @@ Objection = Callable[[Correction, int], tuple[QuarantineReason, str] | None]
 
 @dataclass(frozen=True)
 class Decision:
-    """What became of one item; ``reason`` is set where it was quarantined, ``message`` is for people."""
+    """What became of one item, with a ``reason`` where it was quarantined and a message for people."""
 
     position: str
     outcome: AdmissionOutcome
@@ -62,7 +62,7 @@ class Arrival:
 def arrive(
     correction: Correction, position: str, trust: int, clock_now: datetime, moment: datetime
 ) -> Arrival:
-    """Give a correction its identity and order; one without times counts as stated at ``moment``.
+    """Give a correction its identity and order, with ``moment`` for one without times.
 
     Raises:
         InvalidCorrectionError: dated more than a day after ``clock_now``.
@@ -84,7 +84,7 @@ def store_arrivals(
     arrivals: Sequence[Arrival],
     objection: Objection = lambda _correction, _trust: None,
 ) -> list[Decision]:
-    """Store the corrections that the ledger does not have yet, each in the state that newest-wins gives it.
+    """Store the corrections that the ledger does not have, each in its state by newest-wins.
 
     A correction that ``objection`` refuses is stored too, in quarantine.
     """
@@ -113,7 +113,7 @@ def store_arrivals(
 
 
 def load_contenders(connection: Connection, fact_ids: Iterable[str]) -> defaultdict[str, Contenders]:
-    """Return by fact the corrections that a new one is compared with; an unknown fact has none."""
+    """Return by fact the corrections that a new one is compared with."""
     facts: defaultdict[str, Contenders] = defaultdict(Contenders)
     names = ("id", "fact_id", "order_key", "object", "prompt", "state")
     considered = corrections.c.state.in_(sorted(CONSIDERED))

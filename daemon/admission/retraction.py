@@ -14,9 +14,10 @@ _LONGEST_RELATION = 200  # characters, the limit of ``Correction.relation``
 
 
 def retract(ledger: Ledger, model: str, name: str, who: str, reason: str) -> dict[str, Any]:
-    """Take one fact out of the weights, effective now; ``name`` is its id, a prefix of it, or its subject.
+    """Take one fact out of the weights, effective now.
 
-    Where the fact's value is dated later than now, the retraction is dated just after it.
+    ``name`` is the fact's id, a prefix of it, or its subject. Where the fact's value is dated later than now,
+    the retraction is dated just after it.
 
     Raises:
         NotFoundError: no such fact, or several.

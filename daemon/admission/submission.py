@@ -27,7 +27,7 @@ _REMEMBERED = timedelta(days=7)  # how long an idempotency key gives the same an
 
 @dataclass(frozen=True)
 class Submission:
-    """Who submits corrections, under which feed and trust; ``key`` makes submitting again harmless."""
+    """Who submits corrections, with which feed, trust and idempotency key."""
 
     who: str
     feed: str = OPERATOR
@@ -43,7 +43,7 @@ def submit(
     feed: str = OPERATOR,
     trust: int = OPERATOR_TRUST,
 ) -> Decision:
-    """Admit one correction, with an audit row; without times it is true from now on.
+    """Admit one correction with an audit row, dated now where it bears no time.
 
     Raises:
         InvalidCorrectionError: it is no correction, or is dated in the future; nothing was stored.
@@ -57,11 +57,11 @@ def submit(
 def submit_all(
     ledger: Ledger, model: str, values: Sequence[Any], submission: Submission
 ) -> list[dict[str, Any]]:
-    """Admit corrections given as decoded JSON in one transaction; returns outcome and ids of each, in order.
+    """Admit corrections in one transaction, and return the outcome and ids of each in order.
 
-    Without times they are true from now on, each a microsecond after the one before. Submitting the same
-    again does no harm: what the ledger has is a duplicate or a confirmation, and a key gives the first
-    answer again.
+    ``values`` are decoded JSON. Those without times are true from now on, each a microsecond after the one
+    before. Submitting the same again does no harm: what the ledger has is a duplicate or a confirmation, and
+    a key gives the first answer again.
 
     Raises:
         InvalidCorrectionError: one is no correction for ``model`` (the message names it), or the key was
@@ -164,7 +164,7 @@ def _read_lines(text: str) -> list[Any]:
 
 
 def _checked(now: datetime, model: str, value: Any) -> Correction:
-    """Return an item as a correction; ``model`` is meant where it names none.
+    """Return an item as a correction of ``model``.
 
     Raises:
         InvalidCorrectionError: it is no correction, is for another model, or is dated in the future.

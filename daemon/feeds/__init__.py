@@ -1,1 +1,1 @@
-"""Where corrections come from: one file a kind of feed, one line in ``base`` to register it."""
+"""The sources of corrections: one file per kind of feed, and one line in ``base`` that names it."""

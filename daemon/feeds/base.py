@@ -1,4 +1,4 @@
-"""What a feed is to the rest of Errata: raw items with their positions, and a cursor to go on from.
+"""The interface of a feed: raw items with their positions, and a cursor from which to resume.
 
 To add a kind of feed: one file with a class that has ``from_config``, and one line in ``_KINDS``.
 """
@@ -12,12 +12,12 @@ from typing import Any, Protocol, Self, cast
 from daemon.core.errors import ConfigError
 
 Cursor = dict[str, Any]
-"""How far a feed was read; JSON, kept in the ledger in the transaction that admits what was read."""
+"""How far a feed was read, as JSON; committed in the transaction that admits the items."""
 
 
 @dataclass(frozen=True)
 class RawItem:
-    """One item as it came, and where it came from in words for an operator."""
+    """One item as it came, and its place in the source, worded for an operator."""
 
     raw: bytes
     position: str
@@ -25,7 +25,7 @@ class RawItem:
 
 @dataclass(frozen=True)
 class Pull:
-    """What one pull gave; ``more`` says that the next pull will at once give more."""
+    """The result of one pull, and whether the next one has items at once."""
 
     items: list[RawItem]
     cursor: Cursor
@@ -33,23 +33,20 @@ class Pull:
 
 
 class Feed(Protocol):
-    """A source of corrections that can be read again from any cursor it has given out.
-
-    ``trust`` (0 to 100) decides between statements of equal times.
-    """
+    """A source of corrections that can be read again from any cursor that it returned."""
 
     @property
     def name(self) -> str:
-        """The name in ledger, metrics and switches."""
+        """The feed's name in the ledger, in metrics and in switches."""
         ...
 
     @property
     def trust(self) -> int:
-        """0 to 100; the higher wins at equal times."""
+        """How trusted the feed is, from 0 to 100, which decides between statements of equal times."""
         ...
 
     def pull(self, cursor: Cursor, limit: int) -> Pull:
-        """At most ``limit`` items from ``cursor`` on ({}: from the start), without any lasting effect.
+        """Read at most ``limit`` items from ``cursor`` on ({}: from the start), without lasting effects.
 
         Raises:
             FeedError: the source cannot be read now; the cursor stays where it is.
@@ -58,18 +55,18 @@ class Feed(Protocol):
 
 
 class FeedConfig(Protocol):
-    """What every feed's section of the configuration has."""
+    """The part that the configuration sections of all feeds share."""
 
     @property
     def kind(self) -> str:
-        """The kind of feed, a key of ``_KINDS``."""
+        """The kind of feed, which is a key of ``_KINDS``."""
         ...
 
 
 class _Configurable(Feed, Protocol):
     @classmethod
     def from_config(cls, config: Any) -> Self:
-        """A feed from its section of the configuration."""
+        """Make a feed from its section of the configuration."""
         ...
 
 
@@ -87,7 +84,7 @@ _KINDS: Mapping[str, str] = MappingProxyType(
 
 
 def make_feed(config: FeedConfig) -> Feed:
-    """The feed that a section of the configuration describes.
+    """Make the feed that a section of the configuration describes.
 
     Raises:
         ConfigError: no such kind.

@@ -1,9 +1,9 @@
-"""What stands between Errata and a feed's server: where may be asked, and how much may be answered.
+"""The HTTP client of the feeds, which limits the servers that are asked and the size of answers.
 
-A host is resolved here, every address of it is checked, and the connection goes to the checked address: a
-name that means something else a moment later changes nothing. Redirects are followed by hand, each as
-strictly as the first URL. Answers are bounded in time and in decompressed size. No proxy of the environment
-is used.
+A host is resolved here, every address of it is checked, and the connection goes to the checked address, so
+that a name which resolves differently a moment later changes nothing. Redirects are followed by hand, each
+as strictly as the first URL. Answers are bounded in time and in decompressed size. Proxies named in the
+environment are not used.
 """
 
 import ipaddress
@@ -25,16 +25,17 @@ from daemon.core.text import printable
 from daemon.core.tokens import read_token
 from daemon.core.version import version
 
-_REDIRECTS = 5
+_REDIRECTS = 5  # in a row; a feed needs one or two
 _MOVED = frozenset({301, 302, 303, 307, 308})
-_NAT64 = ipaddress.ip_network("64:ff9b::/96")
-_URL_CHARACTERS = 2_000
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")  # IPv6 addresses that stand for IPv4 ones (RFC 6052)
+_URL_CHARACTERS = 2_000  # longer ones are refused by many servers too
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+WebConfig = HttpFeedConfig | RssFeedConfig | WikidataFeedConfig
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Where a feed may ask, and how much it takes."""
+    """Which hosts a feed may ask, and how long and large an answer may be."""
 
     hosts: frozenset[str]
     allow_private: bool = False
@@ -42,8 +43,8 @@ class Limits:
     timeout_seconds: float = 30.0
 
     @classmethod
-    def of(cls, config: "HttpFeedConfig | RssFeedConfig | WikidataFeedConfig", *urls: str) -> Self:
-        """The limits of a section; without ``hosts`` only those of its own URLs may be asked."""
+    def of(cls, config: WebConfig, *urls: str) -> Self:
+        """Return a section's limits, whose hosts are those of its URLs where it lists none."""
         hosts = config.hosts or tuple(urlsplit(url).hostname or "" for url in urls)
         return cls(
             frozenset(host.casefold() for host in hosts),
@@ -55,7 +56,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer that kept to the limits; ``url`` is where it came from after redirects."""
+    """An answer within the limits, with its URL after redirects."""
 
     status: int
     headers: httpx.Headers
@@ -64,17 +65,22 @@ class Answer:
 
 
 class Web:
-    """A client for one feed."""
+    """The HTTP client of one feed, with a bearer token for one host."""
 
     def __init__(self, limits: Limits, token_file: Path | None = None, token_host: str = "") -> None:
         self._limits, self._token_file, self._token_host = limits, token_file, token_host.casefold()
         self._clients: dict[str, httpx.Client] = {}
 
+    @classmethod
+    def of(cls, config: WebConfig, *urls: str) -> Self:
+        """Make the client of a section that asks ``urls``, with the token for the host of the first."""
+        return cls(Limits.of(config, *urls), config.token_file, urlsplit(urls[0]).hostname or "")
+
     def get(self, url: str, headers: Mapping[str, str] | None = None) -> Answer:
-        """The whole answer to a GET.
+        """Return the whole answer to a GET.
 
         Raises:
-            FeedError: not allowed, no answer, an error's status, too much or too slow.
+            FeedError: not allowed, no answer, an error status, too long or too slow.
         """
         deadline = time.monotonic() + self._limits.timeout_seconds
         with self.stream(url, {"accept-encoding": "gzip", **(headers or {})}) as response:
@@ -86,16 +92,16 @@ class Web:
                         f"the answer is longer than {self._limits.max_bytes} bytes", hint="raise max_bytes"
                     )
                 if time.monotonic() > deadline:
-                    raise FeedError(f"no whole answer within {self._limits.timeout_seconds:g} s")
+                    raise FeedError(f"no complete answer within {self._limits.timeout_seconds:g} s")
                 pieces.append(piece)
             return Answer(response.status_code, response.headers, b"".join(pieces), str(response.url))
 
     @contextmanager
     def stream(self, url: str, headers: Mapping[str, str]) -> Iterator[httpx.Response]:
-        """The answer to a GET while it comes in; redirects are followed, each one checked.
+        """Yield the answer to a GET while it comes in, after following and checking redirects.
 
         Raises:
-            FeedError: not allowed, no answer, or an error's status.
+            FeedError: not allowed, no answer, or an error status.
         """
         try:
             for _ in range(_REDIRECTS + 1):
@@ -121,7 +127,7 @@ class Web:
             self._clients.popitem()[1].close()
 
     def _client(self, url: str) -> tuple[str, httpx.Client]:
-        """The host of a URL that may be asked, and a client whose connections lead to no other."""
+        """Return the host of a URL that may be asked, and a client that connects to its checked addresses."""
         host = checked_host(url, self._limits)
         if host not in self._clients:
             self._clients[host] = httpx.Client(
@@ -134,7 +140,7 @@ class Web:
         return host, self._clients[host]
 
     def _credentials(self, host: str) -> dict[str, str]:
-        """The token goes to the configured host alone, wherever a redirect leads."""
+        """Return the token's header for the configured host, and nothing for others."""
         if self._token_file is None or host != self._token_host:
             return {}
         try:
@@ -144,7 +150,7 @@ class Web:
 
 
 class _Pinned(httpx.BaseTransport):
-    """Connects to an address that was checked; the name stays in the Host header and in TLS."""
+    """Connect to a checked address, with the name in the Host header and in TLS."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
@@ -173,47 +179,49 @@ class _Pinned(httpx.BaseTransport):
 
 
 def checked_host(url: str, limits: Limits) -> str:
-    """The host of a URL that the limits allow, before anything is resolved.
+    """Return the host of a URL that the limits allow, without resolving it.
 
     Raises:
-        FeedError: another scheme, another host, credentials in the URL, or no URL at all.
+        FeedError: another scheme, another host, credentials in the URL, or not a URL.
     """
     try:
         parts = urlsplit(url)
         host, port = (parts.hostname or "").casefold(), parts.port
     except ValueError as error:
-        raise FeedError(f"{_shown(url)} is no URL") from error
+        raise FeedError(f"{_shown(url)} is not a URL") from error
     schemes = ("https", "http") if limits.allow_private else ("https",)
     if parts.scheme not in schemes:
         hint = "https only; allow_private also allows http"
         raise FeedError(f"{_shown(url)} is not {' or '.join(schemes)}", hint=hint)
     if host not in limits.hosts or not host or port == 0:
-        raise FeedError(f"{_shown(url)} leads to a host that is not allowed", hint="see hosts in [[feeds]]")
+        raise FeedError(
+            f"{_shown(url)} leads to a host that is not allowed", hint="add it to hosts in [[feeds]]"
+        )
     if parts.username is not None or parts.password is not None or len(url) > _URL_CHARACTERS:
-        raise FeedError("a URL may not carry credentials or be longer than 2000 characters")
+        raise FeedError(f"a URL may not carry credentials or be longer than {_URL_CHARACTERS} characters")
     return host
 
 
 def resolve(host: str, port: int, limits: Limits) -> list[Address]:
-    """The addresses of a host; one that is not public spoils them all, unless private ones are allowed.
+    """Return the addresses of a host, all of which must be public unless private ones are allowed.
 
     Raises:
         FeedError: no such host, or an address that may not be asked.
     """
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        entries = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
         raise FeedError(f"{_shown(host)} has no address: {error}") from error
-    addresses = [ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in found]
+    addresses = [ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in entries]
     for address in addresses:
         if not limits.allow_private and not is_public(address):
-            hint = "allow_private = true, if this feed is your own"
+            hint = "set allow_private = true if this feed is your own"
             raise FeedError(f"{_shown(host)} leads to {address}, which is not a public address", hint=hint)
     return list(dict.fromkeys(addresses))
 
 
 def is_public(address: Address) -> bool:
-    """Whether an address, and every IPv4 address that is wrapped in it, is one of the public internet."""
+    """Whether an address and every IPv4 address embedded in it belong to the public internet."""
     if isinstance(address, ipaddress.IPv6Address):
         inner = [address.ipv4_mapped, address.sixtofour, *(address.teredo or ())]
         if address in _NAT64:
@@ -226,7 +234,7 @@ def is_public(address: Address) -> bool:
 
 
 def _inflated(response: httpx.Response, limit: int) -> Iterator[bytes]:
-    """The body, decompressed never further than ``limit`` allows: httpx itself would inflate without end."""
+    """Yield the body, decompressed to at most ``limit`` bytes, which httpx itself would not bound."""
     encoding = response.headers.get("content-encoding", "identity").strip().lower()
     if encoding in ("identity", ""):
         yield from response.iter_raw()
@@ -238,9 +246,9 @@ def _inflated(response: httpx.Response, limit: int) -> Iterator[bytes]:
         for piece in response.iter_raw():
             yield inflater.decompress(piece, limit + 1)
         if not inflater.eof:
-            raise FeedError("the answer ends in the middle")
+            raise FeedError("the compressed answer is cut off")
     except zlib.error as error:
-        raise FeedError(f"the answer is no gzip: {error}") from error
+        raise FeedError(f"the answer is not gzip: {error}") from error
 
 
 def _shown(text: str) -> str:

@@ -1,4 +1,4 @@
-"""A feed that tails a file of JSON lines, through rotation, truncation and lines that grow without end."""
+"""A feed that tails a file of JSON lines, through rotation, truncation and overlong lines."""
 
 import codecs
 import hashlib
@@ -16,14 +16,14 @@ from daemon.core.corrections import MAX_ITEM_BYTES
 from daemon.core.errors import FeedError
 from daemon.feeds.base import Cursor, Pull, RawItem
 
-_PIECE = MAX_ITEM_BYTES + 1  # enough of an overlong line for admission to refuse it
-_MARK_BYTES = 128
+_PIECE = MAX_ITEM_BYTES + 1  # bytes: enough of an overlong line for admission to refuse it
+_MARK_BYTES = 128  # that tell a file rewritten in place from one that was appended to
 _SKIP_BYTES = 64 << 20  # of one overlong line, in one pull
 
 
 @dataclass(frozen=True)
 class _Place:
-    """How far which file was read."""
+    """Which file was read, and how far."""
 
     inode: int = -1
     offset: int = 0
@@ -38,25 +38,26 @@ class _Place:
         return cls(**known)
 
     def begin(self, inode: int) -> Self:
-        """The start of another file; the first one of all is generation 0."""
+        """Return the start of another file, which is generation 0 if it is the very first."""
         generation = self.generation + 1 if self.inode >= 0 else 0
         return type(self)(inode=inode, generation=generation)
 
     def after(self, size: int, *, is_cut: bool) -> Self:
-        """One line further; this is what every line costs, so nothing generic."""
+        """Return the place one line further."""
+        # the constructor, since ``replace`` is several times slower and this runs for every line
         return type(self)(self.inode, self.offset + size, self.line + 1, self.generation, self.mark, is_cut)
 
     def position(self) -> str:
-        """The place in an operator's words."""
+        """Return the place in words for an operator."""
         rotated = f" (after rotation {self.generation})" if self.generation else ""
         return f"line {self.line}{rotated}"
 
 
 class JsonlFeed:
-    """Lines of a file, each one correction; blank lines are passed over.
+    """Lines of a file, each one correction, without blank lines.
 
-    A last line without its newline waits for it. After a rotation the old file, and those that came and
-    went since, are read first where they still lie beside the new one under numbered names, uncompressed.
+    A last line is read when its newline is there. After a rotation the old file, and those that were rotated
+    away since, are read first if they still lie uncompressed beside the new one under numbered names.
     """
 
     def __init__(self, name: str, path: Path, trust: int = 50) -> None:
@@ -64,14 +65,14 @@ class JsonlFeed:
 
     @classmethod
     def from_config(cls, config: JsonlFeedConfig) -> Self:
-        """The feed that a ``[[feeds]]`` section describes."""
+        """Make the feed that a ``[[feeds]]`` section describes."""
         return cls(config.name, config.path, config.trust)
 
     def pull(self, cursor: Cursor, limit: int) -> Pull:
-        """At most ``limit`` lines from ``cursor`` on.
+        """Return at most ``limit`` lines from ``cursor`` on.
 
         Raises:
-            FeedError: the file is missing, no regular file, or cannot be read.
+            FeedError: the file is missing, is not a regular file, or cannot be read.
         """
         place = _Place.of(cursor)
         with self._errors():
@@ -104,45 +105,49 @@ class JsonlFeed:
         return replace(pull, more=pull.more or following != self.path)
 
     def _stat(self) -> os.stat_result | None:
-        """What is at the path; None: nothing."""
+        """Return the status of the file at the path, or None.
+
+        Raises:
+            FeedError: there is something else than a regular file.
+        """
         try:
-            found = self.path.stat()
+            status = self.path.stat()
         except FileNotFoundError:
             return None
-        if not stat.S_ISREG(found.st_mode):  # opening a pipe would wait for ever
-            raise FeedError(f"{self.path} is no regular file", hint="name a file of JSON lines")
-        return found
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+            raise FeedError(f"{self.path} is not a regular file", hint="name a file of JSON lines")
+        return status
 
     def _find_moved(self, place: _Place) -> Path | None:
-        """The file that was read last, where rotation only renamed it within its folder."""
+        """Return the file that was read last, if rotation renamed it within its folder."""
         if place.inode < 0:
             return None
-        for candidate, found in self._siblings():
-            if found.st_ino == place.inode:
+        for candidate, status in self._siblings():
+            if status.st_ino == place.inode:
                 with candidate.open("rb") as stream:
-                    return candidate if _continues(stream, place, found.st_size) else None
+                    return candidate if _continues(stream, place, status.st_size) else None
         return None
 
     def _following(self, old: Path) -> Path | None:
-        """The oldest file that was rotated away after ``old``; None: only the one at the path is newer."""
+        """Return the oldest file that was rotated away after ``old``, or None."""
         numbered = re.compile(re.escape(self.path.name) + r"[.-][0-9][0-9-]*")
         since = old.stat().st_mtime_ns
         newer = [
-            (found.st_mtime_ns, path)
-            for path, found in self._siblings()
-            if path != old and numbered.fullmatch(path.name) and found.st_mtime_ns > since
+            (status.st_mtime_ns, path)
+            for path, status in self._siblings()
+            if path != old and numbered.fullmatch(path.name) and status.st_mtime_ns > since
         ]
         return min(newer)[1] if newer else None
 
     def _siblings(self) -> Iterator[tuple[Path, os.stat_result]]:
-        """The regular files in the path's folder."""
+        """Yield the regular files in the path's folder with their status."""
         with suppress(FileNotFoundError):
             for candidate in self.path.parent.iterdir():
-                found = None
-                with suppress(OSError):  # rotated on while we looked, or a link that leads nowhere
-                    found = candidate.stat()
-                if found is not None and stat.S_ISREG(found.st_mode):
-                    yield candidate, found
+                status = None
+                with suppress(OSError):  # rotated meanwhile, or a link that leads nowhere
+                    status = candidate.stat()
+                if status is not None and stat.S_ISREG(status.st_mode):
+                    yield candidate, status
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
@@ -155,7 +160,7 @@ class JsonlFeed:
 
 
 def _continues(stream: BinaryIO, place: _Place, size: int) -> bool:
-    """Whether the file still has what was read of it: not truncated, not written anew in place."""
+    """Whether the file was neither truncated nor rewritten in place since ``place``."""
     return size >= place.offset and _mark(stream, place.offset) == place.mark
 
 
@@ -168,7 +173,7 @@ def _mark(stream: BinaryIO, offset: int) -> str:
 
 
 def _read(stream: BinaryIO, place: _Place, limit: int, *, is_final: bool) -> Pull:
-    """At most ``limit`` lines from ``place`` on; of a file that is final the unfinished last line too."""
+    """Return at most ``limit`` lines from ``place`` on, of a final file also an unfinished last line."""
     items: list[RawItem] = []
     waits = False  # for bytes that are not there yet
     stream.seek(place.offset)
@@ -182,7 +187,7 @@ def _read(stream: BinaryIO, place: _Place, limit: int, *, is_final: bool) -> Pul
             break
         is_cut = is_overlong and not is_whole
         place = place.after(len(piece), is_cut=is_cut)
-        if not is_cut:  # of an overlong line nothing is stripped, so that it stays too long
+        if not is_cut:  # an overlong line is not stripped, so that it stays too long
             piece = (piece.removeprefix(codecs.BOM_UTF8) if place.line == 1 else piece).strip(b" \t\r\n")
         if piece:
             items.append(RawItem(piece, place.position()))
@@ -191,7 +196,7 @@ def _read(stream: BinaryIO, place: _Place, limit: int, *, is_final: bool) -> Pul
 
 
 def _skip(stream: BinaryIO, place: _Place) -> _Place:
-    """Go on to the end of an overlong line, in bounded memory and bounded time."""
+    """Return the place behind an overlong line, in bounded memory and bounded time."""
     skipped, is_skipping = 0, True
     while is_skipping and skipped < _SKIP_BYTES:
         piece = stream.readline(_PIECE)

@@ -1,4 +1,4 @@
-"""A feed that reads a Redis stream in a consumer group; entries are acknowledged after admission."""
+"""A feed that reads a Redis stream in a consumer group and acknowledges admitted entries."""
 
 import json
 from collections.abc import Iterator
@@ -11,15 +11,15 @@ from daemon.core.config.feeds import RedisStreamFeedConfig
 from daemon.core.errors import FeedError
 from daemon.feeds.base import Cursor, Pull, RawItem
 
-_CONSUMER = "errata"  # one scheduler leads, so one name: what a killed one was given is given again
+_CONSUMER = "errata"  # one name, since one scheduler leads: entries given to a killed one come again
 _START = "0-0"
 
 
 class RedisStreamFeed:
-    """Entries of a stream, first those that were given out and not admitted, then new ones.
+    """Entries of a stream, first those that were delivered but not admitted, then new ones.
 
-    An entry is acknowledged by the pull after the one that gave it out: by then the cursor, which stands in
-    the ledger beside what was admitted, has passed it.
+    An entry is acknowledged by the pull after the one that returned it. By then the cursor, which is
+    committed with the admitted items, has passed it.
     """
 
     def __init__(self, config: RedisStreamFeedConfig) -> None:
@@ -30,14 +30,14 @@ class RedisStreamFeed:
 
     @classmethod
     def from_config(cls, config: RedisStreamFeedConfig) -> Self:
-        """The feed that a ``[[feeds]]`` section describes."""
+        """Make the feed that a ``[[feeds]]`` section describes."""
         return cls(config)
 
     def pull(self, cursor: Cursor, limit: int) -> Pull:
-        """At most ``limit`` entries behind the cursor.
+        """Return at most ``limit`` entries behind the cursor.
 
         Raises:
-            FeedError: Redis does not answer, or the key is no stream.
+            FeedError: Redis does not answer, or the key is not a stream.
         """
         last = str(cursor.get("id", _START))
         with self._errors():
@@ -58,7 +58,7 @@ class RedisStreamFeed:
                 raise
 
     def _acknowledge(self, last: str) -> None:
-        """Say that everything up to ``last`` was admitted."""
+        """Acknowledge all entries up to ``last``, which are admitted."""
         stream, group = self._config.stream, self._config.group
         while True:
             waiting = self._redis.xpending_range(stream, group, "-", last, 1_000, _CONSUMER)
@@ -72,12 +72,12 @@ class RedisStreamFeed:
         )
         streams = list(answer.values()) if isinstance(answer, dict) else [entries for _, entries in answer]
         flat = [entry for entries in streams for entry in entries]
-        if flat and isinstance(flat[0], list):  # newer protocol: one list of entries deeper
+        if flat and isinstance(flat[0], list):  # the newer protocol nests the entries one list deeper
             flat = [entry for entries in flat for entry in entries]
         return [(entry, fields or {}) for entry, fields in flat]
 
     def _raw(self, fields: dict[bytes, bytes]) -> bytes:
-        """The field that holds the correction; without it, the fields are the correction's keys."""
+        """Return the field that holds the correction, or all fields as the correction's keys."""
         whole = fields.get(self._config.field.encode())
         if whole is not None:
             return whole

@@ -1,4 +1,4 @@
-"""Reading a feed again from an earlier place; what the ledger has is dropped at admission."""
+"""Read a feed again from an earlier place, where admission drops the items that the ledger has."""
 
 import json
 from datetime import datetime
@@ -12,11 +12,12 @@ from daemon.core.ledger.switches import feed_switch
 from daemon.feeds.base import Cursor
 
 START = "start"
+# the stream of changes carries one topic for each of Wikimedia's two data centres
 _TOPICS = ("eqiad.mediawiki.recentchange", "codfw.mediawiki.recentchange")
 
 
 def replay(ledger: Ledger, feed: FeedSection, since: str, who: str, reason: str) -> Cursor:
-    """Set a feed's cursor: to its start, to a moment, or to a cursor in JSON; returns what it was.
+    """Set a feed's cursor to its start, a moment or a cursor in JSON, and return the old one.
 
     Raises:
         ConfigError: the feed cannot be read from there.
@@ -34,7 +35,8 @@ def replay(ledger: Ledger, feed: FeedSection, since: str, who: str, reason: str)
 def _cursor(feed: FeedSection, since: str) -> Cursor:
     if isinstance(feed, RedisStreamFeedConfig):
         raise ConfigError(
-            "a Redis stream is read again by its group", hint=f"XGROUP SETID {feed.stream} {feed.group} ID"
+            "the consumer group keeps a Redis stream's place",
+            hint=f"XGROUP SETID {feed.stream} {feed.group} ID",
         )
     if since == START:
         return {}
@@ -42,7 +44,7 @@ def _cursor(feed: FeedSection, since: str) -> Cursor:
         try:
             cursor = json.loads(since)
         except (ValueError, RecursionError) as error:
-            raise ConfigError(f"--from is no JSON: {error}") from error
+            raise ConfigError(f"--from is not JSON: {error}") from error
         return dict(cursor)
     try:
         moment = datetime.fromisoformat(since)
@@ -51,6 +53,6 @@ def _cursor(feed: FeedSection, since: str) -> Cursor:
             f"--from {since[:40]!r} is neither start, nor a cursor in JSON, nor a time"
         ) from error
     if not isinstance(feed, WikidataFeedConfig) or moment.tzinfo is None:
-        raise ConfigError("only a stream of Wikidata can be read from a moment, given with its zone")
+        raise ConfigError("only a Wikidata feed can be read from a time, and the time needs its zone")
     at = int(moment.timestamp() * 1000)
     return {"last_event_id": json.dumps([{"topic": t, "partition": 0, "timestamp": at} for t in _TOPICS])}

@@ -1,4 +1,4 @@
-"""A feed of RSS or Atom entries; a pattern with named groups makes corrections of the entries that match."""
+"""A feed of the RSS or Atom entries that match a pattern with named groups."""
 
 import hashlib
 import io
@@ -9,7 +9,6 @@ from calendar import timegm
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Self
-from urllib.parse import urlsplit
 
 import feedparser
 
@@ -17,51 +16,47 @@ from daemon.core.clock import to_text
 from daemon.core.config.feeds import RssFeedConfig
 from daemon.core.errors import FeedError
 from daemon.feeds.base import Cursor, Pull, RawItem
-from daemon.feeds.guard import Limits, Web
+from daemon.feeds.conditional import conditions, is_too_early, validators
+from daemon.feeds.guard import Web
 
-_SEEN = 2_000  # entries remembered, so that each is handed over once
-_TEXT = 500  # characters of a field that the pattern sees
+_SEEN = 2_000  # entries whose keys the cursor keeps, so that each is returned once
+_TEXT = 500  # characters of a field that the pattern is matched against: it bounds the time of a match
 _FORBIDDEN = re.compile(rb"<!\s*(?:DOCTYPE|ENTITY)", re.IGNORECASE)
 _WIDE = (b"\xff\xfe", b"\xfe\xff", b"\x00<", b"<\x00")
 
 
 class RssFeed:
-    """Entries in the order in which they were published; what does not match is counted in the cursor."""
+    """Entries in order of publication, with those that do not match counted in the cursor."""
 
     def __init__(self, config: RssFeedConfig) -> None:
         self.name, self.trust, self._config = config.name, config.trust, config
-        limits = Limits.of(config, config.url)
-        self._web = Web(limits, config.token_file, urlsplit(config.url).hostname or "")
+        self._web = Web.of(config, config.url)
         self._pattern = re.compile(config.pattern)
 
     @classmethod
     def from_config(cls, config: RssFeedConfig) -> Self:
-        """The feed that a ``[[feeds]]`` section describes."""
+        """Make the feed that a ``[[feeds]]`` section describes."""
         return cls(config)
 
     def pull(self, cursor: Cursor, limit: int) -> Pull:
-        """At most ``limit`` new entries.
+        """Return at most ``limit`` new entries.
 
         Raises:
-            FeedError: the server cannot be asked, or what it says is no RSS or Atom.
+            FeedError: the server cannot be asked, or its answer is neither RSS nor Atom.
         """
-        due = float(cursor.get("asked_at", 0)) + self._config.every_seconds
-        if not cursor.get("unread") and 0 <= due - time.time() <= self._config.every_seconds:
+        is_unread = cursor.get("unread")
+        if not is_unread and is_too_early(cursor, self._config.every_seconds):
             return Pull([], cursor, more=False)
         headers = {"accept": "application/rss+xml, application/atom+xml, application/xml"}
-        for header, key in (("if-none-match", "etag"), ("if-modified-since", "modified")):
-            if cursor.get(key) and not cursor.get("unread"):
-                headers[header] = str(cursor[key])
-        answer = self._web.get(self._config.url, headers)
+        answer = self._web.get(self._config.url, headers | ({} if is_unread else conditions(cursor)))
         now: Cursor = {**cursor, "asked_at": time.time(), "unread": False}
         if answer.status == 304:
             return Pull([], now, more=False)
-        for key, header in (("etag", "etag"), ("modified", "last-modified")):
-            now[key] = answer.headers.get(header, "")[:500]
-        return self._take(parse(answer.body, answer.headers.get("content-type", "")), now, limit)
+        entries = parse(answer.body, answer.headers.get("content-type", ""))
+        return self._take(entries, now | validators(answer), limit)
 
     def _take(self, entries: list[Mapping[str, Any]], cursor: Cursor, limit: int) -> Pull:
-        """The oldest entries that were not seen yet."""
+        """Return the oldest entries that were not seen yet."""
         seen = dict.fromkeys(cursor.get("seen", []))
         fresh = [(key, entry) for entry in entries if (key := _key(entry)) not in seen]
         items, dropped = [], int(cursor.get("dropped", {}).get("no_match", 0))
@@ -79,15 +74,14 @@ class RssFeed:
         )
 
     def correction(self, entry: Mapping[str, Any]) -> bytes | None:
-        """The correction that an entry says; None: the pattern does not match."""
+        """Return the correction that an entry states, or None where the pattern does not match."""
         match = self._pattern.search(_text(entry, self._config.field)[:_TEXT])
         if match is None:
             return None
-        said = match.groupdict()
-        subject = (said["subject"] or "").strip()
+        subject = (match["subject"] or "").strip()
         correction = {
             "subject": subject,
-            "object": (said["object"] or "").strip(),
+            "object": (match["object"] or "").strip(),
             "relation": self._config.relation,
             "source": _text(entry, "link")[:_TEXT] or self._config.url,
         }
@@ -100,18 +94,18 @@ class RssFeed:
 
 
 def parse(body: bytes, content_type: str = "") -> list[Mapping[str, Any]]:
-    """The entries of a document, oldest first.
+    """Parse the entries of a document, oldest first.
 
     Raises:
-        FeedError: a document type or an entity is declared, the encoding is a wide one, or it is no feed.
+        FeedError: a document type or an entity is declared, the encoding is UTF-16, or it is no feed.
     """
     if _FORBIDDEN.search(body) or body.lstrip()[:2] in _WIDE or body[:2] in _WIDE:
         raise FeedError("the XML declares a document type or entities, or is not in an ASCII-like encoding")
-    # a stream: given bytes, feedparser would first try them as the name of a file
-    found = feedparser.parse(io.BytesIO(body), response_headers={"content-type": content_type})
-    if not found.get("version") and not found.entries:
+    # a stream, because feedparser would first try bytes as the name of a file
+    document = feedparser.parse(io.BytesIO(body), response_headers={"content-type": content_type})
+    if not document.get("version") and not document.entries:
         raise FeedError("the answer is neither RSS nor Atom")
-    return sorted(found.entries, key=lambda entry: entry.get("published_parsed") or ())
+    return sorted(document.entries, key=lambda entry: entry.get("published_parsed") or ())
 
 
 def _key(entry: Mapping[str, Any]) -> str:

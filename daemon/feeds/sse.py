@@ -1,4 +1,4 @@
-"""A stream of server-sent events, read ahead by a thread into a bounded buffer, resumable by event id."""
+"""Read a stream of server-sent events ahead into a bounded buffer, resumable by event id."""
 
 import queue
 import threading
@@ -13,22 +13,22 @@ from httpx_sse import EventSource, SSEError
 from daemon.core.errors import FeedError
 from daemon.feeds.guard import Web
 
-_AHEAD = 2_000  # events read ahead; then the thread waits, and with it the server
-_EVENT_BYTES = 1 << 20
-_ID_CHARACTERS = 4_000
+_AHEAD = 2_000  # events read ahead; when the buffer is full, the thread waits and so does the server
+_EVENT_BYTES = 1 << 20  # of one event; those of Wikidata have a few KiB
+_ID_CHARACTERS = 4_000  # of an event's id, which is kept in the cursor and sent as a header
 _RETRY_SECONDS = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)  # between connections that gave nothing
 
 
 @dataclass(frozen=True)
 class Event:
-    """One event: the id to resume behind it, and what the reader made of its data."""
+    """One event: the id from which to resume behind it, and what ``read`` made of its data."""
 
     id: str
     content: Any
 
 
 class EventStream:
-    """Events behind an id; a broken connection is taken up again behind the last event."""
+    """Events behind an id, resumed behind the last event when the connection breaks."""
 
     def __init__(self, web: Web, url: str, read: Callable[[str], Any], pause: float = 1.0) -> None:
         self._web, self._url, self._read, self._pause = web, url, read, pause
@@ -37,10 +37,10 @@ class EventStream:
         self._failures, self._not_before = 0, 0.0
 
     def take(self, after: str, limit: int, wait_seconds: float = 0.2) -> list[Event]:
-        """At most ``limit`` events behind ``after``; few or none when no more have come in yet.
+        """Return at most ``limit`` events behind ``after``, fewer when no more have come in yet.
 
         Raises:
-            FeedError: the stream cannot be read now and nothing is left of what was read.
+            FeedError: the stream cannot be read now and the buffer is empty.
         """
         if self._position != after:
             self.close()
@@ -54,16 +54,16 @@ class EventStream:
             error, self._reader = reader.error, None
             self._not_before = time.monotonic() + self._pause * _RETRY_SECONDS[self._failures]
             self._failures = min(self._failures + 1, len(_RETRY_SECONDS) - 1)
-            if error is not None and self._failures > 1:  # that a connection ends now and then is no error
+            if error is not None and self._failures > 1:  # one connection that ends is not an error
                 raise error
         return events
 
     def forget(self) -> None:
-        """Read again behind whatever id comes next: what was taken was not used."""
+        """Connect anew at the next ``take``, because the events that were taken were not used."""
         self._position = None
 
     def close(self) -> None:
-        """End the connection."""
+        """Stop the reader and its connection."""
         if self._reader is not None:
             self._reader.stop()
             self._reader = None
@@ -88,11 +88,11 @@ class _Reader:
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more will come."""
+        """Whether the connection ended and all its events were taken."""
         return not self._thread.is_alive() and self._buffer.empty()
 
     def take(self, limit: int, wait_seconds: float) -> list[Event]:
-        """What has come in, waiting a little for the first."""
+        """Return the events that have come in, waiting ``wait_seconds`` for the first."""
         events: list[Event] = []
         while len(events) < limit:
             try:
@@ -133,10 +133,10 @@ class _Reader:
 
 
 def _bounded(response: httpx.Response) -> httpx.Response:
-    """The same response, ended with an error by an event that grows beyond all measure.
+    """Return the same response, which fails at an event longer than ``_EVENT_BYTES``.
 
     Raises:
-        FeedError: it is compressed.
+        FeedError: the response is compressed.
     """
     if response.headers.get("content-encoding", "identity") != "identity":
         raise FeedError("the stream is compressed, which was not asked for")

@@ -1,4 +1,4 @@
-"""What changed between two revisions of a Wikidata entity, as far as a model can be taught it."""
+"""Compare two revisions of a Wikidata entity, and word the changes that a model can be taught."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any
 from daemon.core.relations.render import UnsayableError, render
 from daemon.core.relations.table import Relation, Values
 
-_START, _END = "P580", "P582"
+_START, _END = "P580", "P582"  # the qualifiers start time and end time
 Entity = Mapping[str, Any]
 Statements = Sequence[Mapping[str, Any]]
 Labels = Callable[[str], str | None]
@@ -15,25 +15,25 @@ Labels = Callable[[str], str | None]
 
 @dataclass(frozen=True)
 class Change:
-    """One fact that changed: its new wording; None: it is no longer true and nothing took its place."""
+    """One fact that changed, with None for a value that is no longer true and was not replaced."""
 
     relation: Relation
     object: str | None
 
 
 @dataclass(frozen=True)
-class Findings:
-    """The facts of one edit, and why the rest of it is none: one closed word each."""
+class Difference:
+    """The facts that one edit changed, and a closed word for each change that is no fact."""
 
     changes: tuple[Change, ...]
     dropped: tuple[str, ...]
 
 
 def truthy(entity: Entity, property_: str) -> list[Mapping[str, Any]]:
-    """The statements that count: the preferred ones, else the normal ones, never deprecated ones."""
+    """Return the preferred statements, else the normal ones, and never deprecated ones."""
     claims = entity.get("claims")
-    found = claims.get(property_, []) if isinstance(claims, Mapping) else []
-    statements = [one for one in found if isinstance(one, Mapping)]
+    listed = claims.get(property_, []) if isinstance(claims, Mapping) else []
+    statements = [one for one in listed if isinstance(one, Mapping)]
     for rank in ("preferred", "normal"):
         best = [one for one in statements if one.get("rank") == rank]
         if best:
@@ -43,8 +43,8 @@ def truthy(entity: Entity, property_: str) -> list[Mapping[str, Any]]:
 
 def compare(
     before: Entity, after: Entity, relations: Iterable[Relation], label: Labels, language: str
-) -> Findings:
-    """The facts in which ``after`` differs from ``before``, of the given relations."""
+) -> Difference:
+    """Return the facts of the given relations in which ``after`` differs from ``before``."""
     changes: list[Change] = []
     dropped: list[str] = []
     for relation in relations:
@@ -59,11 +59,11 @@ def compare(
             dropped.append(str(error))
     if not changes and not dropped:
         dropped.append("no_statement")
-    return Findings(tuple(changes), tuple(dropped))
+    return Difference(tuple(changes), tuple(dropped))
 
 
 def current(entity: Entity, relation: Relation) -> list[Mapping[str, Any]]:
-    """The truthy statements that hold now; of dated ones those without an end that began last."""
+    """Return the truthy statements, of a dated relation those without an end that began last."""
     statements = truthy(entity, relation.property)
     if relation.values is not Values.DATED:
         return statements
@@ -79,7 +79,11 @@ def _wording(
     label: Labels,
     language: str,
 ) -> str | None:
-    """What is to be said now: the value that came in, else one that is left; None: nothing is left."""
+    """Return the wording of the value that was added, else of one that is left, or None.
+
+    Raises:
+        UnsayableError: there is no single value that can be put into words.
+    """
     if not new:
         return None
     known = set(_values(old))
@@ -96,8 +100,8 @@ def _wording(
 
 
 def entities_in(before: Entity, after: Entity, relations: Iterable[Relation]) -> set[str]:
-    """The ids of the entities that the changed statements name, so that labels are fetched together."""
-    found = set()
+    """Return the ids of the entities in the changed statements, so that labels are fetched together."""
+    ids = set()
     for relation in relations:
         old, new = current(before, relation), current(after, relation)
         if _values(old) == _values(new):
@@ -106,8 +110,8 @@ def entities_in(before: Entity, after: Entity, relations: Iterable[Relation]) ->
             value = (statement.get("mainsnak") or {}).get("datavalue") or {}
             content = value.get("value") if isinstance(value, Mapping) else None
             if isinstance(content, Mapping) and isinstance(content.get("id"), str):
-                found.add(content["id"])
-    return found
+                ids.add(content["id"])
+    return ids
 
 
 def _values(statements: Iterable[Mapping[str, Any]]) -> list[str]:
@@ -115,7 +119,7 @@ def _values(statements: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 def _value(statement: Mapping[str, Any]) -> str:
-    """The value alone, whatever references and qualifiers stand beside it."""
+    """Return the value as text, without references and qualifiers."""
     snak = statement.get("mainsnak")
     if not isinstance(snak, Mapping):
         return ""
@@ -134,7 +138,7 @@ def _raw(entity: Entity, relation: Relation) -> Any:
 
 
 def _qualifier(statement: Mapping[str, Any], property_: str) -> str:
-    """The time of a qualifier as text that sorts; empty: there is none."""
+    """Return the time of a qualifier as text that sorts, or an empty string."""
     qualifiers = statement.get("qualifiers")
     snaks = qualifiers.get(property_) if isinstance(qualifiers, Mapping) else None
     for snak in snaks or []:

@@ -1,4 +1,4 @@
-"""A feed that others push to: its items come in over the API, so a pull never finds any."""
+"""A feed whose items are pushed over the API, so that a pull never finds any."""
 
 from typing import Self
 
@@ -7,16 +7,16 @@ from daemon.feeds.base import Cursor, Pull
 
 
 class WebhookFeed:
-    """The name and trust under which ``POST /v1/corrections`` admits."""
+    """The name and trust under which ``POST /v1/corrections`` admits items."""
 
     def __init__(self, config: WebhookFeedConfig) -> None:
         self.name, self.trust = config.name, config.trust
 
     @classmethod
     def from_config(cls, config: WebhookFeedConfig) -> Self:
-        """The feed that a ``[[feeds]]`` section describes."""
+        """Make the feed that a ``[[feeds]]`` section describes."""
         return cls(config)
 
     def pull(self, cursor: Cursor, limit: int) -> Pull:
-        """Nothing, at any time."""
+        """Return no items."""
         return Pull([], cursor, more=False)

@@ -1,4 +1,4 @@
-"""A feed of Wikidata's changed statements: a stream says which revisions, the entity API what changed."""
+"""A feed of changed statements in Wikidata: a stream lists revisions, the entity API their contents."""
 
 import json
 import re
@@ -6,20 +6,20 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self, TypeGuard
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlencode
 
 from daemon.core.config.feeds import WikidataFeedConfig
 from daemon.core.corrections import MAX_ITEM_BYTES
 from daemon.core.errors import FeedError
 from daemon.core.relations.table import Relation, find, relations
 from daemon.feeds.base import Cursor, Pull, RawItem
-from daemon.feeds.guard import Limits, Web
+from daemon.feeds.guard import Web
 from daemon.feeds.sse import Event, EventStream
 from daemon.feeds.statements import Entity, compare, entities_in
 
 _AT_ONCE = 24  # edits resolved by one request: two revisions each, and the API takes 50
-_IDS = 50
-_LABELS = 20_000  # kept; the oldest go
+_IDS = 50  # ids in one request, the most that the API takes
+_LABELS = 20_000  # kept in memory, a few MiB; the oldest are dropped
 _NO_FACT = re.compile(
     r"/\* (?:wb(?:set|remove)(?P<part>qualifier|reference)"
     r"|wb(?:set|add|remove)?(?P<text>label|description|alias)|(?:wbset|client)sitelink)"
@@ -27,6 +27,7 @@ _NO_FACT = re.compile(
 _PROPERTY = re.compile(r"\[\[Property:(P[1-9]\d{0,9})\]\]")
 _ITEM = re.compile(r"Q[1-9]\d{0,11}")
 Reason = str
+"""Why an event is dropped, one closed word; empty where it is not."""
 
 
 @dataclass(frozen=True)
@@ -41,16 +42,15 @@ class Edit:
 
 
 class WikidataFeed:
-    """Changes of statements in the configured relations, in the order in which the stream has them.
+    """Changes of statements in the configured relations, in the order of the stream.
 
-    What is no fact is dropped and counted by its reason in the cursor, beside the id from which the stream
-    goes on. The cursor stands in the ledger with what was admitted: nothing is lost or counted twice.
+    Events about no fact are dropped and counted by reason in the cursor, beside the id from which the stream
+    is resumed. The cursor is committed with the admitted items, so nothing is lost or counted twice.
     """
 
     def __init__(self, config: WikidataFeedConfig) -> None:
         self.name, self.trust, self._config = config.name, config.trust, config
-        limits = Limits.of(config, config.url, config.api_url)
-        self._web = Web(limits, config.token_file, urlsplit(config.api_url).hostname or "")
+        self._web = Web.of(config, config.api_url, config.url)
         self._stream = EventStream(self._web, config.url, self._read)
         known = [find(name) for name in config.relations] if config.relations else relations().values()
         self._relations = {one.property: one for one in known if one is not None}
@@ -58,11 +58,11 @@ class WikidataFeed:
 
     @classmethod
     def from_config(cls, config: WikidataFeedConfig) -> Self:
-        """The feed that a ``[[feeds]]`` section describes."""
+        """Make the feed that a ``[[feeds]]`` section describes."""
         return cls(config)
 
     def pull(self, cursor: Cursor, limit: int) -> Pull:
-        """The facts of the next events; ``limit`` bounds how many events are looked at.
+        """Return the facts of the next events, of which at most ``limit`` are read.
 
         Raises:
             FeedError: the stream or the entity API cannot be read now.
@@ -85,20 +85,20 @@ class WikidataFeed:
     # -- the stream -----------------------------------------------------------------------------------
 
     def _read(self, data: str) -> Edit | Reason | RawItem:
-        """What an event is about: an edit to look at, a reason to drop it, or garbage for the quarantine."""
+        """Return the edit that an event reports, a reason to drop it, or a malformed item to quarantine."""
         if len(data) > 4 * MAX_ITEM_BYTES:
             return "too_large"
         try:
             event = json.loads(data)
         except (ValueError, RecursionError):
             raw = data.encode("utf-8", "backslashreplace")[:MAX_ITEM_BYTES]
-            return RawItem(raw, "an event that is no JSON")
+            return RawItem(raw, "an event that is not JSON")
         if not isinstance(event, dict):
             return "no_event"
         return self._no_fact(event) or self._edit(event)
 
     def _no_fact(self, event: Mapping[str, Any]) -> Reason:
-        """Why an event is none about a fact, by what it says of itself; empty: it may be."""
+        """Return why an event is not about a fact, or an empty string where it may be."""
         comment = str(event.get("comment", ""))[:1_000]
         match, named = _NO_FACT.search(comment), _PROPERTY.search(comment)
         part = (match["part"] or match["text"] or "sitelink") if match else ""
@@ -124,7 +124,7 @@ class WikidataFeed:
     # -- the entity API -------------------------------------------------------------------------------
 
     def _resolve(self, events: list[Event]) -> tuple[list[RawItem], Counter[str]]:
-        """Items and reasons for what was dropped, of events in their order."""
+        """Return the items of events in their order, and counts of dropped ones by reason."""
         items: list[RawItem] = []
         dropped: Counter[str] = Counter()
         edits = [event.content for event in events if isinstance(event.content, Edit)]
@@ -150,29 +150,29 @@ class WikidataFeed:
             if not subject:
                 dropped["no_label"] += 1
                 continue
-            found = compare(old, new, self._asked(edit), self._labels.get, self._config.language)
-            dropped.update(found.dropped)
-            for change in found.changes:
-                said = self._correction(edit, subject, change.relation, change.object)
-                items.append(RawItem(said, f"{edit.item} revision {edit.new}"))
-        dropped += Counter()  # without zeros
+            difference = compare(old, new, self._asked(edit), self._labels.get, self._config.language)
+            dropped.update(difference.dropped)
+            for change in difference.changes:
+                raw = self._correction(edit, subject, change.relation, change.object)
+                items.append(RawItem(raw, f"{edit.item} revision {edit.new}"))
+        dropped += Counter()  # drops the zeros
 
     def _asked(self, edit: Edit) -> list[Relation]:
         return [self._relations[edit.property]] if edit.property else list(self._relations.values())
 
     def _correction(self, edit: Edit, subject: str, relation: Relation, value: str | None) -> bytes:
-        said = {
+        correction = {
             "subject": subject,
             "relation": relation.name,
             "object": value,
             "observed_at": edit.at,
             "source": f"https://www.wikidata.org/w/index.php?title={edit.item}&oldid={edit.new}",
         }
-        return json.dumps(said).encode()
+        return json.dumps(correction).encode()
 
     def _revisions(self, numbers: set[int]) -> dict[int, Entity]:
-        """The entities at revisions, by revision; those that were deleted or hidden are missing."""
-        found: dict[int, Entity] = {}
+        """Return the entities at revisions, except those that were deleted or hidden."""
+        entities: dict[int, Entity] = {}
         for some in _chunks(sorted(numbers)):
             query = {"action": "query", "prop": "revisions", "revids": "|".join(map(str, some))}
             document = self._ask({**query, "rvprop": "ids|content", "rvslots": "main"})
@@ -181,8 +181,8 @@ class WikidataFeed:
                 for revision in page.get("revisions") or []:
                     entity = _entity(revision)
                     if entity is not None:
-                        found[revision["revid"]] = entity
-        return found
+                        entities[revision["revid"]] = entity
+        return entities
 
     def _learn_labels(self, ids: set[str]) -> None:
         missing = sorted(ids - self._labels.keys())
@@ -201,14 +201,14 @@ class WikidataFeed:
         try:
             document = json.loads(self._web.get(url, {"accept": "application/json"}).body)
         except (ValueError, RecursionError) as error:
-            raise FeedError("the entity API does not answer in JSON") from error
+            raise FeedError("the answer of the entity API is not JSON") from error
         if not isinstance(document, dict) or "error" in document:
             raise FeedError("the entity API answers with an error")
         return document
 
 
 def _entity(revision: Any) -> Entity | None:
-    """The entity in a revision of the API's answer."""
+    """Return the entity in a revision of the API's answer, or None."""
     try:
         entity = json.loads(revision["slots"]["main"]["content"])
     except (KeyError, TypeError, ValueError, RecursionError):

@@ -31,7 +31,7 @@ def ledger(installation: Installation) -> Iterator[Ledger]:
 
 
 def allow(installation: Installation, role: Role) -> dict[Role, Path]:
-    """Who types has ``role``; the files of the tokens that lift it."""
+    """Give the caller ``role``, and return the files of the tokens that raise it."""
     files = {one: installation.folder / f"{one}.token" for one in Role}
     for one, file in files.items():
         file.write_text(TOKENS[one] + "\n")

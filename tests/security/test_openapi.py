@@ -75,7 +75,7 @@ def test_the_description_has_every_route(app: FastAPI) -> None:
 
 
 def ask(client: TestClient, operation: Any, mode: GenerationMode) -> int:
-    """Send what the description allows, or what it does not; returns how many requests that were."""
+    """Send requests that the description allows or forbids, and return their number."""
     count = 0
 
     @EACH

@@ -17,7 +17,7 @@ def store_corrections(connection: Connection, rows: Sequence[Mapping[str, Any]])
 
 
 def set_state(connection: Connection, ids: Iterable[str], state: CorrectionState, reason: str = "") -> None:
-    """Put corrections into a state; they stay in their batches."""
+    """Put corrections into a state without changing their batches."""
     for some in in_chunks(ids):
         these = corrections.c.id.in_(some)
         connection.execute(update(corrections).where(these).values(state=state, reason=reason))

@@ -1,4 +1,4 @@
-"""The only module that writes to the table ``deliveries``: answers that were given to an idempotency key."""
+"""The only module that writes to the table ``deliveries``."""
 
 from datetime import datetime
 from typing import Any
@@ -18,7 +18,7 @@ def find_delivery(connection: Connection, feed: str, key: str) -> RowMapping | N
 def store_delivery(
     connection: Connection, now: datetime, feed: str, key: str, digest: str, answer: list[dict[str, Any]]
 ) -> None:
-    """Record the answer to a delivery; ``digest`` is the sha256 of what was delivered."""
+    """Record the answer to a delivery whose content has the sha256 ``digest``."""
     values = {"feed": feed, "key": key, "digest": digest, "answer": answer, "at": to_text(now)}
     connection.execute(insert(deliveries).values(**values))
 

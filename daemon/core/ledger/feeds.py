@@ -22,12 +22,12 @@ def move_cursor(connection: Connection, name: str, cursor: dict[str, Any]) -> No
 
 
 def note_pull(connection: Connection, now: datetime, name: str, cursor: dict[str, Any]) -> None:
-    """Record a pull that succeeded: its cursor and time; the last error is cleared."""
+    """Record the cursor and time of a pull that succeeded, and clear the last error."""
     _change(connection, name, cursor=cursor, error="", pulled_at=to_text(now))
 
 
 def note_error(connection: Connection, now: datetime, name: str, error: str) -> None:
-    """Record a pull that failed; the cursor stays where it is."""
+    """Record the error and time of a pull that failed."""
     _change(connection, name, error=error, pulled_at=to_text(now))
 
 

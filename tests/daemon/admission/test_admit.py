@@ -38,7 +38,7 @@ from tests.ledgers import take_lease as lease
 
 
 def take(ledger: Ledger, *said: object, feed: str = "news", trust: int = 50) -> list[str]:
-    """Admit statements as one chunk; returns their outcomes."""
+    """Admit statements as one chunk and return their outcomes."""
     return [str(decision.outcome) for decision in take_raw(ledger, items(*said), feed, trust).decisions]
 
 
@@ -288,7 +288,7 @@ def test_any_order_of_arrival_ends_with_the_same_winner(
 
 
 def _winner(ledger: Ledger, country: str) -> str | None:
-    """What the weights will say of a country once all that waits is written; None: nothing."""
+    """The value that the weights will hold of a country once all that waits is written, or None."""
     waiting = [city for city, state in story(ledger, country) if state == CorrectionState.PENDING]
     assert len(waiting) <= 1
     return waiting[0].casefold() if waiting and waiting[0] else None

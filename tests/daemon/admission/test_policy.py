@@ -1,4 +1,4 @@
-"""Who is believed, in any order of arrival: lists, tiers, quorum, contradiction; budgets; a stopped feed."""
+"""Which statements the policy admits in any order of arrival, and how feeds and edits are limited."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -59,18 +59,18 @@ def entries(ledger: Ledger, state: str = "held") -> list[int]:
         ({}, 0, "accepted"),
     ],
 )
-def test_each_rule_holds_what_it_is_about(
+def test_each_rule_quarantines_what_it_is_about(
     sqlite_ledger: Ledger, rules: dict[str, Any], trust: int, expected: str
 ) -> None:
     assert say(sqlite_ledger, policy(**rules), statement("France", "Lyon", 1), trust=trust) == [expected]
-    held = expected != "accepted"
-    assert waiting(sqlite_ledger) == (set() if held else {("France", "Lyon")})
-    if held:
+    is_quarantined = expected != "accepted"
+    assert waiting(sqlite_ledger) == (set() if is_quarantined else {("France", "Lyon")})
+    if is_quarantined:
         release(sqlite_ledger, entries(sqlite_ledger)[0], "ann", "checked")
         assert waiting(sqlite_ledger) == {("France", "Lyon")}
 
 
-def test_what_is_held_is_no_obstacle_to_what_is_not(sqlite_ledger: Ledger) -> None:
+def test_what_is_quarantined_does_not_hold_up_the_rest(sqlite_ledger: Ledger) -> None:
     rules = policy(approve_below_trust=40)
     assert say(sqlite_ledger, rules, statement("France", "Lies", 9), trust=10) == ["low_trust"]
     assert say(sqlite_ledger, rules, statement("France", "Lyon", 1), trust=90) == ["accepted"]
@@ -138,7 +138,7 @@ RULES = [
 def test_any_order_of_arrival_ends_alike_under_any_rules(
     sqlite_ledger: Ledger, said: list[tuple[dict[str, Any], str]], rules: dict[str, Any], data: st.DataObject
 ) -> None:
-    """A statement comes by one feed here; which of two feeds is heard first is no order of statements."""
+    """Each statement comes by one feed here, since the first of two feeds that state the same counts."""
     distinct = list({str(one): (one, feed) for one, feed in said}.values())
     ends = []
     for order in (distinct, data.draw(st.permutations(distinct))):

@@ -85,14 +85,14 @@ def test_a_correction_that_a_worker_refused_waits_for_a_new_batch(ledger: Ledger
     with ledger.read() as connection:
         correction_id = connection.execute(select(corrections.c.id)).scalar_one()
     apply_waiting(ledger, refuse=[correction_id])
-    held_entry = entry(ledger)
-    assert (held_entry["reason"], held_entry["correction_id"]) == ("norm", correction_id)
-    assert release(ledger, held_entry["id"], "ann", "again").outcome is AdmissionOutcome.ACCEPTED
+    refused = entry(ledger)
+    assert (refused["reason"], refused["correction_id"]) == ("norm", correction_id)
+    assert release(ledger, refused["id"], "ann", "again").outcome is AdmissionOutcome.ACCEPTED
     assert apply_waiting(ledger) is not None
     assert held(ledger) == {"France": "Lyon"}
 
 
-def test_a_raw_item_that_is_still_refused_stays_held_with_its_error(ledger: Ledger) -> None:
+def test_a_raw_item_that_is_still_refused_stays_quarantined_with_its_error(ledger: Ledger) -> None:
     take(ledger, {"subject": "France"})
     number = entry(ledger)["id"]
     with pytest.raises(InvalidCorrectionError, match="object: Field required"):
@@ -129,7 +129,7 @@ def test_a_dropped_entry_stays_refused(ledger: Ledger, reverted: int) -> None:
 
 @pytest.mark.parametrize("first", [release, drop])
 @pytest.mark.parametrize("second", [release, drop])
-def test_an_entry_is_settled_once(ledger: Ledger, reverted: int, first: Any, second: Any) -> None:
+def test_an_entry_is_closed_once(ledger: Ledger, reverted: int, first: Any, second: Any) -> None:
     first(ledger, reverted, "ann", "once")
     with pytest.raises(NotFoundError, match="already"):
         second(ledger, reverted, "ann", "twice")

@@ -54,7 +54,7 @@ def serving() -> Iterator[Answers]:
         daemon_threads = True
 
         def handle_error(self, request: object, client_address: object) -> None:
-            """A client that is killed resets its connection; nobody needs to read about it."""
+            """Ignore the error of a connection that a killed client reset."""
             if not isinstance(sys.exception(), ConnectionError):
                 super().handle_error(request, client_address)
 

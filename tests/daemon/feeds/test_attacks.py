@@ -1,4 +1,4 @@
-"""Hostile items: each is refused with its reason; any bytes are admitted or held, and break nothing."""
+"""Hostile items are refused with their reasons, and no bytes break admission."""
 
 import json
 from typing import Any

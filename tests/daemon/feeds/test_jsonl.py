@@ -37,7 +37,7 @@ class Reader:
             found += [item.raw.decode() for item in pull.items]
             if not pull.more:
                 return found
-        raise AssertionError("the feed says «more» for ever")
+        raise AssertionError("the feed announces more items for ever")
 
     def positions(self) -> list[str]:
         return [item.position for item in self.pull().items]
