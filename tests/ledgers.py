@@ -4,10 +4,12 @@ import hashlib
 import json
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import RowMapping, select
 
+from daemon.core.config.feeds import JsonlFeedConfig
 from daemon.core.ledger import batches, leases
 from daemon.core.ledger.chain import active_tenures, head
 from daemon.core.ledger.ledger import Ledger
@@ -15,6 +17,7 @@ from daemon.core.ledger.proposals import Proposal, Refusal, Written
 from daemon.core.ledger.schema import corrections
 from daemon.core.names import DEFAULT_MODEL, CorrectionState, writer_lease
 from daemon.feeds.base import RawItem
+from daemon.feeds.jsonl import JsonlFeed
 
 START = datetime(2026, 6, 1, tzinfo=UTC)
 BASE = {"down_proj": "0" * 64}
@@ -58,6 +61,11 @@ def item(said: object, position: str = "line 1") -> RawItem:
 def items(*said: object) -> list[RawItem]:
     """Statements as the lines of a feed."""
     return [item(one, f"line {number}") for number, one in enumerate(said, start=1)]
+
+
+def jsonl_feed(name: str, path: Path, trust: int = 50) -> JsonlFeed:
+    """A feed that tails a file."""
+    return JsonlFeed(JsonlFeedConfig(kind="jsonl", name=name, path=path, trust=trust))
 
 
 def found(ledger: Ledger, model: str = DEFAULT_MODEL) -> None:

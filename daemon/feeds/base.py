@@ -1,13 +1,14 @@
 """The interface of a feed: raw items with their positions, and a cursor from which to resume.
 
-To add a kind of feed: one file with a class that has ``from_config``, and one line in ``_KINDS``.
+To add a kind of feed, write one file with a class that is made from its section of the configuration, and
+name it in ``_KINDS``.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from types import MappingProxyType
-from typing import Any, Protocol, Self, cast
+from typing import Any, Protocol
 
 from daemon.core.errors import ConfigError
 
@@ -63,13 +64,6 @@ class FeedConfig(Protocol):
         ...
 
 
-class _Configurable(Feed, Protocol):
-    @classmethod
-    def from_config(cls, config: Any) -> Self:
-        """Make a feed from its section of the configuration."""
-        ...
-
-
 # module:class, imported when a feed of the kind is configured: its dependencies may be heavy or absent
 _KINDS: Mapping[str, str] = MappingProxyType(
     {
@@ -93,4 +87,5 @@ def make_feed(config: FeedConfig) -> Feed:
     if target is None:
         raise ConfigError(f"no feed of kind {config.kind!r}", hint=f"known kinds: {', '.join(_KINDS)}")
     module, _, name = target.partition(":")
-    return cast(type[_Configurable], getattr(import_module(module), name)).from_config(config)
+    feed: Feed = getattr(import_module(module), name)(config)
+    return feed

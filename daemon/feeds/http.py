@@ -4,7 +4,7 @@ import hashlib
 import json
 import time
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 import httpx
@@ -40,11 +40,6 @@ class HttpFeed:
         self._config = config
         self._web = Web.of(config, config.url)
         self._page: Page | None = None
-
-    @classmethod
-    def from_config(cls, config: HttpFeedConfig) -> Self:
-        """Make the feed that a ``[[feeds]]`` section describes."""
-        return cls(config)
 
     def pull(self, cursor: Cursor, limit: int) -> Pull:
         """Return at most ``limit`` items of the page that is being read.

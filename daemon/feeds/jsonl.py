@@ -60,13 +60,8 @@ class JsonlFeed:
     away since, are read first if they still lie uncompressed beside the new one under numbered names.
     """
 
-    def __init__(self, name: str, path: Path, trust: int = 50) -> None:
-        self.name, self.path, self.trust = name, path, trust
-
-    @classmethod
-    def from_config(cls, config: JsonlFeedConfig) -> Self:
-        """Make the feed that a ``[[feeds]]`` section describes."""
-        return cls(config.name, config.path, config.trust)
+    def __init__(self, config: JsonlFeedConfig) -> None:
+        self.name, self.path, self.trust = config.name, config.path, config.trust
 
     def pull(self, cursor: Cursor, limit: int) -> Pull:
         """Return at most ``limit`` lines from ``cursor`` on.

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Self
+from typing import Any
 
 import redis
 
@@ -27,11 +27,6 @@ class RedisStreamFeed:
         self._redis = redis.Redis.from_url(
             config.url.get_secret_value(), socket_timeout=5, socket_connect_timeout=5
         )
-
-    @classmethod
-    def from_config(cls, config: RedisStreamFeedConfig) -> Self:
-        """Make the feed that a ``[[feeds]]`` section describes."""
-        return cls(config)
 
     def pull(self, cursor: Cursor, limit: int) -> Pull:
         """Return at most ``limit`` entries behind the cursor.

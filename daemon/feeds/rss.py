@@ -8,7 +8,7 @@ import time
 from calendar import timegm
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any, Self
+from typing import Any
 
 import feedparser
 
@@ -32,11 +32,6 @@ class RssFeed:
         self.name, self.trust, self._config = config.name, config.trust, config
         self._web = Web.of(config, config.url)
         self._pattern = re.compile(config.pattern)
-
-    @classmethod
-    def from_config(cls, config: RssFeedConfig) -> Self:
-        """Make the feed that a ``[[feeds]]`` section describes."""
-        return cls(config)
 
     def pull(self, cursor: Cursor, limit: int) -> Pull:
         """Return at most ``limit`` new entries.

@@ -5,7 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Self, TypeGuard
+from typing import Any, TypeGuard
 from urllib.parse import urlencode
 
 from daemon.core.config.feeds import WikidataFeedConfig
@@ -55,11 +55,6 @@ class WikidataFeed:
         known = [find(name) for name in config.relations] if config.relations else relations().values()
         self._relations = {one.property: one for one in known if one is not None}
         self._labels: dict[str, str | None] = {}
-
-    @classmethod
-    def from_config(cls, config: WikidataFeedConfig) -> Self:
-        """Make the feed that a ``[[feeds]]`` section describes."""
-        return cls(config)
 
     def pull(self, cursor: Cursor, limit: int) -> Pull:
         """Return the facts of the next events, of which at most ``limit`` are read.

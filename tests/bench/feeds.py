@@ -28,6 +28,7 @@ from daemon.core.names import CorrectionState
 from daemon.embedded.redis_server import PrivateRedis
 from daemon.feeds.jsonl import JsonlFeed
 from daemon.scheduling.dispatch import CeleryQueue, make_batches, send_open
+from tests.ledgers import jsonl_feed
 
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 BATCHES_EVERY = 4  # chunks: as often as the scheduler's own jobs alternate under load
@@ -59,7 +60,7 @@ def main() -> None:
 def run(config: Config, url: str, feed_file: Path, asked: Any) -> None:
     ledger, queue = Ledger.open(url), CeleryQueue(config)
     client = redis.Redis.from_url(redis_url(config))
-    feed = JsonlFeed("bench", feed_file)
+    feed = jsonl_feed("bench", feed_file)
     start = time.perf_counter()
     print(f"{'items':>9}  {'items/s':>8}  {'RSS MiB':>8}  {'Redis MiB':>9}")
     last, tenth = (0, start), asked.items // 10

@@ -21,8 +21,8 @@ from daemon.core.ledger.ledger import Ledger
 from daemon.core.ledger.schema import batches as batch_table
 from daemon.core.ledger.schema import corrections, feeds, quarantine, revisions, tenures
 from daemon.core.names import BatchState, CorrectionState, RevisionKind
-from daemon.feeds.jsonl import JsonlFeed
 from daemon.scheduling.dispatch import make_batches
+from tests.ledgers import jsonl_feed
 from tests.toy import ANSWERS, ToyEditor, prompt_of, said, toy_config
 from workers.queue.tasks import deliver
 from workers.revisions.facts import active_pairs
@@ -74,7 +74,7 @@ class Life:
     ) -> None:
         self.config = toy_config(folder / "data", edit={"lease_seconds": 20.0})
         self.model = self.config.model.name
-        self.feed = JsonlFeed("sample", feed_file(folder))
+        self.feed = jsonl_feed("sample", feed_file(folder))
         self._fault = fault
         self.ledger = Ledger.open(url or self.config.ledger_url, Later(ahead), fault)
         self.store = Store(self.config.store_path, fault=store_fault or fault)

@@ -21,7 +21,6 @@ from daemon.core.ledger.schema import audit as audit_table
 from daemon.core.ledger.schema import corrections, feed_outcomes, feeds, quarantine
 from daemon.core.names import AdmissionOutcome, CorrectionState
 from daemon.feeds.base import Cursor, Pull, RawItem
-from daemon.feeds.jsonl import JsonlFeed
 from tests.ledgers import (
     START,
     FakeClock,
@@ -29,6 +28,7 @@ from tests.ledgers import (
     held,
     item,
     items,
+    jsonl_feed,
     make_batch,
     propose,
     statement,
@@ -470,7 +470,7 @@ def write(path: Path, *said: object) -> None:
 
 
 def test_a_pull_keeps_cursor_items_and_positions_together(ledger: Ledger, path: Path) -> None:
-    feed = JsonlFeed("news", path, trust=70)
+    feed = jsonl_feed("news", path, trust=70)
     write(path, statement("France", "Lyon", 1), {"oops": 1}, statement("Peru", "Cusco", 1))
     first = pull_feed(ledger, feed, 2)
     assert first.more
@@ -486,7 +486,7 @@ def test_a_pull_keeps_cursor_items_and_positions_together(ledger: Ledger, path: 
 def test_a_pull_that_fails_at_any_point_is_pulled_again(
     ledger: Ledger, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    feed = JsonlFeed("news", path)
+    feed = jsonl_feed("news", path)
     write(path, statement("France", "Lyon", 1))
 
     def crash(*_: object) -> None:
@@ -501,7 +501,7 @@ def test_a_pull_that_fails_at_any_point_is_pulled_again(
 
 
 def test_a_feed_error_moves_nothing_and_a_good_pull_clears_it(ledger: Ledger, path: Path) -> None:
-    feed = JsonlFeed("news", path)
+    feed = jsonl_feed("news", path)
     with pytest.raises(FeedError):
         pull_feed(ledger, feed, 10)
     assert table(ledger, feeds) == []
@@ -513,7 +513,7 @@ def test_a_feed_error_moves_nothing_and_a_good_pull_clears_it(ledger: Ledger, pa
 
 
 def test_an_idle_feed_is_noted_now_and_then_only(ledger: Ledger, path: Path, clock: FakeClock) -> None:
-    feed = JsonlFeed("news", path)
+    feed = jsonl_feed("news", path)
     path.touch()
     seen = []
     for _ in range(7):

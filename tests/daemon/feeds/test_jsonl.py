@@ -14,14 +14,14 @@ from daemon.core.config.feeds import JsonlFeedConfig
 from daemon.core.corrections import MAX_ITEM_BYTES, parse_item
 from daemon.core.errors import ConfigError, FeedError, InvalidCorrectionError
 from daemon.feeds.base import Cursor, Pull, make_feed
-from daemon.feeds.jsonl import JsonlFeed
+from tests.ledgers import jsonl_feed
 
 
 class Reader:
     """A feed with the cursor that the ledger would keep."""
 
     def __init__(self, path: Path) -> None:
-        self.feed = JsonlFeed("news", path)
+        self.feed = jsonl_feed("news", path)
         self.cursor: Cursor = {}
 
     def pull(self, limit: int = 100) -> Pull:
@@ -222,7 +222,7 @@ def test_a_missing_file_is_an_error_with_a_hint_and_moves_nothing(path: Path, re
 
 def test_a_missing_folder_is_the_same_error(tmp_path: Path) -> None:
     with pytest.raises(FeedError, match="no file at"):
-        JsonlFeed("news", tmp_path / "nowhere" / "news.jsonl").pull({}, 1)
+        jsonl_feed("news", tmp_path / "nowhere" / "news.jsonl").pull({}, 1)
 
 
 def test_a_pipe_or_folder_is_refused_instead_of_waited_for(path: Path, reader: Reader) -> None:

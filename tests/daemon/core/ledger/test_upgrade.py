@@ -23,13 +23,12 @@ from daemon.core.ledger.chain import head
 from daemon.core.ledger.ledger import Ledger
 from daemon.core.ledger.schema import corrections, quarantine, revisions
 from daemon.core.names import QuarantineState
-from daemon.feeds.jsonl import JsonlFeed
 from daemon.scheduling.dispatch import make_batches
 from daemon.upkeep.store import collect_garbage, scrub
 from daemon.views.prometheus import render
 from daemon.views.status import status
 from daemon.watch.judge import judge
-from tests.ledgers import FakeClock, states
+from tests.ledgers import FakeClock, jsonl_feed, states
 from tests.toy import ToyEditor, prompt_of, said, toy_config
 from workers.revisions.recovery import rebuild
 from workers.revisions.store import Store
@@ -107,7 +106,7 @@ def test_it_goes_on_where_it_was(ledger: Ledger, config: Config, tmp_path: Path)
     feed.write_text("".join(json.dumps(one) + "\n" for one in news))
     with ledger.write() as connection:  # a new file under the old feed's name
         connection.exec_driver_sql("UPDATE feeds SET cursor = '{}' WHERE name = 'sample'")
-    pull_feed(ledger, JsonlFeed("sample", feed), 10)
+    pull_feed(ledger, jsonl_feed("sample", feed), 10)
     write_waiting(ledger, config)
     after = {"Peru": "City 1", "Chad": "City 8", "Mali": "City 6", "Oman": "City 7"}
     assert answers(ledger, config) == after, "what was reverted then does not come back"
