@@ -1,4 +1,4 @@
-"""``POST /v1/alerts``: where Alertmanager's webhook arrives."""
+"""The route ``POST /v1/alerts`` for the webhook of Alertmanager."""
 
 from fastapi import FastAPI
 
@@ -8,9 +8,9 @@ from daemon.watch.alerts import Delivery, receive
 
 
 def add_alerts(app: FastAPI, ledger: Ledger, config: Config) -> None:
-    """Add the route; who may post to it is decided before, as for every change."""
+    """Add the route, which ``Guard`` protects like every other change."""
 
     @app.post("/v1/alerts")
     def post_alerts(delivery: Delivery) -> dict[str, str]:
-        """Take a delivery; says what was done about it."""
+        """React to the alerts and answer with the reaction."""
         return {"model": config.model.name, "reaction": str(receive(ledger, config, delivery))}

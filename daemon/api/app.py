@@ -1,4 +1,4 @@
-"""The HTTP API: health, metrics, status and lists to look at; corrections and rollbacks for who may."""
+"""The HTTP API: health, metrics, status, lists, corrections and rollbacks."""
 
 from collections.abc import Callable
 from typing import Annotated, Any, Self
@@ -29,12 +29,12 @@ from daemon.views.prometheus_watch import StageHistory
 from daemon.views.status import status
 from daemon.watch.rollback import roll_back
 
-MAX_BODY_BYTES = 1 << 20
-LARGEST = (1 << 31) - 1  # what an integer column of PostgreSQL holds
+MAX_BODY_BYTES = 1 << 20  # a thousand corrections fit
+LARGEST = (1 << 31) - 1  # the largest integer of a column in PostgreSQL
 
 
 class RollbackRequest(BaseModel):
-    """What ``POST /v1/rollback`` takes: one of ``to`` and ``last_good``, and why."""
+    """The body of ``POST /v1/rollback``: one of ``to`` and ``last_good``, and the reason."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -46,7 +46,7 @@ class RollbackRequest(BaseModel):
     @model_validator(mode="after")
     def _one_target(self) -> Self:
         if (self.to is None) is not self.last_good:
-            raise ValueError("give to or last_good, not both")
+            raise ValueError("give either to or last_good")
         return self
 
 
@@ -62,7 +62,7 @@ def make_app(ledger: Ledger, config: Config) -> FastAPI:
     app.add_middleware(BodyLimit, limit=MAX_BODY_BYTES)
     app.add_middleware(
         Guard, ledger=ledger, settings=config.api, signed_feeds=signed_feeds(config)
-    )  # added last, asked first
+    )  # added last, so it sees each request first
     answer_errors(app)
     _add_health(app, ledger, config)
     _add_views(app, ledger, config)
@@ -76,12 +76,12 @@ def make_app(ledger: Ledger, config: Config) -> FastAPI:
 def _add_health(app: FastAPI, ledger: Ledger, config: Config) -> None:
     @app.get("/healthz")
     def healthz() -> dict[str, bool]:
-        """The process runs."""
+        """Answer that the process runs."""
         return {"ok": True}
 
     @app.get("/readyz")
     def readyz() -> JSONResponse:
-        """The ledger answers, Redis answers, the model has a head; 503 with what does not."""
+        """Answer whether ledger and Redis respond and the model has a head, with 503 if not."""
         checks = {
             "ledger": _check(lambda: _read_something(ledger)),
             "redis": _check(lambda: ping(config)),
@@ -94,7 +94,7 @@ def _add_health(app: FastAPI, ledger: Ledger, config: Config) -> None:
 
     @app.get("/metrics")
     def metrics() -> Response:
-        """The ledger in Prometheus' text format."""
+        """The metrics in Prometheus' text format."""
         return Response(render(ledger, config, history), media_type=CONTENT_TYPE_LATEST)
 
 
@@ -103,7 +103,7 @@ def _add_views(app: FastAPI, ledger: Ledger, config: Config) -> None:
 
     @app.get("/v1/status")
     def get_status() -> dict[str, Any]:
-        """What ``errata status --json`` prints."""
+        """The document that ``errata status --json`` prints."""
         with ledger.read() as connection:
             return status(connection, ledger.clock.now(), model)
 
@@ -120,7 +120,7 @@ def _add_views(app: FastAPI, ledger: Ledger, config: Config) -> None:
     def get_facts(
         limit: Annotated[int, Query(ge=1, le=1000)] = 100, offset: Annotated[int, Query(ge=0, le=LARGEST)] = 0
     ) -> dict[str, Any]:
-        """Facts in order of their first correction."""
+        """The facts in the order of their first corrections."""
         with ledger.read() as connection:
             return {"model": model, "facts": fact_list(connection, model, limit=limit, offset=offset)}
 
@@ -130,7 +130,7 @@ def _add_changes(app: FastAPI, ledger: Ledger, config: Config) -> None:
 
     @app.post("/v1/rollback")
     def post_rollback(body: RollbackRequest) -> dict[str, Any]:
-        """Append a revision with an earlier one's content; answers with the new head."""
+        """Append a revision with the content of an earlier one and answer with the new head."""
         number = roll_back(
             ledger,
             model,
@@ -146,7 +146,7 @@ def _add_changes(app: FastAPI, ledger: Ledger, config: Config) -> None:
 
 
 def _check(look: Callable[[], object]) -> dict[str, Any]:
-    """Whether something that should answer does, and what it says where it does not."""
+    """The result of a check: ok, or the error that it raised."""
     try:
         look()
     except ErrataError as error:

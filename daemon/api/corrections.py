@@ -1,4 +1,7 @@
-"""``POST /v1/corrections``: one correction, a list, or CloudEvents 1.0; signed or not, idempotent by key."""
+"""The route ``POST /v1/corrections``: one correction, a list, or CloudEvents 1.0.
+
+A delivery may be signed by its feed, and is idempotent by its key.
+"""
 
 import hashlib
 import hmac
@@ -29,18 +32,18 @@ from daemon.core.tokens import read_token
 WHO = "api"
 FEED_HEADER, SIGNATURE_HEADER, KEY_HEADER = "x-errata-feed", "x-errata-signature", "idempotency-key"
 _EVENT, _EVENTS = "application/cloudevents+json", "application/cloudevents-batch+json"
-_KEY_CHARACTERS = 128
+_KEY_CHARACTERS = 128  # longest idempotency key: the ledger keeps each one
 
 
 def signed_feeds(config: Config) -> frozenset[str]:
-    """The feeds whose deliveries are believed by their signature, wherever they come from."""
+    """The names of the feeds whose deliveries are authenticated by a signature."""
     return frozenset(
         feed.name for feed in config.feeds if isinstance(feed, WebhookFeedConfig) and feed.secret_file
     )
 
 
 def add_corrections(app: FastAPI, ledger: Ledger, config: Config) -> None:
-    """Add the route."""
+    """Add the route ``POST /v1/corrections``."""
     hooks = {feed.name: feed for feed in config.feeds if isinstance(feed, WebhookFeedConfig)}
     buckets = {
         name: TokenBucket(ledger.clock, feed.items_per_second, feed.burst_items)
@@ -50,14 +53,14 @@ def add_corrections(app: FastAPI, ledger: Ledger, config: Config) -> None:
 
     @app.post("/v1/corrections", status_code=202)
     async def post_corrections(request: Request) -> Any:
-        """Admit all of a delivery or none of it; answers with the outcome and ids of each, in order."""
+        """Admit all of a delivery or none of it, and answer with each outcome and its ids, in order."""
         body = await request.body()
         name = request.headers.get(FEED_HEADER)
         hook = None if name is None else hooks.get(name)
         if name is not None and hook is None:
-            raise NotFoundError(f"there is no webhook feed {name[:64]!r}", hint="see [[feeds]]")
+            raise NotFoundError(f"there is no webhook feed {name[:64]!r}", hint="configure it in [[feeds]]")
         if hook is not None and not _is_signed(hook, body, request.headers.get(SIGNATURE_HEADER, "")):
-            return problem(401, "unauthorised", "the signature does not fit the body and the feed's key")
+            return problem(401, "unauthorised", f"{SIGNATURE_HEADER} does not match body and key")
         items, key = _items(body, request.headers)
         submission = Submission(WHO, API_FEED, OPERATOR_TRUST, key)
         if hook is not None:
@@ -75,32 +78,33 @@ def add_corrections(app: FastAPI, ledger: Ledger, config: Config) -> None:
         model = config.model.name
         if hook is None:
             return submit_all(ledger, model, items, submission)
-        _require_room(ledger, config, hook, buckets[hook.name], len(items))
+        _require_allowance(ledger, config, hook, buckets[hook.name], len(items))
         rows = submit_all(ledger, model, items, submission)
         buckets[hook.name].take(len(items))
         pause_if_poisoned(ledger, model, hook.name, hook.quarantine_limit)
         return rows
 
 
-def _require_room(
+def _require_allowance(
     ledger: Ledger, config: Config, hook: WebhookFeedConfig, bucket: TokenBucket, count: int
 ) -> None:
-    """Refuse what the feed may not bring now.
+    """Raise unless the feed may deliver this number of items now.
 
     Raises:
-        UnavailableError: the feed is paused, or the queue is full. RateLimitedError: more than its rate.
+        UnavailableError: the feed is paused, or the queue is full.
+        RateLimitedError: the delivery exceeds the feed's rate.
     """
     with ledger.read() as connection:
         if is_feed_paused(connection, hook.name):
-            raise UnavailableError(f"feed {hook.name} is paused", hint="errata feeds list says why")
+            raise UnavailableError(f"feed {hook.name} is paused", hint="errata feeds list shows the reason")
         if backlog(connection, config.model.name) >= config.edit.queue_bound:
-            raise UnavailableError("too many corrections wait already", hint="send it again later")
+            raise UnavailableError("too many corrections are waiting", hint="send it again later")
     if bucket.available(count) < count:
-        raise RateLimitedError(f"feed {hook.name} brings more than its rate", hint="send it again later")
+        raise RateLimitedError(f"feed {hook.name} exceeds items_per_second", hint="send it again later")
 
 
 def _is_signed(hook: WebhookFeedConfig, body: bytes, header: str) -> bool:
-    """Whether the body bears the feed's signature, where the feed has a key."""
+    """Whether the body has the feed's signature, true for a feed without a key."""
     if hook.secret_file is None:
         return True
     key = read_token(hook.secret_file).encode()
@@ -109,16 +113,16 @@ def _is_signed(hook: WebhookFeedConfig, body: bytes, header: str) -> bool:
 
 
 def _items(body: bytes, headers: Mapping[str, str]) -> tuple[list[Any], str]:
-    """The corrections of a body, and the key under which the delivery is remembered."""
+    """The corrections of a body, and the idempotency key of the delivery."""
     try:
         document = json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise _invalid("the body is no JSON") from error
+        raise _invalid("the body is not JSON") from error
     if not isinstance(document, dict | list):
-        raise _invalid("the body is neither a JSON object nor a list")
+        raise _invalid("the body must be a JSON object or a list")
     key = headers.get(KEY_HEADER, "")
     if len(key) > _KEY_CHARACTERS or not key.isprintable():
-        raise _invalid(f"{KEY_HEADER} is longer than {_KEY_CHARACTERS} characters, or not text")
+        raise _invalid(f"{KEY_HEADER} must be printable, of at most {_KEY_CHARACTERS} characters")
     kind = headers.get("content-type", "").split(";")[0].strip().lower()
     if kind == _EVENTS:
         return [_unwrapped(event) for event in (document if isinstance(document, list) else [document])], key
@@ -132,23 +136,23 @@ def _items(body: bytes, headers: Mapping[str, str]) -> tuple[list[Any], str]:
 
 
 def _unwrapped(event: Any) -> Any:
-    """The correction in a CloudEvent; what it does not say of source and time, the envelope says."""
+    """The correction in a CloudEvent, with source and time of the event where it has none."""
     needed = ("id", "source", "type")
     if not isinstance(event, dict) or event.get("specversion") != "1.0":
-        raise _invalid("a CloudEvent has specversion 1.0")
+        raise _invalid("a CloudEvent must have specversion 1.0")
     if not all(isinstance(event.get(name), str) and event[name] for name in needed):
-        raise _invalid(f"a CloudEvent has {', '.join(needed)}")
+        raise _invalid(f"a CloudEvent must have {', '.join(needed)}")
     data = event.get("data")
     if not isinstance(data, dict):
         return data
-    said = {"source": event["source"], **data}
+    correction = {"source": event["source"], **data}
     if "time" in event and not {"observed_at", "effective_at"} & data.keys():
-        said["observed_at"] = event["time"]
-    return said
+        correction["observed_at"] = event["time"]
+    return correction
 
 
 def _event_key(event: Any) -> str:
-    """A CloudEvent is known by its source and id."""
+    """The idempotency key of a CloudEvent, made of its source and id."""
     if not isinstance(event, dict):
         return ""
     return "ce:" + hashlib.sha256(json.dumps([event.get("source"), event.get("id")]).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Errors over HTTP: every one is the same JSON object, with a status that fits."""
+"""HTTP answers to errors, all of the same JSON form."""
 
 from typing import Any
 
@@ -36,20 +36,20 @@ _STATUS: tuple[tuple[type[ErrataError], int], ...] = (
 def problem(
     status: int, code: str, message: str, *, hint: str = "", retryable: bool = False, **more: Any
 ) -> JSONResponse:
-    """An answer that says what is wrong: ``code``, ``message``, ``hint``, ``retryable``."""
+    """An error answer with ``code``, ``message``, ``hint`` and ``retryable``."""
     body = {"code": code, "message": message, "hint": hint, "retryable": retryable, **more}
     return JSONResponse(body, status_code=status)
 
 
 def of_error(error: ErrataError) -> JSONResponse:
-    """The answer to an error of Errata's own."""
+    """The answer to an ``ErrataError``."""
     status = next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
     more = {"reason": error.reason} if isinstance(error, InvalidCorrectionError) else {}
     return problem(status, error.code, error.message, hint=error.hint, retryable=error.retryable, **more)
 
 
 def answer_errors(app: FastAPI) -> None:
-    """Make ``app`` answer every error in this form."""
+    """Make ``app`` answer all errors in this form."""
 
     @app.exception_handler(ErrataError)
     async def errata_error(_request: Request, error: ErrataError) -> JSONResponse:
@@ -66,4 +66,4 @@ def answer_errors(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def unexpected(_request: Request, _error: Exception) -> JSONResponse:
-        return problem(500, "internal", "a bug in Errata", hint="its log shows where")
+        return problem(500, "internal", "unexpected error in Errata", hint="the log shows the cause")

@@ -1,4 +1,4 @@
-"""Who may do what over HTTP, how often, and how much may be sent: decided before a body is looked at."""
+"""Access control, rate limits and the size limit of HTTP requests, applied before a body is parsed."""
 
 import ipaddress
 from collections.abc import MutableMapping
@@ -25,17 +25,18 @@ log = get_logger("errata.api")
 _MEDIA = frozenset({"application/json", "application/cloudevents+json", "application/cloudevents-batch+json"})
 _LOCAL_NAMES = frozenset({"localhost"})
 _FORBIDDEN = frozenset({401, 403})
-_AUDITED_PER_SECOND, _AUDITED = 1 / 60, 30  # refused changes that the audit takes, from all the world
-_SHOWN = 200
+# Refused changes that are recorded: 30, then one a minute, so that strangers cannot fill the ledger.
+_AUDITED_PER_SECOND, _AUDITED = 1 / 60, 30
+_SHOWN = 200  # characters of an address or path in the audit
 
 
 class Guard:
-    """Refuses every request that its sender may not make, and writes down who tried to change something.
+    """Refuses requests whose sender lacks the role, and records refused changes in the audit.
 
-    With tokens: the role of the bearer decides (``daemon.core.tokens``). Without: only clients of this host
-    may change something, that name it by a loopback address, from no page of another origin.
-    Deliveries of a feed with a key of its own are let through to the route, which checks their signature.
-    In every case the body must be declared as JSON, which no HTML form can do.
+    With tokens, the role of the bearer decides (``daemon.core.tokens``). Without tokens, only clients on this
+    host may make changes, if they address it by a loopback name and come from no page of another origin.
+    Deliveries of a feed with a key of its own pass to the route, which checks their signature.
+    A body must always be declared as JSON, which an HTML form cannot do.
     """
 
     def __init__(
@@ -49,7 +50,7 @@ class Guard:
         self._audited = TokenBucket(ledger.clock, _AUDITED_PER_SECOND, _AUDITED)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, or answer it with a refusal."""
+        """Pass the request on, or answer with a refusal."""
         if scope["type"] == "http":
             refusal = self._refusal(scope)
             if refusal is not None:
@@ -70,30 +71,30 @@ class Guard:
         if not isinstance(role, Role):
             return role
         if not role.includes(needed):
-            return problem(403, "forbidden", f"the token's role is {role}, this needs {needed}")
+            return problem(403, "forbidden", f"the token has the role {role}, this request needs {needed}")
         return self._limited(role, headers) if changes(method) else None
 
     def _role(self, scope: Scope, headers: Headers) -> Role | JSONResponse:
-        """The sender's role, or why it has none."""
+        """The sender's role, or the refusal if it has none."""
         if not self._keys:
             if _is_local(scope, headers):
                 return Role.OPERATE
-            hint = "set api.token_file to allow others"
-            return problem(403, "forbidden", "only this machine may change things", hint=hint)
+            hint = "set api.token_file to allow other clients"
+            return problem(403, "forbidden", "without a token only this machine may make changes", hint=hint)
         if self._failures.too_many(_address(scope)):
-            return problem(429, "rate_limited", "too many requests without a right token", retryable=True)
+            return problem(429, "rate_limited", "too many requests with a wrong token", retryable=True)
         try:
             role = self._keys.role_of(bearer_token(headers.get("authorization", "")))
         except ConfigError as error:
             return problem(503, "unavailable", "the token cannot be checked", hint=error.hint, retryable=True)
         if role is None:
-            answer = problem(401, "unauthorised", "a bearer token is needed", hint="see api.token_file")
+            answer = problem(401, "unauthorised", "a valid token is needed", hint="see api.token_file")
             answer.headers["WWW-Authenticate"] = "Bearer"
             return answer
         return role
 
     def _limited(self, role: Role, headers: Headers) -> JSONResponse | None:
-        """A refusal of what comes too often, or is no JSON."""
+        """A refusal if changes come too often or the body is not JSON, else None."""
         bucket = self._rates[role]
         if not bucket.available(1):
             return problem(429, "rate_limited", "more changes than api.changes_per_second", retryable=True)
@@ -101,9 +102,9 @@ class Guard:
         return _media_refusal(headers)
 
     async def _note(self, scope: Scope, status: int) -> None:
-        """Count a refusal against its sender; one that would have changed something goes to the audit.
+        """Count a refusal against its sender, and record a refused change in the audit.
 
-        Only so many: nobody without a token shall fill the ledger.
+        The rate of these rows is limited, so that nobody without a token can fill the ledger.
         """
         self._failures.add(_address(scope))
         if changes(scope["method"]) and self._audited.available(1):
@@ -118,23 +119,23 @@ class Guard:
                 now = self._ledger.clock.now()
                 audit.record(connection, now, who, "refused", target, f"answered {status}")
         except ErrataError as error:
-            log.warning("a refusal is not in the audit", target=target, status=status, error=str(error))
+            log.warning("refusal not recorded in the audit", target=target, status=status, error=str(error))
 
 
 class BodyLimit:
-    """Refuses bodies above ``limit`` bytes, declared or not; reads no more than that into memory."""
+    """Refuses bodies above ``limit`` bytes without reading more than that into memory."""
 
     def __init__(self, app: ASGIApp, limit: int) -> None:
         self._app, self._limit = app, limit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Read the body, then pass it on, or answer that it is too large."""
+        """Read the body and pass it on, or answer that it is too large."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         messages = await self._read(scope, receive)
         if messages is None:
-            too_large = problem(413, "too_large", f"the body is longer than {self._limit} bytes")
+            too_large = problem(413, "too_large", f"the body exceeds {self._limit} bytes")
             await too_large(scope, receive, send)
             return
 
@@ -144,7 +145,7 @@ class BodyLimit:
         await self._app(scope, again, send)
 
     async def _read(self, scope: Scope, receive: Receive) -> list[Message] | None:
-        """The messages of the body; None when there is too much of it."""
+        """The messages of the body, or None if it is too large."""
         declared = Headers(scope=scope).get("content-length", "")
         if declared.isdecimal() and int(declared) > self._limit:
             return None
@@ -171,7 +172,10 @@ def _address(scope: Scope) -> str:
 
 
 def _is_local(scope: Scope, headers: Headers) -> bool:
-    """A client on this machine, which asked for this machine (no name that was bound to it from outside)."""
+    """Whether the client is on this machine and addresses it by a loopback name.
+
+    A foreign name that resolves to this machine (DNS rebinding) is refused.
+    """
     client = scope.get("client")
     host, origin = headers.get("host", ""), headers.get("origin")
     try:

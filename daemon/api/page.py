@@ -1,4 +1,4 @@
-"""The page's route: what is shown, read in one transaction, and the headers that let nothing else in."""
+"""The status page: its routes, its content read in one transaction, its security headers."""
 
 from functools import cache
 from importlib import resources
@@ -17,7 +17,8 @@ from daemon.views.chain import revision_detail, revision_list
 from daemon.views.lists import incident_list
 from daemon.views.status import status
 
-_REVISIONS, _INCIDENTS, _CORRECTIONS, _CELL = 30, 10, 20, 200
+_REVISIONS, _INCIDENTS, _CORRECTIONS = 30, 10, 20  # newest rows that one page shows
+_CELL = 200  # characters of a cell
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'self'; img-src 'self'",
     "X-Content-Type-Options": "nosniff",
@@ -27,18 +28,18 @@ _HEADERS = {
 
 
 def add_page(app: FastAPI, ledger: Ledger, config: Config) -> None:
-    """Add ``/`` and its style sheet."""
+    """Add the routes of the page and its style sheet."""
 
     @app.get("/", include_in_schema=False)
     def page() -> Response:
-        """The essentials, as HTML."""
+        """The status page as HTML."""
         with ledger.read() as connection:
             shown = _content(connection, ledger, config.model.name)
         return Response(_template().render(**shown), media_type="text/html", headers=_HEADERS)
 
     @app.get("/page.css", include_in_schema=False)
     def style() -> Response:
-        """The page's style."""
+        """The style sheet of the page."""
         return Response(_file("page.css"), media_type="text/css")
 
 
@@ -58,19 +59,19 @@ def _content(connection: Connection, ledger: Ledger, model: str) -> dict[str, An
 
 
 def _changes(connection: Connection, model: str, numbers: list[int]) -> list[dict[str, Any]]:
-    """The newest changes of facts, newest first: what held before, and what holds since."""
-    found: list[dict[str, Any]] = []
+    """The newest changes of facts, newest first, with the object before and after."""
+    changes: list[dict[str, Any]] = []
     for number in numbers:
         detail = revision_detail(connection, model, number)
         before = {row["fact_id"]: row["object"] for row in detail["ended"]}
         after = {row["fact_id"]: row["object"] for row in detail["written"]}
-        said = {row["fact_id"]: row for row in (*detail["ended"], *detail["written"])}
-        for fact, row in said.items():
+        rows = {row["fact_id"]: row for row in (*detail["ended"], *detail["written"])}
+        for fact, row in rows.items():
             change = {"before": before.get(fact), "after": after.get(fact), "revision": number}
-            found.append({"subject": row["subject"], "relation": row["relation"], **change})
-            if len(found) == _CORRECTIONS:
-                return found
-    return found
+            changes.append({"subject": row["subject"], "relation": row["relation"], **change})
+            if len(changes) == _CORRECTIONS:
+                return changes
+    return changes
 
 
 @cache

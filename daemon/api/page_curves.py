@@ -1,4 +1,4 @@
-"""Curves as SVG, drawn here: scores over revisions with their bound, readable without any script."""
+"""SVG curves of probe scores over revisions, with their bounds."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,14 +9,14 @@ from sqlalchemy import Connection, select
 from daemon.core.ledger.schema import probe_results
 from daemon.core.metrics import CEILING_PROBES
 
-WIDTH, HEIGHT = 320, 90
-_MARGIN = 6
-_REVISIONS = 80  # newest ones that are drawn
+WIDTH, HEIGHT = 320, 90  # of a curve, in units of its view box
+_MARGIN = 6  # the same units: a point at the edge is drawn whole
+_REVISIONS = 80  # newest ones that are drawn: four units apart
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One probe over the revisions: the score's line, the bound's line, the points that are not ok."""
+    """The scores and bounds of one probe as SVG lines, and the points that are not ok."""
 
     probe: str
     kind: str
@@ -31,16 +31,16 @@ class Curve:
 
 
 def curves(connection: Connection, model: str, head: int) -> list[Curve]:
-    """One curve for each probe that has a score in the newest revisions, in order of the names."""
+    """A curve for each probe with a score in the newest revisions, sorted by name."""
     query = select(probe_results).where(
         probe_results.c.model == model,
         probe_results.c.revision > head - _REVISIONS,
         probe_results.c.score.is_not(None),
     )
-    found: dict[str, dict[int, Any]] = {}
+    by_probe: dict[str, dict[int, Any]] = {}
     for row in connection.execute(query.order_by(probe_results.c.id)).mappings():
-        found.setdefault(row["probe"], {})[row["revision"]] = row
-    return [_curve(probe, [rows[n] for n in sorted(rows)]) for probe, rows in sorted(found.items())]
+        by_probe.setdefault(row["probe"], {})[row["revision"]] = row
+    return [_curve(probe, [rows[n] for n in sorted(rows)]) for probe, rows in sorted(by_probe.items())]
 
 
 def _curve(probe: str, rows: Sequence[Any]) -> Curve:
@@ -49,12 +49,12 @@ def _curve(probe: str, rows: Sequence[Any]) -> Curve:
     bounds = [row["bound"] for row in rows]
     values = [*scores, *(bound for bound in bounds if bound is not None)]
     low, high = min(values), max(values)
-    room = (high - low) or 1.0
+    span = (high - low) or 1.0
 
     def at(number: int, value: float) -> tuple[float, float]:
         across = (number - numbers[0]) / ((numbers[-1] - numbers[0]) or 1)
         x = _MARGIN + across * (WIDTH - 2 * _MARGIN)
-        return round(x, 1), round(HEIGHT - _MARGIN - (value - low) / room * (HEIGHT - 2 * _MARGIN), 1)
+        return round(x, 1), round(HEIGHT - _MARGIN - (value - low) / span * (HEIGHT - 2 * _MARGIN), 1)
 
     points = [at(number, score) for number, score in zip(numbers, scores, strict=True)]
     limits = [at(n, b) for n, b in zip(numbers, bounds, strict=True) if b is not None]

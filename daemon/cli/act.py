@@ -1,19 +1,17 @@
-"""Commands that change something: submit, retract, rollback, pause, resume. Each leaves an audit row."""
+"""The commands submit, retract, rollback, pause and resume, each of which leaves a row in the audit."""
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from daemon.cli.common import Reason, need_reason, open_ledger, print_table, say
+from daemon.cli.common import Reason, answer, need_reason, open_ledger, print_table
+from daemon.cli.feeds import paused_text, set_paused
 from daemon.core.command import Json, load, needs, print_json, who
 from daemon.core.names import Role
 
-if TYPE_CHECKING:
-    from daemon.core.config.settings import Config
-
-_MAX_BYTES = 64 << 20
+_MAX_BYTES = 64 << 20  # of one submission: it is held in memory
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -26,14 +24,12 @@ def add_commands(app: typer.Typer) -> None:
 def submit(
     context: typer.Context,
     file: Annotated[
-        Path | None, typer.Argument(help="JSON: one correction, a list, or one a line; - is stdin")
+        Path | None, typer.Argument(help="JSON: one correction, a list, or one per line; - is stdin")
     ] = None,
-    subject: Annotated[
-        str | None, typer.Option(help="what the fact is about; the prompt contains it")
-    ] = None,
+    subject: Annotated[str | None, typer.Option(help="what the fact is about, a part of the prompt")] = None,
     object_: Annotated[str | None, typer.Option("--object", help="the new value")] = None,
     prompt: Annotated[str | None, typer.Option(help="text that ends where the object follows")] = None,
-    relation: Annotated[str | None, typer.Option(help="name of the relation; without it, the prompt")] = None,
+    relation: Annotated[str | None, typer.Option(help="name of the relation; default the prompt")] = None,
     paraphrase: Annotated[list[str] | None, typer.Option(help="another wording; may be repeated")] = None,
     neighborhood: Annotated[
         list[str] | None, typer.Option(help="prompt that must not change; may be repeated")
@@ -44,7 +40,9 @@ def submit(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Hand in corrections: one by options, or any number as JSON. All are checked before one is admitted.
+    """Submit one correction by options, or any number as JSON.
+
+    All are checked before the first one is admitted.
 
     Examples: errata submit --subject Bulgaria --prompt "The currency of Bulgaria is the" --object euro |
     errata submit corrections.jsonl | cat one.json | errata submit -
@@ -80,7 +78,7 @@ def retract(
     reason: Reason,
     as_json: Json = False,
 ) -> None:
-    """Take one fact out of the weights, effective now; all others stay.
+    """Take one fact out of the weights and keep all others.
 
     Example: errata retract Bulgaria --reason "the source withdrew it"
     """
@@ -89,11 +87,8 @@ def retract(
     config = load(context)
     with open_ledger(config) as ledger:
         done = act(ledger, config.model.name, fact, who(), need_reason(reason))
-    if as_json:
-        print_json(done)
-        return
     note = f" ({done['message']})" if done["message"] else ""
-    say(f"{done['fact']} {done['subject']}: retraction {done['outcome']}{note}")
+    answer(done, f"{done['fact']} {done['subject']}: retraction {done['outcome']}{note}", as_json)
 
 
 def rollback(
@@ -101,17 +96,20 @@ def rollback(
     reason: Reason,
     to: Annotated[str | None, typer.Option(metavar="REV", help="revision whose content comes back")] = None,
     last_good: Annotated[
-        bool, typer.Option("--last-good", help="the newest one below head that passed its probes")
+        bool, typer.Option("--last-good", help="the newest revision below head that passed its probes")
     ] = False,
     expected_head: Annotated[
-        str | None, typer.Option(metavar="REV", help="refuse when head is another one")
+        str | None, typer.Option(metavar="REV", help="refuse unless this revision is head")
     ] = None,
     bisect: Annotated[
-        bool, typer.Option("--bisect", help="then find the guilty, and let the rest be written again")
+        bool,
+        typer.Option("--bisect", help="then quarantine the culprits and queue the others again"),
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Append a revision with an earlier one's content. Nothing is deleted; a rollback can be rolled back.
+    """Append a revision with the content of an earlier one.
+
+    Nothing is deleted, and a rollback can be rolled back.
 
     Examples: errata rollback --to 12 --reason "bad source" | errata rollback --last-good --reason "3 a.m."
     | errata rollback --last-good --bisect --reason "one of these is bad"
@@ -141,34 +139,35 @@ def rollback(
         arguments = [str(head), *(["--json"] if as_json else [])]
         with then.make_context("bisect", arguments, context.parent) as inner:
             then.invoke(inner)
-    elif as_json:
-        print_json({"model": config.model.name, "head": head, "content_of": content_of})
-    else:
-        say(f"head is {head}; it holds what revision {content_of} held")
+        return
+    document = {"model": config.model.name, "head": head, "content_of": content_of}
+    answer(document, f"head is {head}, with the content of revision {content_of}", as_json)
 
 
 def _command(context: typer.Context, name: str) -> Any:
     """Another command of this installation.
 
     Raises:
-        ConfigError: it came with the workers, which are not installed here.
+        ConfigError: it belongs to the workers, which are not installed here.
     """
     from daemon.core.errors import ConfigError
 
     group = context.parent
-    found = group.command.get_command(group, name) if group else None  # type: ignore[attr-defined]
-    if found is None:
-        raise ConfigError(f"errata {name} is not installed here", hint="run it where the workers are")
-    return found
+    command = group.command.get_command(group, name) if group else None  # type: ignore[attr-defined]
+    if command is None:
+        raise ConfigError(f"errata {name} is not installed here", hint="run it on a host with the workers")
+    return command
 
 
 def pause(
     context: typer.Context,
     reason: Reason,
-    feed: Annotated[str | None, typer.Option(help="only this feed, not the edits")] = None,
+    feed: Annotated[str | None, typer.Option(help="only this feed")] = None,
     as_json: Json = False,
 ) -> None:
-    """Hold back all edits of the model, or one feed; what comes in waits.
+    """Pause all edits of the model, or one feed.
+
+    Corrections that arrive meanwhile wait.
 
     Examples: errata pause --reason "maintenance" | errata pause --feed wikidata --reason "vandals"
     """
@@ -181,7 +180,7 @@ def resume(
     feed: Annotated[str | None, typer.Option(help="only this feed")] = None,
     as_json: Json = False,
 ) -> None:
-    """Let edits, or one feed, go on; ends a freeze after an incident.
+    """Resume the edits or one feed, also after a freeze by an incident.
 
     Examples: errata resume --reason "looked at it" | errata resume --feed wikidata
     """
@@ -189,32 +188,11 @@ def resume(
 
 
 def _turn(context: typer.Context, feed: str | None, reason: str, as_json: bool, *, on: bool) -> None:
-    from daemon.core.ledger import switches
-
     config = load(context)
-    if on:
-        need_reason(reason)
-    if feed is not None:
-        _known_feed(config, feed)
+    changed = set_paused(config, feed, need_reason(reason) if on else reason, on=on)
+    document = {"model": config.model.name, "feed": feed, "paused": on, "changed": changed}
     what = f"feed {feed}" if feed else f"model {config.model.name}"
-    turn = switches.pause if on else switches.resume
-    with open_ledger(config) as ledger:
-        changed = turn(ledger, model=config.model.name, feed=feed, who=who(), reason=reason)
-    state = "paused" if on else "running"
-    if as_json:
-        print_json({"model": config.model.name, "feed": feed, "paused": on, "changed": changed})
-    else:
-        say(f"{what} is {state}{'' if changed else ' already'}")
-
-
-def _known_feed(config: "Config", name: str) -> None:
-    from daemon.core.errors import NotFoundError
-
-    known = [feed.name for feed in config.feeds]
-    if name not in known:
-        raise NotFoundError(
-            f"there is no feed {name!r}", hint=f"configured: {', '.join(known) or 'none'}; see [[feeds]]"
-        )
+    answer(document, f"{what} is {paused_text(changed, on=on)}", as_json)
 
 
 def _content_of(connection: Any, model: str, number: int) -> int:
@@ -224,7 +202,10 @@ def _content_of(connection: Any, model: str, number: int) -> int:
 
 
 def _complete(item: dict[str, Any]) -> dict[str, Any]:
-    """One correction from options; a value that is not given is never read as «no longer true»."""
+    """One correction from options.
+
+    A missing object is refused, because it would mean that the fact is no longer true.
+    """
     missing = [f"--{key}" for key in ("subject", "prompt", "object") if key not in item]
     if missing:
         raise typer.BadParameter(f"missing {', '.join(missing)} (to take a fact out: errata retract)")
@@ -232,7 +213,7 @@ def _complete(item: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read(file: Path) -> str:
-    """The text of a file or of stdin, at most 64 MiB of it."""
+    """The text of a file or of stdin."""
     from daemon.core.errors import FeedError
 
     try:

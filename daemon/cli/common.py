@@ -1,4 +1,4 @@
-"""What the daemon's commands share: opening the ledger, and printing tables and lines."""
+"""Open the ledger, and print tables and lines, for the daemon's commands."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from daemon.core.command import print_json
 from daemon.core.terminal import make_console
 from daemon.core.text import printable
 
@@ -14,21 +15,21 @@ if TYPE_CHECKING:  # imported where they are used, so that a command starts fast
     from daemon.core.ledger.ledger import Ledger
 
 Limit = Annotated[int, typer.Option(min=1, max=1_000_000, help="at most this many rows")]
-Reason = Annotated[str, typer.Option(help="why; it stands in the audit")]
-_CELL = 2_000
+Reason = Annotated[str, typer.Option(help="why, for the audit")]
+_CELL = 2_000  # characters of a table cell or line
 _WHOLE = frozenset(
     {"fact", "id", "fact_id", "correction", "correction_id", "content", "state", "probe", "result"}
     | {"since", "created", "at", "opened", "closed", "admitted"}
 )
-"""Columns that are copied from the screen, or read at a glance: a narrow terminal folds others first."""
+"""Columns that a narrow terminal does not fold, because they are copied or read at a glance."""
 
 
 @contextmanager
 def open_ledger(config: "Config") -> "Iterator[Ledger]":
-    """The ledger that is there; a command never founds one by mistake.
+    """The existing ledger of the configuration, closed at the end of the block.
 
     Raises:
-        LedgerError: there is none, or it is damaged. UnavailableError: no answer.
+        LedgerError: there is no ledger, or it is damaged. UnavailableError: its database does not answer.
     """
     from daemon.core.ledger.ledger import Ledger
 
@@ -40,19 +41,24 @@ def open_ledger(config: "Config") -> "Iterator[Ledger]":
 
 
 def need_reason(text: str) -> str:
-    """The reason that was given; an empty one is a usage error."""
+    """The reason without white space around it, or a usage error when it is empty."""
     if not text.strip():
-        raise typer.BadParameter("say why", param_hint="--reason")
+        raise typer.BadParameter("a reason is required", param_hint="--reason")
     return text.strip()
 
 
 def say(text: str) -> None:
-    """A line for people on stdout; foreign text in it cannot steer the terminal."""
+    """Print a line on stdout, with control characters escaped."""
     make_console().print(printable(text, _CELL), markup=False, highlight=False, soft_wrap=True)
 
 
+def answer(document: Any, line: str, as_json: bool) -> None:
+    """Print a command's answer, as JSON or as a line."""
+    print_json(document) if as_json else say(line)
+
+
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
-    """A table on a terminal; in a pipe the same columns, without colour, borders or cuts."""
+    """Print rows as a table, in a pipe without colour, borders or cuts."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -71,7 +77,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Mapping[str, 
 
 
 def cell(value: object) -> str:
-    """A value as a table shows it, with nothing in it that could steer a terminal."""
+    """The text of a value in a table, with control characters escaped."""
     if value is None:
         return "-"
     if isinstance(value, bool):
@@ -82,12 +88,17 @@ def cell(value: object) -> str:
 
 
 def moment(text: str | None) -> str | None:
-    """A moment of the ledger for people: to the second."""
+    """A time of the ledger, to the second."""
     return None if text is None else f"{text[:10]} {text[11:19]}Z"
 
 
+def object_text(value: str | None) -> str:
+    """The object of a correction, or a note that the fact is retracted."""
+    return "(no longer true)" if value is None else value
+
+
 def age(seconds: float | None) -> str:
-    """A duration for people: 42s, 5m10s, 3h02m, 4d06h."""
+    """A duration in at most two units, such as 42s, 5m10s, 3h02m or 4d06h."""
     if seconds is None:
         return "-"
     whole = int(seconds)

@@ -1,4 +1,4 @@
-"""Commands about the installation: config show, config path, doctor."""
+"""The commands config show, config path, completion and doctor."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from daemon.cli.common import print_table, say
+from daemon.cli.common import answer, print_table
 from daemon.core.command import Json, config_file, load, needs, print_json
 from daemon.core.names import Role
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from daemon.core.config.settings import Config
 
-config_app = typer.Typer(help="What is configured, and where.", no_args_is_help=True)
+config_app = typer.Typer(help="Show the configuration and its file.", no_args_is_help=True)
 _MASK = "***"
 
 
@@ -32,7 +32,7 @@ def add_commands(app: typer.Typer) -> None:
 @config_app.command("show")
 @needs(Role.READ)
 def config_show(context: typer.Context, as_json: Json = False) -> None:
-    """List every key with its value, where the value comes from and what it means; secrets are masked.
+    """List every key with its value, origin and meaning, with secrets masked.
 
     Examples: errata config show | errata config show --json
     """
@@ -47,19 +47,17 @@ def config_show(context: typer.Context, as_json: Json = False) -> None:
 @config_app.command("path")
 @needs(Role.READ)
 def config_path(context: typer.Context, as_json: Json = False) -> None:
-    """Print the configuration file that is in force.
+    """Print the path of the configuration file in use.
 
     Example: errata config path
     """
     file = config_file(context)
-    if as_json:
-        print_json({"path": None if file is None else str(file.resolve())})
-    else:
-        say("none: defaults and environment" if file is None else str(file.resolve()))
+    path = None if file is None else str(file.resolve())
+    answer({"path": path}, path or "none: defaults and environment", as_json)
 
 
 class Shell(StrEnum):
-    """A shell that completion scripts are known for."""
+    """The shells that have completion scripts."""
 
     BASH = "bash"
     ZSH = "zsh"
@@ -67,8 +65,8 @@ class Shell(StrEnum):
 
 
 @needs(Role.READ)
-def completion(shell: Annotated[Shell, typer.Argument(help="the shell that will read it")]) -> None:
-    """Print the script by which a shell completes commands and options of errata.
+def completion(shell: Annotated[Shell, typer.Argument(help="the shell to complete in")]) -> None:
+    """Print the script with which a shell completes commands and options of errata.
 
     Example: errata completion bash > ~/.local/share/bash-completion/completions/errata
     """
@@ -79,7 +77,9 @@ def completion(shell: Annotated[Shell, typer.Argument(help="the shell that will 
 
 @needs(Role.READ)
 def doctor(context: typer.Context, as_json: Json = False) -> None:
-    """Look for the usual mistakes and say what mends each; exit status 1 when there is one.
+    """Check the installation for common mistakes and print what mends each.
+
+    Exit status 1 when there is one.
 
     Examples: errata doctor | errata doctor --json
     """
@@ -90,31 +90,22 @@ def doctor(context: typer.Context, as_json: Json = False) -> None:
     try:
         config = load(context)
     except ConfigError as error:
-        found = [
-            Finding(
-                "config", False, error.message, error.hint or "correct it; errata config show lists the keys"
-            )
-        ]
+        mend = error.hint or "correct it; errata config show lists the keys"
+        findings = [Finding("config", False, error.message, mend)]
     else:
-        found = [
-            Finding("config", True, str(config_file(context) or "defaults and environment")),
-            *examine(config),
-        ]
+        file = str(config_file(context) or "defaults and environment")
+        findings = [Finding("config", True, file), *examine(config)]
     rows = [
-        {
-            "check": f.check,
-            "ok": f.ok,
-            "result": "ok" if f.ok else "problem",
-            "detail": f.detail,
-            "fix": f.fix,
-        }
-        for f in found
+        {"check": one.check, "ok": one.ok, "result": "ok" if one.ok else "problem"}
+        | {"detail": one.detail, "fix": one.fix}
+        for one in findings
     ]
+    sound = all(one.ok for one in findings)
     if as_json:
-        print_json({"ok": all(f.ok for f in found), "checks": rows})
+        print_json({"ok": sound, "checks": rows})
     else:
         print_table("checks", ("check", "result", "detail", "fix"), rows)
-    if not all(f.ok for f in found):
+    if not sound:
         raise typer.Exit(1)
 
 
@@ -145,7 +136,7 @@ def _value(config: "BaseModel", key: str) -> Any:
 
 
 def _origin(key: str, written: dict[str, Any]) -> str:
-    """The variable, the file or the default that a value comes from; the first that speaks wins."""
+    """Where a value comes from: the name of a variable, ``file`` or ``default``."""
     variable = "ERRATA_" + key.upper().replace(".", "__")
     if any(name == variable or name.startswith(variable + "__") for name in os.environ):
         return variable

@@ -1,11 +1,22 @@
-"""Commands about what comes in: feeds (list, test, pause, resume, replay), approve, why."""
+"""The commands feeds list, test, pause, resume and replay, and approve and why."""
 
 import time
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from daemon.cli.common import Limit, Reason, age, moment, need_reason, open_ledger, print_table, say
+from daemon.cli.common import (
+    Limit,
+    Reason,
+    age,
+    answer,
+    moment,
+    need_reason,
+    object_text,
+    open_ledger,
+    print_table,
+    say,
+)
 from daemon.core.command import Json, load, needs, print_json, who
 from daemon.core.names import Role
 
@@ -13,7 +24,7 @@ if TYPE_CHECKING:
     from daemon.core.config.feeds import FeedSection
     from daemon.core.config.settings import Config
 
-feeds_app = typer.Typer(help="Where corrections come from, and how that goes.", no_args_is_help=True)
+feeds_app = typer.Typer(help="List, test, pause, resume and replay feeds.", no_args_is_help=True)
 Name = Annotated[str, typer.Argument(help="name of the feed, see errata feeds list", metavar="FEED")]
 
 
@@ -27,7 +38,7 @@ def add_commands(app: typer.Typer) -> None:
 @feeds_app.command("list")
 @needs(Role.READ)
 def list_(context: typer.Context, as_json: Json = False) -> None:
-    """List the feeds: what each has brought, what became of it, and what holds it back.
+    """List the feeds with their items, outcomes, drops, pauses and errors.
 
     Example: errata feeds list
     """
@@ -55,10 +66,10 @@ def test(
     context: typer.Context,
     feed: Annotated[str, typer.Argument(help="name of a configured feed, or an https URL of JSON")],
     limit: Limit = 10,
-    seconds: Annotated[float, typer.Option(min=0, help="how long to wait for a stream's items")] = 10.0,
+    seconds: Annotated[float, typer.Option(min=0, help="how long to wait for items of a stream")] = 10.0,
     as_json: Json = False,
 ) -> None:
-    """Read a feed without admitting anything, and show what admission would say to each item.
+    """Read a feed without admitting anything, and show the decision on each item.
 
     Examples: errata feeds test wikidata | errata feeds test https://example.org/corrections.json
     """
@@ -72,7 +83,7 @@ def test(
 
 @feeds_app.command("pause")
 def pause(context: typer.Context, feed: Name, reason: Reason, as_json: Json = False) -> None:
-    """Hold a feed back; it goes on later where it is now.
+    """Pause a feed, which resumes later at its current position.
 
     Example: errata feeds pause wikidata --reason "vandals"
     """
@@ -81,7 +92,7 @@ def pause(context: typer.Context, feed: Name, reason: Reason, as_json: Json = Fa
 
 @feeds_app.command("resume")
 def resume(context: typer.Context, feed: Name, reason: Reason = "", as_json: Json = False) -> None:
-    """Let a feed go on, also one that paused itself.
+    """Resume a feed, also one that was paused automatically.
 
     Example: errata feeds resume wikidata --reason "looked at it"
     """
@@ -96,7 +107,9 @@ def replay(
     reason: Reason,
     as_json: Json = False,
 ) -> None:
-    """Read a feed again from an earlier place; what the ledger has already is dropped as a duplicate.
+    """Read a feed again from an earlier position.
+
+    Items that the ledger has already are dropped as duplicates.
 
     Examples: errata feeds replay news --from start --reason "new rules" |
     errata feeds replay wikidata --from 2026-06-01T00:00:00Z --reason "was paused too long"
@@ -107,22 +120,20 @@ def replay(
     section = _section(config, feed)
     with open_ledger(config) as ledger:
         before = act(ledger, section, since, who(), need_reason(reason))
-    if as_json:
-        print_json({"feed": feed, "from": since, "before": before})
-    else:
-        say(f"feed {feed} is read again from {since}")
+    line = f"feed {feed} is read again from {since}"
+    answer({"feed": feed, "from": since, "before": before}, line, as_json)
 
 
 def approve(
     context: typer.Context,
     entry: Annotated[
-        int | None, typer.Argument(min=1, help="number of the entry; none: list them", metavar="ID")
+        int | None, typer.Argument(min=1, help="number of the entry; without it, list all", metavar="ID")
     ] = None,
     reason: Reason = "",
     limit: Limit = 100,
     as_json: Json = False,
 ) -> None:
-    """List what waits for a human, or let one of them in.
+    """List the corrections that wait for approval, or admit one of them.
 
     Examples: errata approve | errata approve 7 --reason "seen in the gazette"
     """
@@ -133,7 +144,7 @@ def approve(
 
             decision = act(ledger, entry, who(), need_reason(reason))
             done = {"id": entry, "outcome": str(decision.outcome), "correction": decision.correction_id}
-            print_json(done) if as_json else say(f"entry {entry}: {done['outcome']}, {done['correction']}")
+            answer(done, f"entry {entry}: {done['outcome']}, {done['correction']}", as_json)
             return
         from daemon.admission.quarantine import waiting
 
@@ -144,7 +155,7 @@ def approve(
         return
     shown = [row | {"at": moment(row["at"])} for row in rows]
     columns = ("id", "reason", "subject", "relation", "object", "feed", "source", "message", "at")
-    print_table("corrections that wait for a human", columns, shown)
+    print_table("corrections that wait for approval", columns, shown)
 
 
 @needs(Role.READ)
@@ -153,7 +164,7 @@ def why(
     fact: Annotated[str, typer.Argument(help="id, a unique prefix of it, or the subject", metavar="FACT")],
     as_json: Json = False,
 ) -> None:
-    """Tell the whole story of a fact: feed item, admission, batch, revision, probes, rollback.
+    """Show the history of a fact: feed item, admission, batch, revision, probes, rollback.
 
     Example: errata why Bulgaria
     """
@@ -168,23 +179,35 @@ def why(
         return
     newest = story["newest"]
     say(f"fact       {story['fact']}  {story['subject']}: {story['relation']}")
-    say(f"wanted     {_object(newest['object'])} ({newest['state']})")
+    say(f"wanted     {object_text(newest['object'])} ({newest['state']})")
     say(f"in weights {story['in_weights'] or '-'}")
     print_table("events", ("at", "kind", "text"), [e | {"at": moment(e["at"])} for e in story["events"]])
 
 
-def _turn(context: typer.Context, feed: str, reason: str, as_json: bool, *, on: bool) -> None:
+def set_paused(config: "Config", feed: str | None, reason: str, *, on: bool) -> bool:
+    """Pause or resume a feed, or the model's edits, and return whether that changed anything.
+
+    Raises:
+        NotFoundError: no such feed is configured.
+    """
     from daemon.core.ledger import switches
 
-    config = load(context)
-    _section(config, feed)
+    if feed is not None:
+        _section(config, feed)
     turn = switches.pause if on else switches.resume
     with open_ledger(config) as ledger:
-        changed = turn(ledger, model=config.model.name, feed=feed, who=who(), reason=reason)
-    if as_json:
-        print_json({"feed": feed, "paused": on, "changed": changed})
-    else:
-        say(f"feed {feed} is {'paused' if on else 'running'}{'' if changed else ' already'}")
+        return turn(ledger, model=config.model.name, feed=feed, who=who(), reason=reason)
+
+
+def _turn(context: typer.Context, feed: str, reason: str, as_json: bool, *, on: bool) -> None:
+    changed = set_paused(load(context), feed, reason, on=on)
+    line = f"feed {feed} is {paused_text(changed, on=on)}"
+    answer({"feed": feed, "paused": on, "changed": changed}, line, as_json)
+
+
+def paused_text(changed: bool, *, on: bool) -> str:
+    """The state of a switch in words, such as ``paused already``."""
+    return f"{'paused' if on else 'running'}{'' if changed else ' already'}"
 
 
 def _section(config: "Config", name: str, *, is_url: bool = False) -> "FeedSection":
@@ -193,15 +216,15 @@ def _section(config: "Config", name: str, *, is_url: bool = False) -> "FeedSecti
 
     if is_url:
         return HttpFeedConfig(kind="http", name="test", url=name)
-    found = next((feed for feed in config.feeds if feed.name == name), None)
-    if found is None:
-        known = ", ".join(feed.name for feed in config.feeds) or "none"
-        raise NotFoundError(f"there is no feed {name!r}", hint=f"configured: {known}; see [[feeds]]")
-    return found
+    for feed in config.feeds:
+        if feed.name == name:
+            return feed
+    known = ", ".join(feed.name for feed in config.feeds) or "none"
+    raise NotFoundError(f"there is no feed {name!r}", hint=f"configured: {known}; see [[feeds]]")
 
 
 def _look(config: "Config", section: Any, limit: int, seconds: float) -> list[dict[str, Any]]:
-    """Items of a feed from its start, each with the verdict that admission would give."""
+    """Items of a feed from its start, each with the decision of admission."""
     from daemon.admission.policy import Policy, verdict
     from daemon.feeds.base import make_feed
 
@@ -220,7 +243,3 @@ def _look(config: "Config", section: Any, limit: int, seconds: float) -> list[di
 
 def _counts(counts: dict[str, int]) -> str:
     return ", ".join(f"{name} {count}" for name, count in counts.items()) or "-"
-
-
-def _object(value: str | None) -> str:
-    return "(no longer true)" if value is None else value

@@ -1,4 +1,4 @@
-"""Commands that keep ledger and store in order: scrub, gc, backup, restore."""
+"""The commands scrub, gc, backup and restore."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from daemon.cli.common import Reason, need_reason, open_ledger, print_table, say
+from daemon.cli.common import Reason, answer, need_reason, open_ledger, print_table, say
 from daemon.core.command import Json, load, print_json, who
 
 if TYPE_CHECKING:
-    from daemon.core.config.settings import Config
     from daemon.core.ledger.ledger import Ledger
 
 Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="the backup's folder")]
@@ -24,7 +23,9 @@ def add_commands(app: typer.Typer) -> None:
 
 
 def scrub(context: typer.Context, as_json: Json = False) -> None:
-    """Read every blob that a kept revision needs and compare it with its sha256; exit 1 if one differs.
+    """Compare every blob of the kept revisions with its sha256.
+
+    Exit status 1 if one differs.
 
     Example: errata scrub
     """
@@ -39,13 +40,13 @@ def scrub(context: typer.Context, as_json: Json = False) -> None:
     elif unsound:
         print_table("unsound blobs", ("blob", "why"), [{"blob": b, "why": w} for b, w in unsound.items()])
     else:
-        say("every blob is what its name says")
+        say("every blob matches its sha256")
     if unsound:
         raise typer.Exit(1)
 
 
 def gc(context: typer.Context, as_json: Json = False) -> None:
-    """Give up tensors beyond store.keep_revisions and delete blobs that nothing needs, as errata run does.
+    """Drop the tensors beyond store.keep_revisions and delete blobs that nothing needs, as errata run does.
 
     Example: errata gc
     """
@@ -56,14 +57,13 @@ def gc(context: typer.Context, as_json: Json = False) -> None:
         swept = collect_garbage(ledger, config)
         details = {"files": swept.files, "bytes": swept.freed_bytes}
         _record(ledger, "gc", config.model.name, "by hand", details)
-    if as_json:
-        print_json(details)
-    else:
-        say(f"{swept.files} blobs deleted, {swept.freed_bytes >> 10} KiB freed")
+    answer(details, f"{swept.files} blobs deleted, {swept.freed_bytes >> 10} KiB freed", as_json)
 
 
 def backup(context: typer.Context, folder: Folder, as_json: Json = False) -> None:
-    """Copy ledger and blobs into a new folder while everything runs; blobs are hard links where they can be.
+    """Copy ledger and blobs into a new folder while everything runs.
+
+    Blobs become hard links where that is possible.
 
     Example: errata backup /backups/errata-monday
     """
@@ -74,29 +74,28 @@ def backup(context: typer.Context, folder: Folder, as_json: Json = False) -> Non
         _record(ledger, "backup", str(folder), "by hand", {})
     with _bar("blobs") as progress:
         copied = back_up(config, folder, progress)
-    if as_json:
-        print_json({"folder": str(folder), "blobs": copied.blobs, "linked": copied.linked})
-    else:
-        say(f"{folder} holds the ledger and {copied.blobs} blobs ({copied.linked} as hard links)")
+    line = f"{folder} holds the ledger and {copied.blobs} blobs ({copied.linked} as hard links)"
+    answer({"folder": str(folder), "blobs": copied.blobs, "linked": copied.linked}, line, as_json)
 
 
 def restore(context: typer.Context, folder: Folder, reason: Reason, as_json: Json = False) -> None:
-    """Bring a backup back; the ledger that is there is kept beside it. Stop errata run first.
+    """Restore a backup and keep the current ledger beside it.
+
+    Stop errata run first.
 
     Example: errata restore /backups/errata-monday --reason "the disk failed"
     """
+    from daemon.embedded.lock import only_one
     from daemon.upkeep.backup import restore as act
 
     config = load(context)
     why = need_reason(reason)
-    with _alone(config), _bar("blobs") as progress:
+    with only_one(config.run_path), _bar("blobs") as progress:
         copied = act(config, folder, progress)
     with open_ledger(config) as ledger:
         _record(ledger, "restore", str(folder), why, {"blobs": copied.blobs})
-    if as_json:
-        print_json({"folder": str(folder), "blobs": copied.blobs, "replaced": copied.linked})
-    else:
-        say(f"restored from {folder}: the ledger and {copied.blobs} blobs")
+    line = f"restored from {folder}: the ledger and {copied.blobs} blobs"
+    answer({"folder": str(folder), "blobs": copied.blobs, "replaced": copied.linked}, line, as_json)
 
 
 def _record(ledger: "Ledger", action: str, target: str, why: str, details: dict[str, Any]) -> None:
@@ -107,24 +106,8 @@ def _record(ledger: "Ledger", action: str, target: str, why: str, details: dict[
 
 
 @contextmanager
-def _alone(config: "Config") -> Iterator[None]:
-    """Refuse while ``errata run`` works on the same data_dir."""
-    import fcntl
-
-    from daemon.core.errors import UnavailableError
-
-    config.run_path.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with (config.run_path / "supervisor.lock").open("w") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UnavailableError(f"errata run works on {config.data_dir}", hint="stop it first") from error
-        yield
-
-
-@contextmanager
 def _bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on stderr, only where that is a terminal."""
+    """A progress bar on stderr if that is a terminal."""
     from rich.console import Console
     from rich.progress import Progress
 

@@ -1,13 +1,28 @@
-"""Commands that only look: status, facts, revisions, show, incidents, metrics, audit."""
+"""The commands status, facts, revisions, show, incidents, metrics and audit."""
 
 from typing import Annotated, Any
 
 import typer
 
-from daemon.cli.common import Limit, Reason, age, cell, moment, need_reason, open_ledger, print_table, say
+from daemon.cli.common import (
+    Limit,
+    Reason,
+    age,
+    answer,
+    cell,
+    moment,
+    need_reason,
+    object_text,
+    open_ledger,
+    print_table,
+    say,
+)
 from daemon.core.command import Json, load, needs, print_json, require_role, who
 from daemon.core.names import Role
 
+_REVISION_KEYS = (
+    "kind", "state", "parent", "content_of", "content", "recipe", "batch_id", "created_at", "reason",
+)  # fmt: skip
 audit_app = typer.Typer(help="Who did what, when and why.", no_args_is_help=True)
 
 
@@ -20,7 +35,7 @@ def add_commands(app: typer.Typer) -> None:
 
 @needs(Role.READ)
 def status(context: typer.Context, as_json: Json = False) -> None:
-    """Head, live, queue, corrections, probes, incidents, feeds and workers on one page.
+    """Show head, live, queue, corrections, probes, incidents, feeds and workers on one page.
 
     Example: errata status
     """
@@ -40,13 +55,13 @@ def facts(
     context: typer.Context,
     fact: Annotated[
         str | None,
-        typer.Argument(help="one fact's whole story: its id, a unique prefix of it, or its subject"),
+        typer.Argument(help="show the history of this fact: its id, a unique prefix of it, or its subject"),
     ] = None,
     state: Annotated[str | None, typer.Option(help="only facts in this state, such as applied")] = None,
     limit: Limit = 1000,
     as_json: Json = False,
 ) -> None:
-    """List the facts, what is wanted of each and what the weights hold; or tell the story of one.
+    """List the facts with their wanted value and the one in the weights, or show the history of one.
 
     Examples: errata facts | errata facts --state reverted --json | errata facts Bulgaria
     """
@@ -60,17 +75,14 @@ def facts(
         else:
             rows = fact_list(connection, model, limit=limit, state=_state(state))
     if fact is not None:
-        print_json(story) if as_json else _print_story(story)
+        print_json(story) if as_json else _print_history(story)
     elif as_json:
         print_json({"model": model, "facts": rows})
     else:
         shown = [
             row
-            | {
-                "object": _object(row["object"]),
-                "in weights": row["in_weights"],
-                "since": moment(row["since"]),
-            }
+            | {"object": object_text(row["object"]), "in weights": row["in_weights"]}
+            | {"since": moment(row["since"])}
             for row in rows
         ]
         columns = ("fact", "subject", "relation", "object", "state", "in weights", "revision", "since")
@@ -134,13 +146,13 @@ def show(
 @needs(Role.READ)
 def incidents(
     context: typer.Context,
-    unsettled: Annotated[bool, typer.Option("--open", help="only those that still need somebody")] = False,
-    close: Annotated[int | None, typer.Option(metavar="ID", help="settle this incident by hand")] = None,
+    unsettled: Annotated[bool, typer.Option("--open", help="only those that are not settled")] = False,
+    close: Annotated[int | None, typer.Option(metavar="ID", help="close this incident by hand")] = None,
     reason: Reason = "",
     limit: Limit = 100,
     as_json: Json = False,
 ) -> None:
-    """List what was noticed: which probe of which revision was degraded, and what followed.
+    """List the incidents: which probe of which revision was degraded, and what was done about it.
 
     Examples: errata incidents --open | errata incidents --close 3 --reason "floor was too high"
     """
@@ -170,7 +182,7 @@ def incidents(
 
 @needs(Role.READ)
 def metrics(context: typer.Context) -> None:
-    """Print the metrics as Prometheus reads them at /metrics.
+    """Print the metrics in the text format of Prometheus, as /metrics does.
 
     Example: errata metrics | promtool check metrics
     """
@@ -203,7 +215,9 @@ def audit_list(context: typer.Context, limit: Limit = 50, as_json: Json = False)
 @audit_app.command("verify")
 @needs(Role.READ)
 def audit_verify(context: typer.Context, as_json: Json = False) -> None:
-    """Check that no row of the audit was changed or taken out; exit status 1 when one was.
+    """Check that no row of the audit was changed or removed.
+
+    Exit status 1 when one was.
 
     Example: errata audit verify
     """
@@ -212,20 +226,15 @@ def audit_verify(context: typer.Context, as_json: Json = False) -> None:
     config = load(context)
     with open_ledger(config) as ledger, ledger.read() as connection:
         broken = first_broken_row(connection)
-    if as_json:
-        print_json({"ok": broken is None, "first_broken_row": broken})
-    else:
-        say(
-            "the audit holds"
-            if broken is None
-            else f"row {broken} of the audit does not follow from the one before"
-        )
+    problem = f"row {broken} of the audit does not match the hash chain: compare with a backup"
+    line = "the audit is intact" if broken is None else problem
+    answer({"ok": broken is None, "first_broken_row": broken}, line, as_json)
     if broken is not None:
         raise typer.Exit(1)
 
 
 def _state(text: str | None) -> str | None:
-    """A state that exists; anything else is a usage error."""
+    """The state if it is known, else a usage error."""
     from daemon.core.names import CorrectionState
 
     known = [str(state) for state in CorrectionState]
@@ -235,19 +244,15 @@ def _state(text: str | None) -> str | None:
 
 
 def _probe(probe: dict[str, Any]) -> str:
-    """A probe in a few words; a good result goes without saying."""
+    """A probe's score, with its result unless that is ok."""
     result = "" if probe["result"] == "ok" else f" {probe['result']}"
     return f"{probe['probe']} {cell(probe['score'])}{result}"
-
-
-def _object(value: str | None) -> str:
-    return "(no longer true)" if value is None else value
 
 
 def _print_status(page: dict[str, Any]) -> None:
     queue = page["queue"]
     say(f"model        {page['model']}{'  PAUSED' if page['paused'] else ''}")
-    say(f"head         {cell(page['head'])}, live {cell(page['live'])}, {page['active_facts']} facts held")
+    say(f"head         {cell(page['head'])}, live {cell(page['live'])}, {page['active_facts']} active facts")
     say(
         f"queue        {queue['pending']} pending, {queue['queued']} queued,"
         f" oldest {age(queue['oldest_age_seconds'])}"
@@ -264,14 +269,14 @@ def _print_status(page: dict[str, Any]) -> None:
     print_table("workers", ("name", "state", "heartbeat", "device"), workers)
 
 
-def _print_story(story: dict[str, Any]) -> None:
+def _print_history(story: dict[str, Any]) -> None:
     say(f"fact     {story['fact']}")
     say(f"subject  {story['subject']}")
     say(f"relation {story['relation']}")
     rows = [
         row
         | {
-            "object": _object(row["object"]),
+            "object": object_text(row["object"]),
             "admitted": moment(row["admitted_at"]),
             "in the weights": ", ".join(
                 f"{h['since']}..{'' if h['until'] is None else h['until'] - 1}" for h in row["held"]
@@ -286,17 +291,7 @@ def _print_story(story: dict[str, Any]) -> None:
 def _print_revision(detail: dict[str, Any]) -> None:
     flags = " ".join(name for name in ("head", "live") if detail[f"is_{name}"])
     say(f"revision {detail['number']} {flags}".rstrip())
-    for key in (
-        "kind",
-        "state",
-        "parent",
-        "content_of",
-        "content",
-        "recipe",
-        "batch_id",
-        "created_at",
-        "reason",
-    ):
+    for key in _REVISION_KEYS:
         if detail[key] not in (None, ""):
             say(f"  {key:<12} {detail[key]}")
     say(f"  {'facts':<12} {detail['active_facts']}")
@@ -305,7 +300,7 @@ def _print_revision(detail: dict[str, Any]) -> None:
     )
     columns = ("fact_id", "subject", "relation", "object", "correction_id")
     for name in ("written", "ended"):
-        rows = [row | {"object": _object(row["object"])} for row in detail[name]]
+        rows = [row | {"object": object_text(row["object"])} for row in detail[name]]
         print_table(f"corrections {name}", columns, rows)
     stages = [{"stage": stage, "seconds": seconds} for stage, seconds in detail["stages"].items()]
     print_table("stages", ("stage", "seconds"), stages)

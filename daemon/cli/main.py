@@ -1,4 +1,4 @@
-"""The command ``errata``: which commands it has, and what its errors and exit statuses are."""
+"""The command ``errata`` with the commands of all packages, its error messages and exit statuses."""
 
 import sys
 import traceback
@@ -10,14 +10,14 @@ import typer
 from typer.core import TyperGroup
 
 from daemon.cli import act, config, feeds, keep, look, quarantine, watch
-from daemon.cli.common import say
-from daemon.core.command import CommandContext, Json, config_file, load, print_json
+from daemon.cli.common import answer
+from daemon.core.command import CommandContext, Json, config_file, load
 from daemon.core.errors import ErrataError
 from daemon.core.text import printable
 
 ENTRY_POINTS = "errata.commands"
 UNEXPECTED = 70  # EX_SOFTWARE of sysexits.h
-_LONGEST = 4_000
+_LONGEST = 4_000  # characters of a message or hint: a long path or SQL statement fits
 _EPILOG = (
     "Exit status: 0 done; 1 refused, or a check found a problem; 2 wrong usage or configuration; "
     "3 a service does not answer; 4 the ledger refuses; 5 no such revision, fact or entry; "
@@ -27,16 +27,16 @@ _EPILOG = (
 
 
 class Commands(TyperGroup):
-    """All commands; an error that Errata raises on purpose becomes two lines and its exit status."""
+    """A group whose commands report an ``ErrataError`` in two lines and end with its exit status."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command that was typed."""
+        """Run the command."""
         try:
             return super().invoke(ctx)
         except ErrataError as error:
             if ctx.params.get("debug"):
                 traceback.print_exc()
-            complain(error.message, error.hint)
+            print_error(error.message, error.hint)
             raise typer.Exit(error.exit_code) from error
 
 
@@ -61,20 +61,20 @@ def make_cli() -> typer.Typer:
 
 
 def main() -> None:
-    """The process: run the command, and end with the status that the help names."""
+    """Run the command line and end the process with an exit status that its help lists."""
     try:
         make_cli()(prog_name="errata")
-    except Exception as error:  # noqa: BLE001  # the process's edge: a bug is two lines and a status
+    except Exception as error:  # noqa: BLE001  # process edge: a bug is reported in two lines
         if "--debug" in sys.argv:
             traceback.print_exc()
-        complain(
+        print_error(
             f"unexpected {type(error).__name__}: {error}", "this is a bug in Errata; --debug shows where"
         )
         sys.exit(UNEXPECTED)
 
 
-def complain(message: str, hint: str = "") -> None:
-    """An error on stderr: what is wrong, and what to do."""
+def print_error(message: str, hint: str = "") -> None:
+    """Print what is wrong and what to do on stderr."""
     typer.echo(f"error: {printable(message, _LONGEST)}", err=True)
     if hint:
         typer.echo(f"  {printable(hint, _LONGEST)}", err=True)
@@ -85,24 +85,24 @@ def _global_options(
     config: Annotated[
         Path | None,
         typer.Option(
-            metavar="PATH", help="errata.toml to use; else ERRATA_CONFIG, ./errata.toml, /etc/errata"
+            metavar="PATH", help="configuration file; default ERRATA_CONFIG, ./errata.toml, /etc/errata"
         ),
     ] = None,
-    debug: Annotated[bool, typer.Option("--debug", help="show where an error comes from")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="print the traceback of an error")] = False,
 ) -> None:
     context.obj = CommandContext(config)
 
 
 def run(
     context: typer.Context,
-    once: Annotated[
-        bool, typer.Option("--once", help="end when the feeds and the queue are drained")
-    ] = False,
+    once: Annotated[bool, typer.Option("--once", help="end when feeds and queue are empty")] = False,
     no_worker: Annotated[
-        bool, typer.Option("--no-worker", help="scheduler and API alone; errata worker runs elsewhere")
+        bool, typer.Option("--no-worker", help="only scheduler and API; errata worker runs on another host")
     ] = False,
 ) -> None:
-    """Start everything on this machine: Redis, scheduler, API and one editing worker; SIGTERM ends it.
+    """Start Redis, scheduler, API and one editing worker on this machine.
+
+    SIGTERM stops all of them after the work in progress.
 
     Examples: errata run | errata run --once | errata run --no-worker
     """
@@ -119,14 +119,14 @@ def version(as_json: Json = False) -> None:
     """
     from daemon.core.version import version as this
 
-    print_json({"version": this()}) if as_json else say(f"errata {this()}")
+    answer({"version": this()}, f"errata {this()}", as_json)
 
 
 def _add_foreign_commands(app: typer.Typer) -> None:
-    """Let other packages add their commands; one that cannot be loaded does not take the others with it."""
+    """Add the commands of other packages, and warn about those that cannot be loaded."""
     for entry in metadata.entry_points(group=ENTRY_POINTS):
         try:
             entry.load()(app)
-        except Exception as error:  # noqa: BLE001  # foreign code may raise anything; errata goes on
+        except Exception as error:  # noqa: BLE001  # foreign code may raise anything
             why = printable(f"{type(error).__name__}: {error}", _LONGEST)
             typer.echo(f"warning: the commands of {entry.name!r} are missing: {why}", err=True)

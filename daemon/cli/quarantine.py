@@ -1,14 +1,14 @@
-"""Commands on the quarantine: list, release, drop."""
+"""The commands quarantine list, release and drop."""
 
 from typing import Annotated
 
 import typer
 
-from daemon.cli.common import Limit, Reason, moment, need_reason, open_ledger, print_table, say
+from daemon.cli.common import Limit, Reason, answer, moment, need_reason, open_ledger, print_table
 from daemon.core.command import Json, load, needs, print_json, who
 from daemon.core.names import Role
 
-quarantine_app = typer.Typer(help="What was refused or taken back, and why.", no_args_is_help=True)
+quarantine_app = typer.Typer(help="Items that were refused or reverted, and why.", no_args_is_help=True)
 Entry = Annotated[
     int, typer.Argument(min=1, help="number of the entry, see errata quarantine list", metavar="ID")
 ]
@@ -23,11 +23,11 @@ def add_commands(app: typer.Typer) -> None:
 @needs(Role.READ)
 def quarantine_list(
     context: typer.Context,
-    everything: Annotated[bool, typer.Option("--all", help="also what was released or dropped")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="also released and dropped ones")] = False,
     limit: Limit = 100,
     as_json: Json = False,
 ) -> None:
-    """List what is held, newest first, with the place it came from and the reason.
+    """List the quarantined items, newest first, with their origin and the reason.
 
     Examples: errata quarantine list | errata quarantine list --all --json
     """
@@ -48,7 +48,7 @@ def quarantine_list(
 
 @quarantine_app.command("release")
 def release(context: typer.Context, entry: Entry, reason: Reason, as_json: Json = False) -> None:
-    """Let an entry in after all, under the same rules as everything else.
+    """Admit an entry after all, under the same rules as any other item.
 
     Example: errata quarantine release 3 --reason "the source is right"
     """
@@ -58,20 +58,14 @@ def release(context: typer.Context, entry: Entry, reason: Reason, as_json: Json 
     config = load(context)
     with open_ledger(config) as ledger:
         decision = act(ledger, entry, who(), reason)
-    if as_json:
-        done = {
-            "outcome": str(decision.outcome),
-            "correction": decision.correction_id,
-            "fact": decision.fact_id,
-        }
-        print_json({"id": entry, **done, "message": decision.message})
-    else:
-        say(f"entry {entry}: {decision.outcome}, correction {decision.correction_id}")
+    done = {"outcome": str(decision.outcome), "correction": decision.correction_id}
+    line = f"entry {entry}: {decision.outcome}, correction {decision.correction_id}"
+    answer({"id": entry, **done, "fact": decision.fact_id, "message": decision.message}, line, as_json)
 
 
 @quarantine_app.command("drop")
 def drop(context: typer.Context, entry: Entry, reason: Reason, as_json: Json = False) -> None:
-    """Give an entry up; it stays refused.
+    """Drop an entry, which stays refused.
 
     Example: errata quarantine drop 3 --reason "nonsense"
     """
@@ -81,4 +75,4 @@ def drop(context: typer.Context, entry: Entry, reason: Reason, as_json: Json = F
     config = load(context)
     with open_ledger(config) as ledger:
         act(ledger, entry, who(), reason)
-    print_json({"id": entry, "state": "dropped"}) if as_json else say(f"entry {entry}: dropped")
+    answer({"id": entry, "state": "dropped"}, f"entry {entry}: dropped", as_json)

@@ -1,12 +1,13 @@
-"""The reference in docs/reference.md, made of the code: ``python -m daemon.cli.reference`` prints it.
+"""Print docs/reference.md, the reference of commands, configuration keys and metrics.
 
-A test compares; who changes a command or a key runs ``python -m daemon.cli.reference > docs/reference.md``.
+After a change of a command or key run ``python -m daemon.cli.reference > docs/reference.md``.
+A test compares.
 """
 
 import inspect
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_args
 
 import typer
 from pydantic import BaseModel, SecretStr
@@ -18,12 +19,12 @@ from daemon.core.metrics import METRICS
 _INTRO = """\
 # Reference
 
-Made of the code by `python -m daemon.cli.reference`; a test keeps it true. Commands, configuration, metrics.
+All commands, configuration keys and metrics. `python -m daemon.cli.reference` prints this page from the code.
 """
 
 
 def reference() -> str:
-    """The whole page in Markdown."""
+    """The page in Markdown."""
     group = typer.main.get_command(make_cli())
     parts = [_INTRO, "## Commands\n", *_commands(group)]
     parts += ["## Configuration\n", _EXPLAINED, *_sections(), "## Metrics\n", *_metrics()]
@@ -31,13 +32,13 @@ def reference() -> str:
 
 
 _EXPLAINED = """\
-`errata.toml`, or the environment: `[edit] batch_size` is `ERRATA_EDIT__BATCH_SIZE`. Unknown keys are refused.
-Tables that may stand several times (`[[feeds]]`, `[[consumers]]`) are JSON in the environment.
+Keys are set in `errata.toml` or in the environment: `[edit] batch_size` is `ERRATA_EDIT__BATCH_SIZE`.
+Unknown keys are refused. Repeated tables (`[[feeds]]`, `[[consumers]]`) are JSON in the environment.
 """
 
 
 def commands(group: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """All commands of a group and of those in it, each with the words that call it."""
+    """All commands of a group and its subgroups, each with the words that call it."""
     for name, command in sorted(group.commands.items()):
         if command.hidden:
             continue
@@ -76,24 +77,21 @@ def _default(parameter: Any) -> str:
 
 
 def _sections() -> Iterator[str]:
-    plain = {
-        name: field for name, field in Config.model_fields.items() if _table_of(field.annotation) is None
-    }
+    tables = {name: list(_tables(name, field.annotation)) for name, field in Config.model_fields.items()}
     yield "### at the top\n"
-    yield _key_table(plain)
-    for name, field in Config.model_fields.items():
-        for table, heading in _table_of(field.annotation) or ():
-            yield f"### `{heading.replace('NAME', name)}`\n"
-            yield (inspect.getdoc(table) or "") + "\n"
-            yield _key_table(dict(table.model_fields))
+    yield _key_table({name: field for name, field in Config.model_fields.items() if not tables[name]})
+    for heading, table in (one for several in tables.values() for one in several):
+        yield f"### `{heading}`\n"
+        yield (inspect.getdoc(table) or "") + "\n"
+        yield _key_table(dict(table.model_fields))
 
 
-def _table_of(annotation: Any) -> list[tuple[type[BaseModel], str]] | None:
-    """The models behind a section, or behind each kind of a list of tables; None for a plain key."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [(annotation, "[NAME]")]
-    found = [one for one in _leaves(annotation) if isinstance(one, type) and issubclass(one, BaseModel)]
-    return [(one, "[[NAME]]") for one in found] or None
+def _tables(name: str, annotation: Any) -> Iterator[tuple[str, type[BaseModel]]]:
+    """Heading and model of each table that a key stands for, none for a plain value."""
+    for one in _leaves(annotation):
+        if isinstance(one, type) and issubclass(one, BaseModel):
+            kinds = " or ".join(_choices(one.model_fields["kind"])) if "kind" in one.model_fields else ""
+            yield (f"[[{name}]] kind = {kinds}" if kinds else f"[{name}]"), one
 
 
 def _leaves(annotation: Any) -> Iterator[Any]:
@@ -104,17 +102,22 @@ def _leaves(annotation: Any) -> Iterator[Any]:
         yield from _leaves(argument)
 
 
+def _choices(field: Any) -> list[str]:
+    """The values that a key of a ``Literal`` type may have, in quotes."""
+    return [f'"{value}"' for value in get_args(field.annotation) if isinstance(value, str)]
+
+
 def _key_table(fields: dict[str, Any]) -> str:
     rows = ["| key | default | meaning |", "| --- | --- | --- |"]
     for name, field in fields.items():
-        text = (field.description or "").replace("|", "\\|")
-        rows.append(f"| `{name}` | {_value(field)} | {text} |")
+        text = field.description or ("selects these keys" if name == "kind" else "")
+        rows.append(f"| `{name}` | {_value(field)} | {text.replace('|', chr(92) + '|')} |")
     return "\n".join(rows) + "\n"
 
 
 def _value(field: Any) -> str:
     if field.is_required():
-        return "needed"
+        return " or ".join(f"`{choice}`" for choice in _choices(field)) or "required"
     value = field.get_default(call_default_factory=True)
     if value is None or value in ("", {}, ()) or isinstance(value, SecretStr):
         return "–"

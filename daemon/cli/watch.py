@@ -1,4 +1,4 @@
-"""Commands for who keeps watch: diff, top."""
+"""The commands diff and top."""
 
 import json
 from typing import TYPE_CHECKING, Annotated, Any
@@ -29,7 +29,7 @@ def diff(
     second: Annotated[str, typer.Argument(help="revision after")],
     as_json: Json = False,
 ) -> None:
-    """Show what lies between two revisions: facts, norms of the edited layers, probes.
+    """Compare the facts, the norms of the edited layers and the probes of two revisions.
 
     Examples: errata diff 3 7 | errata diff 3 7 --json
     """
@@ -38,28 +38,30 @@ def diff(
 
     config = load(context)
     with open_ledger(config) as ledger, ledger.read() as connection:
-        found = difference(connection, config.model.name, parse_revision(first), parse_revision(second))
+        delta = difference(connection, config.model.name, parse_revision(first), parse_revision(second))
     if as_json:
-        print_json(found)
+        print_json(delta)
         return
-    if found["same_content"]:
-        say(f"revisions {found['from']} and {found['to']} have the same weights")
-    print_table("changed facts", ("change", "subject", "relation", "before", "after", "fact"), found["facts"])
+    if delta["same_content"]:
+        say(f"revisions {delta['from']} and {delta['to']} have the same weights")
+    print_table("changed facts", ("change", "subject", "relation", "before", "after", "fact"), delta["facts"])
     for title in ("norms", "probes"):
-        rows = [{"name": name, **pair} for name, pair in found[title].items()]
+        rows = [{"name": name, **pair} for name, pair in delta[title].items()]
         print_table(title, ("name", "before", "after"), rows)
 
 
 @needs(Role.READ)
 def top(
     context: typer.Context,
-    every: Annotated[float, typer.Option(min=0.2, max=3600, help="seconds between looks")] = 2.0,
-    once: Annotated[bool, typer.Option("--once", help="look once and end")] = False,
+    every: Annotated[float, typer.Option(min=0.2, max=3600, help="seconds between refreshes")] = 2.0,
+    once: Annotated[bool, typer.Option("--once", help="print one page and end")] = False,
     as_json: Annotated[
-        bool, typer.Option("--json", help="print one JSON document a look, each on one line")
+        bool, typer.Option("--json", help="print one JSON document per refresh, each on one line")
     ] = False,
 ) -> None:
-    """Watch the installation live: queue, chain, probes, feeds, workers, places; Ctrl-C ends it.
+    """Watch queue, revisions, probes, feeds, workers and places live.
+
+    Ctrl-C ends it.
 
     Examples: errata top | errata top --every 10 | errata top --once --json
     """
@@ -69,7 +71,7 @@ def top(
 
     config = load(context)
     out = make_console()
-    with open_ledger(config):  # says at once when there is none
+    with open_ledger(config):  # fails at once when there is none
         pass
     live = Live(console=out, screen=True, auto_refresh=False) if out.is_terminal and not as_json else None
     try:
@@ -107,7 +109,7 @@ def _look(config: "Config") -> dict[str, Any]:
 
 
 def _page(seen: dict[str, Any]) -> "Group":
-    """One screen: what waits, what was written last, how it was measured, who works, who was told."""
+    """One screen with the queue, revisions, probes, feeds, workers and places."""
     from rich.console import Group
     from rich.text import Text
 
@@ -123,13 +125,13 @@ def _page(seen: dict[str, Any]) -> "Group":
         Text("  ".join(care), style="bold red"),
     ]
     tables = (
-        ("revision", ("number", "kind", "state", "active_facts", "created"), _revisions(seen)),
-        ("probe", ("probe", "result", "score", "bound", "items"), seen["probes"]),
-        ("feed", ("name", "items", "pulled", "error"), _feeds(seen)),
-        ("worker", ("name", "state", "heard", "device", "MiB"), _workers(seen)),
-        ("place", ("place", "held", "revision", "attempts", "message"), seen["places"]),
+        (("number", "kind", "state", "active_facts", "created"), _revisions(seen)),
+        (("probe", "result", "score", "bound", "items"), seen["probes"]),
+        (("name", "items", "pulled", "error"), _feeds(seen)),
+        (("name", "state", "heard", "device", "MiB"), _workers(seen)),
+        (("place", "held", "revision", "attempts", "message"), seen["places"]),
     )
-    return Group(*parts, *(_table(columns, rows) for _, columns, rows in tables if rows))
+    return Group(*parts, *(_table(columns, rows) for columns, rows in tables if rows))
 
 
 def _table(columns: tuple[str, ...], rows: list[dict[str, Any]]) -> Any:
@@ -143,9 +145,8 @@ def _table(columns: tuple[str, ...], rows: list[dict[str, Any]]) -> Any:
     for column in columns:
         table.add_column(column, overflow="ellipsis", no_wrap=True)
     for row in rows:
-        bad = (
-            row.get("result") in ("degraded", "unknown") or row.get("state") == "rejected" or row.get("error")
-        )
+        not_ok = row.get("result") in ("degraded", "unknown")
+        bad = not_ok or row.get("state") == "rejected" or row.get("error")
         table.add_row(*(Text(cell(row.get(key))) for key in columns), style="red" if bad else "")
     return table
 

@@ -1,4 +1,4 @@
-"""What the commands of all packages share: the configuration, the role each needs, JSON answers."""
+"""Configuration, roles and JSON output for the commands of all packages."""
 
 import getpass
 import json
@@ -29,14 +29,14 @@ class CommandContext:
 
     @cached_property
     def config_file(self) -> Path | None:
-        """The file that the configuration comes from; None for defaults and environment only."""
+        """The configuration file in use, or None for defaults and environment only."""
         from daemon.core.config.settings import find_config
 
         return find_config(self._given_file)
 
     @cached_property
     def config(self) -> "Config":
-        """The configuration, read at the first use; logging follows it from then on.
+        """The configuration, which is read and applied to logging at the first use.
 
         Raises:
             ConfigError: the configuration is not valid.
@@ -62,13 +62,13 @@ def load(context: typer.Context) -> "Config":
 
 
 def config_file(context: typer.Context) -> Path | None:
-    """The file that the configuration comes from; None for defaults and environment only."""
+    """The configuration file in use, or None for defaults and environment only."""
     shared: CommandContext = context.obj
     return shared.config_file
 
 
 def needs(role: Role) -> Callable[[_Command], _Command]:
-    """A decorator that states the role which a command needs; without it a command needs ``operate``."""
+    """A decorator that states the role of a command, which is ``operate`` without it."""
 
     def mark(command: _Command) -> _Command:
         vars(command)["needed_role"] = role
@@ -104,7 +104,7 @@ def require_role(config: "Config", needed: Role, what: str) -> None:
 
 
 def who() -> str:
-    """The name for the audit of the person who runs the command: ``ERRATA_WHO``, else the login name."""
+    """The caller's name for the audit, from ``ERRATA_WHO`` or the login."""
     name = os.environ.get("ERRATA_WHO", "").strip()
     if not name:
         try:

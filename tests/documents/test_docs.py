@@ -27,7 +27,8 @@ def test_it_has_every_command_and_every_key() -> None:
     for key in set(known_keys()) - {"feeds", "consumers"}:
         assert f"`{key.rsplit('.', 1)[-1]}`" in page
     assert "[[consumers]]" in page
-    assert "[[feeds]]" in page
+    for kind in ("jsonl", "http", "rss", "wikidata", "redis_stream", "webhook"):
+        assert f'### `[[feeds]] kind = "{kind}"`' in page
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: "/".join(path.relative_to(ROOT).parts))

@@ -1,4 +1,4 @@
-"""Roles at the keyboard: what each may run, and how a token lifts one."""
+"""Which commands each role may run, and how a token changes the role."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The HTTP API over a real ledger: what it shows, what it takes, from whom, and how it refuses."""
+"""What the HTTP API shows and accepts over a real ledger, from whom, and how it refuses."""
 
 import asyncio
 import json
@@ -31,7 +31,7 @@ def ledger(installation: Installation) -> Iterator[Ledger]:
 
 @pytest.fixture
 def client(ledger: Ledger, installation: Installation) -> TestClient:
-    """A client on this machine; no token is configured."""
+    """A client on this machine without a configured token."""
     return connect(ledger, installation.config)
 
 

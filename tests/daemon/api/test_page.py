@@ -1,4 +1,4 @@
-"""The built-in page: it tells the story, escapes what feeds say, and is whole without a script."""
+"""The status page shows the history, escapes text from feeds, and works without a script."""
 
 import os
 import re

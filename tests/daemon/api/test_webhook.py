@@ -1,4 +1,4 @@
-"""The webhook: who may deliver, in which forms, how often; the same delivery twice is one delivery."""
+"""Who may deliver to the webhook, in which forms and how often, and that a repeated delivery counts once."""
 
 import hashlib
 import hmac

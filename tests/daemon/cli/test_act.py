@@ -1,4 +1,4 @@
-"""Commands that change something: what they do to the ledger, what they refuse, and the audit row of each."""
+"""Tests of the commands that change something: their effect, what they refuse, their audit rows."""
 
 import getpass
 import json
@@ -125,7 +125,7 @@ def test_what_cannot_be_read(installation: Installation, ledger: Ledger) -> None
 def test_half_a_correction_is_wrong_usage(
     installation: Installation, ledger: Ledger, arguments: list[str]
 ) -> None:
-    """A missing object must never be read as «no longer true»."""
+    """A missing object is never taken to mean that the fact is no longer true."""
     before = states(ledger)
     assert installation.errata("submit", *arguments).exit_code == 2
     assert states(ledger) == before
@@ -154,7 +154,7 @@ def test_retract_takes_one_fact_out_and_leaves_the_others(installation: Installa
 
 
 def test_retract_wins_over_a_value_dated_ahead(installation: Installation, ledger: Ledger) -> None:
-    """A feed may date a statement some hours ahead; what an operator takes out must go all the same."""
+    """A retraction removes a fact even if a feed has dated its value some hours ahead."""
     ahead = ledger.clock.now() + timedelta(hours=20)
     said = statement("Togo", "Lomé", effective_at=ahead.isoformat())
     write_quietly(ledger, said)
@@ -201,7 +201,7 @@ def test_rollback_and_back_again(installation: Installation, ledger: Ledger) -> 
     row = last_audit(ledger)
     assert (row["who"], row["action"], row["reason"]) == ("ann", "rollback", "demo")
     shown = installation.errata("rollback", "--to", "4", "--reason", "and back", "--expected-head", "5")
-    assert shown.stdout == "head is 6; it holds what revision 4 held\n"
+    assert shown.stdout == "head is 6, with the content of revision 4\n"
     assert held(ledger) == {"Peru": "Cusco", "Chad": "Abéché"}
 
 

@@ -1,4 +1,4 @@
-"""What is configured and what is wrong: config show, config path, doctor."""
+"""Tests of config show, config path and doctor."""
 
 import json
 from datetime import UTC, datetime, timedelta

@@ -1,4 +1,4 @@
-"""Commands about what comes in: the list of feeds, a look without admitting, replay, approval, and why."""
+"""Tests of the commands for feeds, of approve and of why."""
 
 import json
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Commands that look: what they print for people and programs; feeds cannot steer them."""
+"""Commands that only read print tables or JSON, in which text from feeds cannot steer a terminal."""
 
 import json
 from pathlib import Path
@@ -31,7 +31,7 @@ def test_status(installation: Installation) -> None:
     assert page["queue"]["pending"] == 1
     assert page["quarantine_held"] == 2
     shown = installation.errata("status").stdout
-    assert "head         4, live 4, 2 facts held" in shown
+    assert "head         4, live 4, 2 active facts" in shown
     assert "1 pending, 0 queued" in shown
     assert "perplexity_ratio" in shown
 

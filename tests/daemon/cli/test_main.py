@@ -1,4 +1,4 @@
-"""The command itself: it explains itself, its errors are two lines and a status, foreign commands join."""
+"""The command line explains itself, reports errors in two lines, and takes commands of other packages."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""A feed whose file was never there is refused at the start; one that was read before may be rotating."""
+"""A feed whose file never existed is refused at the start, unless it was read before."""
 
 from pathlib import Path
 
