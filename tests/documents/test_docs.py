@@ -1,21 +1,239 @@
-"""The documents are true: the reference is what the code says, commands and keys that README names exist."""
+"""The documents are true: their commands run or are parsed, and keys, links, settings and examples are real."""
 
+import importlib.util
+import json
 import re
+import shlex
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
+import click
 import pytest
 import typer
 
 from daemon.cli.main import make_cli
 from daemon.cli.reference import reference
-from daemon.core.config.settings import known_keys
+from daemon.core.config.feeds import FEED_SECTIONS, AdmissionConfig
+from daemon.core.config.settings import known_keys, load_config
+from daemon.core.corrections import parse_item
+from daemon.core.ledger.ledger import Ledger
+from daemon.feeds.base import _KINDS, Feed
+from tests.installation import Installation
+from tests.ledgers import apply_waiting
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "deploy" / "README.md", ROOT / "ARCHITECTURE.md"]
+REFERENCE = ROOT / "docs" / "reference.md"
+GUIDES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "ARCHITECTURE.md",
+    ROOT / "deploy" / "README.md",
+    *(page for page in sorted((ROOT / "docs").glob("*.md")) if page != REFERENCE),
+]
+RUNBOOKS = sorted((ROOT / "monitoring" / "runbooks").glob("*.md"))
+PAGES = [*GUIDES, *RUNBOOKS]
+
+MODEL = "needs the language model; tests/model and tests/e2e run it"
+BENCH = "takes minutes to hours; tests/workers/bench runs the benches in small"
+ENDLESS = "runs until it is stopped; tests/e2e starts it"
+STAGE = "a stage of deploy/test.sh, which runs these tests"
+ROOT_ONLY = "changes the machine it runs on; tests/documents/test_deploy.py checks the files that it uses"
+ENGINE = "needs a container engine or a cluster; tests/documents/test_deploy.py checks the files that it uses"
+SERVER = "talks to a running server; the tests of its routes post the same"
+NOT_RUN = MappingProxyType(
+    {
+        "sh deploy/quickstart.sh": "downloads a model and edits it for minutes; CI's clone runs it",
+        "sh deploy/test.sh": "runs these tests",
+        ". .venv/bin/activate": "made by deploy/install.sh",
+        "errata ask": MODEL,
+        "errata export": MODEL,
+        "errata rebuild": MODEL,
+        "errata probe": MODEL,
+        "errata run": ENDLESS,
+        "errata serve": ENDLESS,
+        "errata top": ENDLESS,
+        "errata bench": BENCH,
+        "errata locate": "takes minutes; tests/workers/locate runs it in small",
+        "errata feeds test wikidata": "asks Wikidata; tests/daemon/feeds does it with a server of its own",
+        "curl": SERVER,
+        "python -m tests.bench": BENCH,
+        "python -m pytest": STAGE,
+        "python -m pip wheel": "fetches the build system; deploy/test.sh installs the project by the same one",
+        "ruff": STAGE,
+        "lint-imports": STAGE,
+        "mypy": STAGE,
+        "systemctl": ROOT_ONLY,
+        "useradd": ROOT_ONLY,
+        "python3 -m venv /opt/errata": ROOT_ONLY,
+        "/opt/errata/bin/pip": ROOT_ONLY,
+        "install": ROOT_ONLY,
+        "cp deploy/": ROOT_ONLY,
+        "openssl": ROOT_ONLY,
+        "docker compose": ENGINE,
+        "kubectl": ENGINE,
+    }
+)
+"""Beginnings of commands that no test here runs, each with its reason."""
+PLACEHOLDERS = MappingProxyType({"NAME": "sample", "REV": "3", "ID": "1"})
+"""What stands for a name or number in a page, and a value that the test's installation has."""
+MAY_FIND_SOMETHING = ("errata doctor",)
+"""Commands whose exit status says what they found: the installation of this test has no worker."""
+
+
+def label(page: Path) -> str:
+    """What a test of a page is called by."""
+    return "/".join(page.relative_to(ROOT).parts)
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """The code blocks of a page in one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.S | re.M)
+
+
+def commands(page: Path) -> Iterator[list[str]]:
+    """Each command of the page's shell blocks as its words: lines are joined, comments and redirections go."""
+    for line in "\n".join(blocks(page, "sh")).replace("\\\n", " ").splitlines():
+        lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
+        lexer.whitespace_split = True
+        words: list[str] = []
+        for word in [*lexer, ";"]:
+            if word in {";", "&&", "||", "|", ">", ">>"}:
+                if words:
+                    yield words
+                words = []
+            else:
+                words.append(word)
+
+
+def reason_not_run(words: list[str]) -> str | None:
+    """The entry of NOT_RUN that a command begins with."""
+    text = " ".join(words) + " "
+    return next((start for start in NOT_RUN if text.startswith((f"{start} ", f"{start}/"))), None)
+
+
+EVERY = [(page, words) for page in PAGES for words in commands(page)]
+
+
+@pytest.fixture
+def installed(tmp_path: Path) -> Iterator[tuple[Installation, Ledger]]:
+    """An installation with a story: some revisions, a rollback, a waiting correction, refused lines."""
+    installation = Installation(tmp_path)
+    ledger = installation.tell_story()
+    yield installation, ledger
+    ledger.close()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=label)
+def test_the_commands_of_a_page_run_in_their_order(
+    page: Path, installed: tuple[Installation, Ledger], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installation, ledger = installed
+    monkeypatch.chdir(tmp_path)
+    for words in commands(page):
+        if reason_not_run(words) is not None:
+            continue
+        typed = [PLACEHOLDERS.get(word, word).replace("/backups/", f"{tmp_path}/") for word in words]
+        if words[0] != "errata":
+            subprocess.run(typed, check=True, capture_output=True)
+            continue
+        result = installation.errata(*typed[1:])
+        allowed = {0, 1} if " ".join(words).startswith(MAY_FIND_SOMETHING) else {0}
+        assert result.exit_code in allowed, f"{shlex.join(words)}: {result.output}"
+        assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+        apply_waiting(ledger)  # in place of the worker
+
+
+def test_every_reason_not_to_run_a_command_is_needed() -> None:
+    used = {reason_not_run(words) for _, words in EVERY}
+    assert set(NOT_RUN) <= used, set(NOT_RUN) - used
+
+
+@pytest.mark.parametrize(
+    "page, words", EVERY, ids=lambda one: label(one) if isinstance(one, Path) else one[0]
+)
+def test_commands_are_ones_that_the_programs_know(page: Path, words: list[str]) -> None:
+    """Run or not: commands and options of errata are parsed, modules and files of the project exist."""
+    if words[0] == "errata":
+        parse([PLACEHOLDERS.get(word, word) for word in words[1:]])
+    elif words[:2] == ["python", "-m"]:
+        assert importlib.util.find_spec(words[2]) is not None, words
+    named = [word for word in words if word.startswith(("deploy/", "tests/", "docs/"))]
+    made = {"deploy/.env", "deploy/errata.toml", "deploy/api.token"}  # by the commands before
+    for file in named:
+        assert file in made or list(ROOT.glob(file)), f"{label(page)}: {file}"
+
+
+def parse(words: list[str]) -> None:
+    """Let click read a command line without running it.
+
+    Raises:
+        click.UsageError: no such command or option, or an argument is missing.
+    """
+    command: Any = typer.main.get_command(make_cli())
+    context = click.Context(command)
+    while isinstance(command, click.Group):
+        _, command, words = command.resolve_command(context, words)
+    command.make_context(command.name, words, parent=context).close()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=label)
+def test_commands_in_the_text_exist(page: Path) -> None:
+    for typed in re.findall(r"`errata((?: [^`\s]+)+)`", page.read_text(encoding="utf-8")):
+        command, words = typer.main.get_command(make_cli()), typed.split()
+        while words and hasattr(command, "commands"):
+            command = command.commands[words.pop(0)]
+        options = {text for parameter in command.params for text in parameter.opts} | {"--help"}
+        given = {word.split("=")[0] for word in words if word.startswith("--")}
+        assert given <= options, f"{label(page)}: errata{typed}"
+
+
+@pytest.mark.parametrize("page", [page for page in GUIDES if blocks(page, "toml")], ids=label)
+def test_settings_that_a_page_shows_are_accepted(page: Path, tmp_path: Path) -> None:
+    for number, block in enumerate(blocks(page, "toml")):
+        file = tmp_path / f"{number}.toml"
+        file.write_text(block, encoding="utf-8")
+        load_config(file)
+
+
+def test_every_kind_of_feed_has_an_example() -> None:
+    text = "\n".join(blocks(ROOT / "docs" / "feeds.md", "toml"))
+    assert set(re.findall(r'kind = "(\w+)"', text)) == set(_KINDS)
+
+
+def test_every_key_of_a_feed_and_of_admission_is_on_its_page() -> None:
+    named = set(re.findall(r"`([a-z_]+)`", (ROOT / "docs" / "feeds.md").read_text(encoding="utf-8")))
+    for section in (*FEED_SECTIONS, AdmissionConfig):
+        assert set(section.model_fields) <= named, section.__name__
+
+
+def test_the_correction_that_the_readme_shows_is_one() -> None:
+    (shown,) = blocks(ROOT / "README.md", "json")
+    assert parse_item(shown).subject == "Bulgaria"
+    assert len(shown.splitlines()) == len(json.loads(shown)) + 2, "each field on a line of its own"
+
+
+def test_the_feed_that_contributors_are_shown_works() -> None:
+    (shown,) = blocks(ROOT / "CONTRIBUTING.md", "python")
+    names: dict[str, Any] = {"__name__": "shown"}
+    exec(compile(shown, "CONTRIBUTING.md", "exec"), names)
+    feed = make_from(names)
+    first = feed.pull({}, 10)
+    assert parse_item(first.items[0].raw).subject == "Greenwich"
+    assert feed.pull(first.cursor, 10).cursor == {"number": 2}
+
+
+def make_from(names: dict[str, Any]) -> Feed:
+    """The shown feed from its shown section."""
+    config = names["ClockFeedConfig"](kind="clock", name="clock")
+    feed: Feed = names["ClockFeed"].from_config(config)
+    return feed
 
 
 def test_the_reference_is_what_the_code_says() -> None:
-    written = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
+    written = REFERENCE.read_text(encoding="utf-8")
     assert written == reference(), "python -m daemon.cli.reference > docs/reference.md"
 
 
@@ -31,36 +249,13 @@ def test_it_has_every_command_and_every_key() -> None:
         assert f'### `[[feeds]] kind = "{kind}"`' in page
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda path: "/".join(path.relative_to(ROOT).parts))
-def test_commands_that_a_page_names_exist(page: Path) -> None:
-    group = typer.main.get_command(make_cli())
-    text = page.read_text(encoding="utf-8")
-    shells = "\n".join(re.findall(r"```sh\n(.*?)```", text, re.S))
-    typed = re.findall(r"(?:^|[;|&(]\s*)errata((?: [^\s#`]+)+)", shells, re.M)
-    typed += re.findall(r"`errata((?: [^`\s]+)+)`", text)
-    assert typed or page.name == "ARCHITECTURE.md"
-    for words in (one.split() for one in typed):
-        command = group
-        while words and hasattr(command, "commands"):
-            if words[0].startswith("-"):
-                words.pop(0)
-                continue
-            name = words.pop(0).split("|")[0]
-            assert name in command.commands, f"{page.name}: errata {name}"
-            command = command.commands[name]
-        options = {text for parameter in command.params for text in parameter.opts} | {"--help"}
-        for word in words:
-            if word.startswith("--"):
-                assert word.split("=")[0] in options, f"{page.name}: {word}"
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda path: "/".join(path.relative_to(ROOT).parts))
+@pytest.mark.parametrize("page", PAGES, ids=label)
 def test_links_of_a_page_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
         assert (page.parent / target).exists(), target
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda path: "/".join(path.relative_to(ROOT).parts))
+@pytest.mark.parametrize("page", PAGES, ids=label)
 def test_keys_that_a_page_names_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     sections = {key.split(".")[0] for key in known_keys() if "." in key}
