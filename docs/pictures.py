@@ -26,7 +26,9 @@ from daemon.core.ledger.ledger import Ledger
 
 DOCS = Path(__file__).resolve().parent
 COLUMNS = 100  # the widest terminal whose text is still legible at the 830 pixels of a README
+BATCH = 4  # facts: several revisions, so that the page has curves
 FIRST_LINE = "what the model said before"  # the picture begins at the tour's second heading
+ROWS = 8  # rows of the table of answers in the picture; the rest is left out, and a line says so
 PAGE_SIZE = (1100, 1250)  # pixels: numbers, curves and the newest corrections
 _CONTROL = re.compile(r"(\x1b\[[0-9;?]*[A-Za-z]|\r|\n)")
 
@@ -37,12 +39,13 @@ def main(folder: Path) -> None:
     if not recording.exists():
         sample = DOCS.parent / "deploy" / "sample" / "corrections.jsonl"
         feed = f'[[feeds]]\nkind = "jsonl"\nname = "sample"\npath = "{sample}"\n'
-        config.write_text(f'data_dir = "{folder / "data"}"\n{feed}', encoding="utf-8")
+        edit = f"[edit]\nbatch_size = {BATCH}\n"
+        config.write_text(f'data_dir = "{folder / "data"}"\n{edit}{feed}', encoding="utf-8")
         text = record_tour(config)
         recording.write_bytes(text)
     lines = screen_lines(recording.read_text(encoding="utf-8"))
     first = next(number for number, line in enumerate(lines) if FIRST_LINE in line)
-    draw_terminal(lines[first:], DOCS / "tour.png")
+    draw_terminal(shortened(lines[first:]), DOCS / "tour.png")
     draw_page(config, DOCS / "page.png")
 
 
@@ -85,6 +88,16 @@ def screen_lines(text: str) -> list[str]:
         elif piece.endswith("m") or not _CONTROL.fullmatch(piece):
             lines[row] += piece
     return lines
+
+
+def shortened(lines: list[str]) -> list[str]:
+    """The lines without the rows of the first table after its first ``ROWS``."""
+    end = next(number for number, line in enumerate(lines) if line.startswith("└"))
+    starts = [number for number, line in enumerate(lines[:end]) if "applied" in line]
+    left_out = len(starts) - ROWS
+    if left_out <= 0:
+        return lines
+    return [*lines[: starts[ROWS]], f"  … {left_out} more", *lines[end:]]
 
 
 def draw_terminal(lines: list[str], picture: Path) -> None:

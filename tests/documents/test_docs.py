@@ -1,4 +1,4 @@
-"""The documents are true: their commands run or are parsed, and keys, links, settings and examples are real."""
+"""The documents are true: commands run or are parsed; keys, links, settings and examples are real."""
 
 import importlib.util
 import json
@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -14,6 +15,7 @@ import click
 import pytest
 import typer
 
+from daemon.admission.admit import submit
 from daemon.cli.main import make_cli
 from daemon.cli.reference import reference
 from daemon.core.config.feeds import FEED_SECTIONS, AdmissionConfig
@@ -22,7 +24,7 @@ from daemon.core.corrections import parse_item
 from daemon.core.ledger.ledger import Ledger
 from daemon.feeds.base import _KINDS, Feed
 from tests.installation import Installation
-from tests.ledgers import apply_waiting
+from tests.ledgers import apply_waiting, statement
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT / "docs" / "reference.md"
@@ -61,7 +63,7 @@ NOT_RUN = MappingProxyType(
         "curl": SERVER,
         "python -m tests.bench": BENCH,
         "python -m pytest": STAGE,
-        "python -m pip wheel": "fetches the build system; deploy/test.sh installs the project by the same one",
+        "python -m pip wheel": "fetches the build system; deploy/test.sh builds the project too",
         "ruff": STAGE,
         "lint-imports": STAGE,
         "mypy": STAGE,
@@ -77,10 +79,12 @@ NOT_RUN = MappingProxyType(
     }
 )
 """Beginnings of commands that no test here runs, each with its reason."""
-PLACEHOLDERS = MappingProxyType({"NAME": "sample", "REV": "3", "ID": "1"})
-"""What stands for a name or number in a page, and a value that the test's installation has."""
-MAY_FIND_SOMETHING = ("errata doctor",)
-"""Commands whose exit status says what they found: the installation of this test has no worker."""
+FEED, REVISION, INCIDENT, ENTRY = "sample", "3", "1", "3"
+"""What the installation of this test has: a feed, the revision that degraded, its incident, a held value."""
+MADE = {"deploy/.env", "deploy/errata.toml", "deploy/api.token"}
+"""Files that an operator makes by the commands of a page."""
+MAY_FIND_SOMETHING = ("errata doctor", "errata scrub")
+"""Commands whose exit status says what they found: this installation has no worker and no tensors."""
 
 
 def label(page: Path) -> str:
@@ -94,15 +98,18 @@ def blocks(page: Path, language: str) -> list[str]:
 
 
 def commands(page: Path) -> Iterator[list[str]]:
-    """Each command of the page's shell blocks as its words: lines are joined, comments and redirections go."""
+    """Each command of the page's shell blocks as a list of words.
+
+    Continued lines are joined; comments and redirections are dropped.
+    """
     for line in "\n".join(blocks(page, "sh")).replace("\\\n", " ").splitlines():
         lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
         lexer.whitespace_split = True
         words: list[str] = []
         for word in [*lexer, ";"]:
-            if word in {";", "&&", "||", "|", ">", ">>"}:
+            if word in {";", "&&", "||", "|"}:
                 if words:
-                    yield words
+                    yield words[: words.index(">")] if ">" in words else words
                 words = []
             else:
                 words.append(word)
@@ -110,18 +117,27 @@ def commands(page: Path) -> Iterator[list[str]]:
 
 def reason_not_run(words: list[str]) -> str | None:
     """The entry of NOT_RUN that a command begins with."""
-    text = " ".join(words) + " "
-    return next((start for start in NOT_RUN if text.startswith((f"{start} ", f"{start}/"))), None)
+    return next((start for start in NOT_RUN if " ".join(words).startswith(start)), None)
 
 
-EVERY = [(page, words) for page in PAGES for words in commands(page)]
+def filled(words: list[str]) -> list[str]:
+    """The command with values in place of NAME, REV and ID."""
+    number = ENTRY if {"quarantine", "approve"} & set(words) else INCIDENT
+    return [{"NAME": FEED, "REV": REVISION, "ID": number}.get(word, word) for word in words]
+
+
+@cache
+def program() -> Any:
+    """The command errata; made once."""
+    return typer.main.get_command(make_cli())
 
 
 @pytest.fixture
 def installed(tmp_path: Path) -> Iterator[tuple[Installation, Ledger]]:
-    """An installation with a story: some revisions, a rollback, a waiting correction, refused lines."""
+    """An installation with a story: a rollback, a waiting correction, refused lines, and a held value."""
     installation = Installation(tmp_path)
     ledger = installation.tell_story()
+    submit(ledger, statement("Fiji", "Suva"), "tester")  # was rolled back, so it is held as entry 3
     yield installation, ledger
     ledger.close()
 
@@ -135,7 +151,7 @@ def test_the_commands_of_a_page_run_in_their_order(
     for words in commands(page):
         if reason_not_run(words) is not None:
             continue
-        typed = [PLACEHOLDERS.get(word, word).replace("/backups/", f"{tmp_path}/") for word in words]
+        typed = [word.replace("/backups/", f"{tmp_path}/") for word in filled(words)]
         if words[0] != "errata":
             subprocess.run(typed, check=True, capture_output=True)
             continue
@@ -147,23 +163,20 @@ def test_the_commands_of_a_page_run_in_their_order(
 
 
 def test_every_reason_not_to_run_a_command_is_needed() -> None:
-    used = {reason_not_run(words) for _, words in EVERY}
+    used = {reason_not_run(words) for page in PAGES for words in commands(page)}
     assert set(NOT_RUN) <= used, set(NOT_RUN) - used
 
 
-@pytest.mark.parametrize(
-    "page, words", EVERY, ids=lambda one: label(one) if isinstance(one, Path) else one[0]
-)
-def test_commands_are_ones_that_the_programs_know(page: Path, words: list[str]) -> None:
+@pytest.mark.parametrize("page", PAGES, ids=label)
+def test_commands_are_ones_that_the_programs_know(page: Path) -> None:
     """Run or not: commands and options of errata are parsed, modules and files of the project exist."""
-    if words[0] == "errata":
-        parse([PLACEHOLDERS.get(word, word) for word in words[1:]])
-    elif words[:2] == ["python", "-m"]:
-        assert importlib.util.find_spec(words[2]) is not None, words
-    named = [word for word in words if word.startswith(("deploy/", "tests/", "docs/"))]
-    made = {"deploy/.env", "deploy/errata.toml", "deploy/api.token"}  # by the commands before
-    for file in named:
-        assert file in made or list(ROOT.glob(file)), f"{label(page)}: {file}"
+    for words in commands(page):
+        if words[0] == "errata":
+            parse(filled(words)[1:])
+        elif words[:2] == ["python", "-m"]:
+            assert importlib.util.find_spec(words[2]) is not None, words
+        named = {word for word in words if word.startswith(("deploy/", "tests/", "docs/"))}
+        assert [file for file in named - MADE if not list(ROOT.glob(file))] == [], label(page)
 
 
 def parse(words: list[str]) -> None:
@@ -172,7 +185,7 @@ def parse(words: list[str]) -> None:
     Raises:
         click.UsageError: no such command or option, or an argument is missing.
     """
-    command: Any = typer.main.get_command(make_cli())
+    command = program()
     context = click.Context(command)
     while isinstance(command, click.Group):
         _, command, words = command.resolve_command(context, words)
@@ -182,7 +195,7 @@ def parse(words: list[str]) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=label)
 def test_commands_in_the_text_exist(page: Path) -> None:
     for typed in re.findall(r"`errata((?: [^`\s]+)+)`", page.read_text(encoding="utf-8")):
-        command, words = typer.main.get_command(make_cli()), typed.split()
+        command, words = program(), typed.split()
         while words and hasattr(command, "commands"):
             command = command.commands[words.pop(0)]
         options = {text for parameter in command.params for text in parameter.opts} | {"--help"}
