@@ -15,7 +15,7 @@ import click
 import pytest
 import typer
 
-from daemon.admission.admit import submit
+from daemon.admission.submission import submit
 from daemon.cli.main import make_cli
 from daemon.cli.reference import reference
 from daemon.core.config.feeds import FEED_SECTIONS, AdmissionConfig
