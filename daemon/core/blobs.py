@@ -1,4 +1,4 @@
-"""Blobs on disk by their sha256: where one lies, whether it is sound, which ones nobody needs any more."""
+"""Find, check and collect the blobs of the store, which are named by their sha256."""
 
 import os
 import re
@@ -12,59 +12,56 @@ from daemon.core.fsio import sha256_of, sweep_temporaries
 
 _NAME = re.compile(r"[0-9a-f]{64}")
 _SUFFIX = ".safetensors"
+_REPAIR = "run errata rebuild --mend, or errata restore"
 
 
 @dataclass(frozen=True)
 class Swept:
-    """What a collection freed."""
+    """The number of files and bytes that a collection freed."""
 
     files: int
     freed_bytes: int
 
 
 def blob_path(root: Path, name: str) -> Path:
-    """Where a blob lies: ``ab/abcdef….safetensors``.
+    """Return the path of a blob, such as ``ab/abcdef….safetensors``.
 
     Raises:
-        StoreError: ``name`` is no sha256; no path is ever made of anything else.
+        StoreError: ``name`` is not a sha256 in hexadecimal.
     """
     if _NAME.fullmatch(name) is None:
-        raise StoreError(f"{name[:80]!r} is no blob name")
+        raise StoreError(f"{name[:80]!r} is not a blob name: 64 hexadecimal digits are expected")
     return root / name[:2] / f"{name}{_SUFFIX}"
 
 
 def require_sound(root: Path, name: str) -> int:
-    """Check a blob's bytes against its name; returns how many they are.
+    """Check a blob's bytes against its name and return its size in bytes.
 
     Raises:
-        CorruptBlobError: it is missing, or they are others. StoreError: it cannot be read.
+        CorruptBlobError: the blob is missing, or its sha256 is not its name.
+        StoreError: the blob cannot be read.
     """
     path = blob_path(root, name)
     if not path.is_file():
-        raise CorruptBlobError(
-            f"blob {name[:12]}… is missing", hint="errata rebuild --mend, or errata restore"
-        )
-    found = sha256_of(path)
-    if found != name:
-        raise CorruptBlobError(
-            f"blob {path} is corrupt: its sha256 is {found[:12]}…",
-            hint="errata rebuild --mend, or errata restore",
-        )
+        raise CorruptBlobError(f"blob {name[:12]}… is missing", hint=_REPAIR)
+    actual = sha256_of(path)
+    if actual != name:
+        raise CorruptBlobError(f"blob {path} is corrupt: its sha256 is {actual[:12]}…", hint=_REPAIR)
     return path.stat().st_size
 
 
 def all_blobs(root: Path) -> Iterator[Path]:
-    """Every blob that lies in the store."""
+    """Yield the path of every blob in the store."""
     return root.glob(f"*/*{_SUFFIX}")
 
 
 def touch(path: Path) -> None:
-    """Make a blob young, so that no collection takes it before the ledger speaks of it."""
+    """Reset a blob's age, so that no collection deletes it before the ledger refers to it."""
     os.utime(path)
 
 
 def collect(root: Path, reachable: Collection[str], grace_seconds: float) -> Swept:
-    """Delete blobs that nothing reaches and that are older than ``grace_seconds``."""
+    """Delete the blobs that are not in ``reachable`` and are older than ``grace_seconds``."""
     sweep_temporaries(root, older_than=grace_seconds)
     oldest = time.time() - grace_seconds
     files = freed = 0

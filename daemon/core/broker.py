@@ -1,4 +1,4 @@
-"""Redis carries ids: where it is, whether it answers, and how Celery is set up to speak over it."""
+"""Address and health of Redis, and the settings of Celery on top of it."""
 
 import os
 from pathlib import Path
@@ -17,29 +17,29 @@ CELERY_URL_FILE = "redis.celery.url"
 
 
 def redis_url(config: Config) -> str:
-    """The URL for redis clients: configured, or that of the private server that ``errata run`` started.
+    """Return the URL for redis clients, from the configuration or from the private server of ``errata run``.
 
     Raises:
-        UnavailableError: none is configured and no private server has been started.
+        UnavailableError: no URL is configured and no private server has been started.
     """
     return _configured(config) or _from_file(config.run_path / URL_FILE)
 
 
 def broker_url(config: Config) -> str:
-    """The same place as Celery spells it.
+    """Return the same address in the form that Celery expects.
 
     Raises:
-        UnavailableError: as ``redis_url``.
+        UnavailableError: as for ``redis_url``.
     """
     configured = _configured(config)
     return _from_file(config.run_path / CELERY_URL_FILE) if configured is None else _for_celery(configured)
 
 
 def ping(config: Config) -> None:
-    """Ask Redis for a sign of life.
+    """Check that Redis answers.
 
     Raises:
-        UnavailableError: it does not answer within a few seconds.
+        UnavailableError: Redis does not answer within 3 seconds.
     """
     try:
         client = redis.Redis.from_url(redis_url(config), socket_timeout=3, socket_connect_timeout=3)
@@ -47,23 +47,20 @@ def ping(config: Config) -> None:
             client.ping()
     except (redis.RedisError, OSError, ValueError) as error:
         raise UnavailableError(
-            f"Redis does not answer: {error}", hint="start it, or correct redis_url; nothing accepted is lost"
+            f"Redis does not answer: {error}",
+            hint="start it, or correct redis_url; accepted corrections are kept",
         ) from error
 
 
 def celery_app(config: Config) -> Celery:
-    """A Celery application with the settings that make delivery at least once and never silent.
-
-    Acks after the work, one message at a time, a killed child's message goes back, a dead worker's comes
-    back by the visibility timeout, JSON only, no results (ECOSYSTEM: measured on Celery 5.7).
-    """
+    """Return a Celery application that delivers every message at least once."""
     app = Celery("errata", broker=broker_url(config), set_as_current=False)
     app.conf.update(celery_settings(config))
     return app
 
 
 def worker_arguments(config: Config, *, targets: bool = False) -> list[str]:
-    """What Python is called with to be the editing worker of the configured model, or one of its helpers."""
+    """Return Python's arguments that start the editing worker, or with ``targets`` a target worker."""
     name = config.model.name
     queue, kind = (targets_queue(name), f"targets-{os.getpid()}") if targets else (edit_queue(name), "edit")
     return [
@@ -74,7 +71,12 @@ def worker_arguments(config: Config, *, targets: bool = False) -> list[str]:
 
 
 def celery_settings(config: Config) -> dict[str, Any]:
-    """The settings behind ``celery_app``."""
+    """Return Celery's settings for delivery at least once.
+
+    A message is acknowledged after its work, and a worker takes one at a time. The message of a killed child
+    returns to the queue at once, that of a dead worker after the visibility timeout. Only JSON is accepted.
+    No results are stored. Measured on Celery 5.7.
+    """
     return {
         "task_serializer": "json",
         "result_serializer": "json",
@@ -108,9 +110,9 @@ def _configured(config: Config) -> str | None:
 
 
 def _for_celery(url: str) -> str:
-    """A redis-py URL as Celery reads it: another scheme for sockets, the database not as ``?db=``.
+    """Translate a redis-py URL for Celery, which has another scheme for sockets and does not read ``?db=``.
 
-    Celery would ignore what it does not know, and the worker would listen on database 0.
+    Celery ignores what it does not know, so an untranslated URL would make the worker listen on database 0.
     """
     parts = urlsplit(url)
     query = dict(parse_qsl(parts.query))

@@ -1,4 +1,4 @@
-"""What a feed says: one correction, its normal form, its identity and the fact it is about."""
+"""Corrections in normal form, their ids, and the order among the corrections of one fact."""
 
 import hashlib
 import json
@@ -28,18 +28,22 @@ from daemon.core.text import printable
 
 MAX_ITEM_BYTES = 16_384
 MAX_DEPTH = 8
-# An unclosed string runs to the end, so that no quote is looked at twice: linear whatever the text is.
+# An unclosed string matches to the end, so that no quote is matched twice and the time is linear.
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*+\\?(?:"|\Z)', re.DOTALL)
 _ANY_TIME = datetime(1970, 1, 1, tzinfo=UTC)
-_PLACE = "\N{LARGE CIRCLE}"  # stands for the subject in a relation derived from a prompt
+_PLACE = "\N{LARGE CIRCLE}"  # replaces the subject in a relation that is derived from a prompt
 
 
 def _normal_text(value: object) -> object:
-    """NFC, single spaces, no control or unassigned characters; anything but text goes on unchanged."""
+    """Return text in NFC with single spaces, and any other value unchanged.
+
+    Raises:
+        ValueError: the text has a control, surrogate, private-use or unassigned character.
+    """
     if not isinstance(value, str):
         return value
     text = " ".join((value if value.isascii() else unicodedata.normalize("NFC", value)).split())
-    if text.isprintable():  # the common case, at the speed of C
+    if text.isprintable():  # the common case, much faster than the loop
         return text
     for character in text:
         if unicodedata.category(character) in ("Cc", "Cs", "Cn", "Co"):
@@ -48,7 +52,11 @@ def _normal_text(value: object) -> object:
 
 
 def _in_utc(moment: datetime) -> datetime:
-    """The same moment in UTC; those that only exist in another zone's year 0 or 10000 are refused."""
+    """Convert a moment to UTC.
+
+    Raises:
+        ValueError: its year in UTC is not between 1 and 9999.
+    """
     try:
         return moment.astimezone(UTC)
     except OverflowError as error:
@@ -56,7 +64,7 @@ def _in_utc(moment: datetime) -> datetime:
 
 
 Moment = Annotated[AwareDatetime, AfterValidator(_in_utc)]
-# the limits stand first, so that they are checked natively, after the normal form was made
+# in this order pydantic makes the normal form first and checks the limits natively
 Text = Annotated[
     str, StringConstraints(min_length=1, max_length=200, strict=True), BeforeValidator(_normal_text)
 ]
@@ -68,8 +76,8 @@ Prompt = Annotated[
 class Correction(BaseModel):
     """One statement from a feed, in normal form.
 
-    ``object`` is the new value; None says «no longer true» and takes the fact out of the weights.
-    ``effective_at`` is when the statement became true, ``observed_at`` when the source said so.
+    ``object`` is the new value. None means that the fact is no longer true and takes it out of the weights.
+    ``effective_at`` is when the statement became true, ``observed_at`` when the source published it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -99,38 +107,38 @@ class Correction(BaseModel):
 
     @property
     def fact_id(self) -> str:
-        """The slot (model, subject, relation) that this correction is about: its conflict key."""
+        """The id of the fact, made of model, subject and relation, that this correction is about."""
         return "f" + _digest(self.model, self.subject.casefold(), self.relation.casefold())
 
     @property
     def correction_id(self) -> str:
-        """The statement's identity: what is said, by which source, with which times.
+        """The id of the statement, made of its value, prompt, source and times.
 
-        All that ``order_key`` weighs is part of it, so that a source that comes back to a former value is
-        heard; which feed delivered it, and how it was written, do not matter.
+        Everything that ``order_key`` compares is part of it, so that a source may return to an earlier value.
+        The feed that delivered the statement and its spelling are not part of it.
         """
         return identify(self, 0, _ANY_TIME).correction_id
 
 
 @dataclass(frozen=True)
 class Identity:
-    """What a correction is known by: its own id, that of its fact, and its place in the fact's order."""
+    """The id of a correction, the id of its fact, and its sort key within the fact."""
 
     fact_id: str
     correction_id: str
     order_key: str
 
 
-def identify(said: Correction, trust: int, now: datetime) -> Identity:
-    """Both ids and the order key in one go; a correction without times counts as said at ``now``."""
-    fact_id = said.fact_id
-    effective = to_text(said.effective_at) if said.effective_at else ""
-    observed = to_text(said.observed_at) if said.observed_at else ""
-    absent = str(said.object is None)
-    parts = (fact_id, said.object or "", absent, said.prompt, said.source, effective, observed)
+def identify(correction: Correction, trust: int, now: datetime) -> Identity:
+    """Return both ids and the order key, with ``now`` as the time of a correction without times."""
+    fact_id, source = correction.fact_id, correction.source
+    effective = to_text(correction.effective_at) if correction.effective_at else ""
+    observed = to_text(correction.observed_at) if correction.observed_at else ""
+    absent = str(correction.object is None)
+    parts = (fact_id, correction.object or "", absent, correction.prompt, source, effective, observed)
     correction_id = "c" + _digest(*parts)
     observed = observed or effective or to_text(now)
-    key = (effective or observed, observed, f"{trust:03d}", said.source, correction_id)
+    key = (effective or observed, observed, f"{trust:03d}", source, correction_id)
     return Identity(fact_id, correction_id, "|".join(key))
 
 
@@ -140,9 +148,10 @@ def effective_time(order_key: str) -> datetime:
 
 
 def order_key(correction: Correction, trust: int, now: datetime) -> str:
-    """Text whose order is the total order of a fact's corrections; the greatest wins.
+    """Return the sort key of a correction within its fact, of which the greatest wins.
 
-    Order: effective time, observed time, trust, source, identity; so any order of arrival ends alike.
+    It holds effective time, observed time, trust, source and id in this order. The order is total, so the
+    outcome does not depend on the order of arrival.
     """
     return identify(correction, trust, now).order_key
 
@@ -150,14 +159,14 @@ def order_key(correction: Correction, trust: int, now: datetime) -> str:
 def parse_item(
     raw: bytes | str,
     model: str = DEFAULT_MODEL,
-    complete: Callable[[dict[str, Any]], dict[str, Any]] = lambda said: said,
+    complete: Callable[[dict[str, Any]], dict[str, Any]] = lambda item: item,
 ) -> Correction:
-    """A correction from one item of a feed; ``model`` is meant where the item names none.
+    """Parse one item of a feed, with ``model`` as the default model.
 
-    ``complete`` may add to the decoded item what it knows, such as a relation's prompt.
+    ``complete`` may add fields to the decoded item, such as a relation's prompt.
 
     Raises:
-        InvalidCorrectionError: with a closed ``reason``; never anything else, whatever the bytes are.
+        InvalidCorrectionError: the item is not a correction. Other errors are not raised for any bytes.
     """
     if len(raw) > MAX_ITEM_BYTES:
         raise InvalidCorrectionError(QuarantineReason.TOO_LARGE, f"longer than {MAX_ITEM_BYTES} bytes")
@@ -175,10 +184,10 @@ def parse_item(
 
 
 def from_mapping(value: Any) -> Correction:
-    """A correction from a decoded JSON value.
+    """Make a correction of a decoded JSON value.
 
     Raises:
-        InvalidCorrectionError: the value does not have the form of a correction.
+        InvalidCorrectionError: the value is not a correction.
     """
     try:
         correction = Correction.model_validate(value)
@@ -192,7 +201,7 @@ def from_mapping(value: Any) -> Correction:
 
 
 def _explain(error: ValidationError) -> tuple[QuarantineReason, str]:
-    """The closed reason and one line of text for the first things that are wrong."""
+    """Return the quarantine reason and one line of text about the first three problems."""
     problems = error.errors(include_url=False, include_input=False)
     parts = [f"{'.'.join(str(at) for at in p['loc']) or 'item'}: {p['msg']}" for p in problems[:3]]
     charset = any("is not allowed in text" in p["msg"] for p in problems)
@@ -202,14 +211,14 @@ def _explain(error: ValidationError) -> tuple[QuarantineReason, str]:
 
 
 def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON number")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 _JSON = json.JSONDecoder(parse_constant=_refuse_constant)
 
 
 def _depth(text: str) -> int:
-    """The deepest nesting of brackets outside strings, found without recursion."""
+    """Return the deepest nesting of brackets outside strings, without recursion."""
     if text.count("[") + text.count("{") <= MAX_DEPTH:
         return 0
     depth = deepest = 0
@@ -220,8 +229,8 @@ def _depth(text: str) -> int:
 
 
 def _digest(*parts: str) -> str:
-    """20 hex digits of sha256 over the parts, unambiguous about where each ends."""
+    """Return 20 hex digits of the sha256 of the parts as a JSON list, which keeps their boundaries."""
     listed = (
         "[" + ", ".join(map(encode_basestring_ascii, parts)) + "]"
-    )  # as json.dumps, at a third of its cost
+    )  # json.dumps takes three times as long
     return hashlib.sha256(listed.encode()).hexdigest()[:20]

@@ -1,4 +1,4 @@
-"""One tree of errors: a stable code, whether trying again can help, and what to do next."""
+"""The errors that Errata raises on purpose, each with a stable code and an exit code."""
 
 from collections.abc import Collection
 from typing import ClassVar
@@ -7,8 +7,8 @@ from typing import ClassVar
 class ErrataError(Exception):
     """Root of every error that Errata raises on purpose.
 
-    ``code`` is stable and safe for logs, metrics and exit texts; ``retryable`` says whether the
-    same call may succeed later without anybody changing anything; ``hint`` says what to do next.
+    ``code`` is stable and safe for logs, metrics and messages. ``retryable`` is true where the same call may
+    succeed later without a change. ``hint`` tells what to do next.
     """
 
     code: ClassVar[str] = "errata"
@@ -33,7 +33,7 @@ class ConfigError(ErrataError):
 
 
 class UnavailableError(ErrataError):
-    """A service that is needed does not answer: Redis, the database, a worker."""
+    """Redis, the database or a worker does not answer."""
 
     code = "unavailable"
     retryable = True
@@ -41,13 +41,13 @@ class UnavailableError(ErrataError):
 
 
 class ForbiddenError(ErrataError):
-    """Whoever asks has a lesser role than what is asked for needs."""
+    """The caller's role does not allow the request."""
 
     code = "forbidden"
 
 
 class InvalidCorrectionError(ErrataError):
-    """A feed item is no correction; ``reason`` is a closed word for metrics."""
+    """A feed item is not a correction, for a ``reason`` of the closed set of quarantine reasons."""
 
     code = "invalid_correction"
 
@@ -64,7 +64,7 @@ class FeedError(ErrataError):
 
 
 class RateLimitedError(ErrataError):
-    """More came in than a feed may bring; what came was not taken."""
+    """A feed exceeded its rate, and its items were not taken."""
 
     code = "rate_limited"
     retryable = True
@@ -72,34 +72,34 @@ class RateLimitedError(ErrataError):
 
 
 class LedgerError(ErrataError):
-    """The ledger refuses: it is damaged, too old or too new."""
+    """The ledger is damaged, too old or too new, or refuses a change."""
 
     code = "ledger"
     exit_code = 4
 
 
 class NotFoundError(ErrataError):
-    """No such revision, fact, correction or quarantine entry."""
+    """The revision, fact, correction or quarantine entry does not exist."""
 
     code = "not_found"
     exit_code = 5
 
 
 class StaleHeadError(ErrataError):
-    """Head moved since the work began; plan again on the new head."""
+    """Head moved since the work began, which must be planned again on the new head."""
 
     code = "stale_head"
     retryable = True
 
 
 class FencedError(ErrataError):
-    """A newer holder has the lease; this one must stop."""
+    """A newer holder has the lease, so this one must stop."""
 
     code = "fenced"
 
 
 class LeaseHeldError(ErrataError):
-    """Another process holds the lease and it has not run out."""
+    """Another process holds the lease, which has not expired."""
 
     code = "lease_held"
     retryable = True
@@ -119,17 +119,17 @@ class CorruptBlobError(StoreError):
 
 
 class DiskFullError(StoreError):
-    """No space is left for a blob; nothing was changed."""
+    """No space is left on the disk, and nothing was changed."""
 
     code = "disk_full"
     retryable = True
 
 
 class EditError(ErrataError):
-    """An edit was refused by a guard; the weights are as they were.
+    """A guard refused an edit, and the weights are unchanged.
 
-    ``reason`` is a quarantine reason; ``culprits`` are the ids of the requests that are refused, none where
-    that is not known: then a batch is halved to find them.
+    ``reason`` is a quarantine reason. ``culprits`` are the ids of the refused requests. It is empty where
+    they are unknown, and the batch is halved to find them.
     """
 
     code = "edit"
@@ -142,34 +142,34 @@ class EditError(ErrataError):
 
 
 class ModelError(ErrataError):
-    """The model cannot be loaded or is of an architecture that is not known."""
+    """The model cannot be loaded, or its architecture is not supported."""
 
     code = "model"
     exit_code = 7
 
 
 class OutOfMemoryError(ErrataError):
-    """The device or host ran out of memory even at the smallest chunk."""
+    """Memory ran out even with the smallest chunk."""
 
     code = "out_of_memory"
     retryable = True
 
 
 class ProbeError(ErrataError):
-    """A probe could not be run; its result is unknown, never ok."""
+    """A probe could not be run, so its result is unknown."""
 
     code = "probe"
     retryable = True
 
 
 class ConsumerError(ErrataError):
-    """A consumer did not take a published revision, or does not answer what it was taught."""
+    """A consumer did not load a published revision, or answers without its facts."""
 
     code = "consumer"
     retryable = True
 
 
 class PromptError(ErrataError):
-    """A prompt that the model cannot take."""
+    """The model cannot process a prompt."""
 
     code = "prompt"

@@ -1,11 +1,11 @@
-"""What a check of the installation finds."""
+"""The result of one check of the installation."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What one check found; ``fix`` says what to do where it is not well."""
+    """The result of one check, with what to do in ``fix`` where it failed."""
 
     check: str
     ok: bool

@@ -1,4 +1,4 @@
-"""Files that survive a crash: written whole beside their place, fsynced, renamed, folder fsynced."""
+"""Write files so that they survive a crash, and hash them."""
 
 import errno
 import hashlib
@@ -12,14 +12,14 @@ from pathlib import Path
 from daemon.core.errors import DiskFullError, StoreError
 
 FaultHook = Callable[[str], None]
-"""Called with the name of each point at which a crash could matter; production passes ``no_fault``."""
+"""Called with the name of each point at which a crash could matter. Production passes ``no_fault``."""
 
 TEMPORARY = ".part-"
-_CHUNK = 1 << 20
+_PIECE = 1 << 20  # bytes read at once: 1 MiB, above which reading gets no faster
 
 
 def no_fault(name: str) -> None:
-    """Do nothing: the production value of every ``fault`` argument."""
+    """Do nothing, the default value of every ``fault`` argument."""
 
 
 @contextmanager
@@ -30,13 +30,13 @@ def disk_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DiskFullError(
-                f"no space left for {path.name}", hint="free space; edits go on by themselves"
+                f"no space left for {path.name}", hint="free some space; edits then resume by themselves"
             ) from error
         raise StoreError(f"cannot write {path}: {error.strerror}") from error
 
 
 def fsync_folder(folder: Path) -> None:
-    """Make the names in ``folder`` durable."""
+    """Flush the names in ``folder`` to the disk."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -45,12 +45,14 @@ def fsync_folder(folder: Path) -> None:
 
 
 def write_durably(path: Path, data: bytes, *, mode: int = 0o644, fault: FaultHook = no_fault) -> None:
-    """Put ``data`` at ``path`` so that a crash leaves the old file or the new one, never a part.
+    """Write ``data`` to ``path`` so that a crash leaves the old file or the new one, never a part.
+
+    The data is written to a temporary file beside ``path``, flushed and renamed, and the folder is flushed.
 
     Raises:
-        DiskFullError, StoreError: nothing is left behind, ``path`` is as it was, or new where only the fsync
-        of its folder failed. A failed fsync is never tried again on the same descriptor: the kernel may
-        have dropped the pages (PostgreSQL, 2018).
+        DiskFullError, StoreError: the temporary file is gone and ``path`` is as it was, or new where only the
+            fsync of its folder failed. A failed fsync is not tried again on the same descriptor, because the
+            kernel may have dropped the pages (PostgreSQL, 2018).
     """
     temporary = path.with_name(f"{TEMPORARY}{secrets.token_hex(6)}-{path.name}")
     with disk_errors(path):
@@ -77,7 +79,7 @@ def write_durably(path: Path, data: bytes, *, mode: int = 0o644, fault: FaultHoo
 
 
 def sha256_of(path: Path) -> str:
-    """The sha256 of a file's bytes, read in pieces.
+    """Return the sha256 of a file in hexadecimal.
 
     Raises:
         StoreError: the file cannot be read.
@@ -85,7 +87,7 @@ def sha256_of(path: Path) -> str:
     digest = hashlib.sha256()
     try:
         with path.open("rb") as stream:
-            while piece := stream.read(_CHUNK):
+            while piece := stream.read(_PIECE):
                 digest.update(piece)
     except OSError as error:
         raise StoreError(f"cannot read {path}: {error.strerror}") from error
@@ -93,7 +95,10 @@ def sha256_of(path: Path) -> str:
 
 
 def sweep_temporaries(folder: Path, older_than: float = 0.0) -> int:
-    """Delete what interrupted writes left under ``folder`` some seconds ago; returns how many files."""
+    """Delete the temporary files of interrupted writes under ``folder`` and return their number.
+
+    Files younger than ``older_than`` seconds stay, because their writer may still be at work.
+    """
     count, youngest = 0, time.time() - older_than
     for path in folder.rglob(f"{TEMPORARY}*"):
         with suppress(FileNotFoundError):  # its writer has just renamed it

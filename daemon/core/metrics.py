@@ -1,14 +1,14 @@
-"""Every metric, declared once: name, type, help and labels, in Prometheus' conventions.
+"""Every metric with its name, type, help text and labels, by the conventions of Prometheus.
 
-Metrics are a view of the ledger, read when they are scraped. Labels take values from closed sets, from the
-configuration or from code (models, feeds, probes, layers, stages); never from what a feed says.
+Metrics are read from the ledger at each scrape. Values of labels come from closed sets, the configuration or
+the code (models, feeds, probes, layers, stages), and never from the content of a feed.
 """
 
 from dataclasses import dataclass
 from enum import StrEnum
 
 OTHER = "other"
-"""The label of everything that is outside its closed set."""
+"""The label value for everything outside its closed set."""
 
 CEILING_PROBES = frozenset(
     {
@@ -22,11 +22,11 @@ CEILING_PROBES = frozenset(
         "capacity_used",
     }
 )
-"""Probes whose bound is a ceiling; the bound of every other probe is a floor."""
+"""Probes whose bound is a ceiling. The bound of every other probe is a floor."""
 
 
 class Kind(StrEnum):
-    """Prometheus' type of a metric."""
+    """The type of a metric in Prometheus."""
 
     GAUGE = "gauge"
     COUNTER = "counter"
@@ -35,7 +35,7 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True)
 class Metric:
-    """One family of series."""
+    """A family of series."""
 
     name: str
     kind: Kind
@@ -56,27 +56,33 @@ def _histogram(name: str, text: str, *labels: str) -> Metric:
 
 
 STAGE_BUCKETS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
-"""Upper bounds in seconds of the histogram of edit stages."""
+"""Upper bounds in seconds of the histogram of edit stages: 10 ms to 17 minutes, about three per decade."""
 
 _DECLARED = (
-    _gauge("errata_ledger_up", "1 when the ledger answered this scrape; all else is absent when it did not."),
-    _gauge("errata_build_info", "Always 1; which Errata this is.", "version"),
-    # what comes in
+    _gauge(
+        "errata_ledger_up", "1 when the ledger answered this scrape. Otherwise all other metrics are absent."
+    ),
+    _gauge("errata_build_info", "Always 1, with the version of Errata as label.", "version"),
+    # incoming items
     _gauge("errata_corrections", "Corrections in the ledger.", "model", "state", "feed"),
-    _counter("errata_feed_items_total", "Items read from a feed, by what became of them.", "feed", "outcome"),
+    _counter("errata_feed_items_total", "Items read from a feed, by outcome.", "feed", "outcome"),
     _gauge("errata_feed_error", "1 when the last pull of the feed failed.", "feed"),
-    _gauge("errata_feed_paused", "1 when an operator holds the feed back.", "feed"),
-    _gauge("errata_feed_pull_age_seconds", "Time since the last pull of the feed was noted.", "feed"),
+    _gauge("errata_feed_paused", "1 when the feed is paused.", "feed"),
+    _gauge("errata_feed_pull_age_seconds", "Time since the last pull of the feed.", "feed"),
     _gauge("errata_quarantine_entries", "Quarantine entries.", "reason", "state"),
-    # what waits
-    _gauge("errata_queue_corrections", "Corrections that wait to be written.", "model", "state"),
-    _gauge("errata_queue_oldest_age_seconds", "Age of the oldest waiting correction; 0: none.", "model"),
+    # waiting
+    _gauge(
+        "errata_queue_corrections", "Corrections that wait to be written into the weights.", "model", "state"
+    ),
+    _gauge(
+        "errata_queue_oldest_age_seconds", "Age of the oldest waiting correction, 0 without one.", "model"
+    ),
     _gauge("errata_batches", "Batches in the ledger.", "model", "state"),
-    _gauge("errata_paused", "1 when edits of the model are held back.", "model"),
-    # what was written
+    _gauge("errata_paused", "1 when edits of the model are paused.", "model"),
+    # written
     _gauge("errata_revision_head", "Number of the newest revision.", "model"),
     _gauge("errata_revision_live", "Number of the newest revision that passed its probes.", "model"),
-    _gauge("errata_active_facts", "Facts that head's weights hold.", "model"),
+    _gauge("errata_active_facts", "Facts in the weights of head.", "model"),
     _counter("errata_edits_total", "Revisions made by edits.", "model"),
     _counter("errata_rollbacks_total", "Revisions made by rollbacks.", "model"),
     _counter("errata_facts_written_total", "Facts written by edits.", "model"),
@@ -84,15 +90,15 @@ _DECLARED = (
     _histogram(
         "errata_edit_stage_duration_seconds", "Durations of the stages of all edits.", "model", "stage"
     ),
-    _gauge("errata_head_timestamp_seconds", "When head was made, as Unix time.", "model"),
+    _gauge("errata_head_timestamp_seconds", "Unix time at which head was made.", "model"),
     _gauge(
         "errata_layer_delta_ratio",
-        "Norm of an edited layer's change at head against its original norm.",
+        "Norm of an edited layer's change at head relative to its original norm.",
         "model",
         "layer",
     ),
-    # what it did to the rest
-    _gauge("errata_probe_score", "Newest score of a probe on what head holds.", "model", "probe"),
+    # the state of the model
+    _gauge("errata_probe_score", "Newest score of a probe on the content of head.", "model", "probe"),
     _gauge("errata_probe_floor", "Lowest good score of a probe.", "model", "probe"),
     _gauge("errata_probe_ceiling", "Highest good score of a probe.", "model", "probe"),
     _gauge("errata_probe_result", "1 for the newest result of a probe, else 0.", "model", "probe", "result"),
@@ -100,23 +106,23 @@ _DECLARED = (
         "errata_probe_age_seconds", "Time since the newest measurement of a probe on head.", "model", "probe"
     ),
     _gauge(
-        "errata_verdict", "1 for what the judge says of a probe on head, else 0.", "model", "probe", "result"
+        "errata_verdict", "1 for the judge's verdict on a probe of head, else 0.", "model", "probe", "result"
     ),
-    _gauge("errata_probe_loss", "Mean loss of an item against the last good revision.", "model", "probe"),
-    _gauge("errata_probe_p_value", "How likely noise alone loses that much.", "model", "probe"),
-    _gauge("errata_probe_drift", "Cumulative sum of a lasting loss, in standard errors.", "model", "probe"),
+    _gauge("errata_probe_loss", "Mean loss of an item relative to the last good revision.", "model", "probe"),
+    _gauge("errata_probe_p_value", "Probability of such a loss by noise alone.", "model", "probe"),
+    _gauge("errata_probe_drift", "Cumulative sum of lasting losses, in standard errors.", "model", "probe"),
     _gauge("errata_drift_limit", "Highest good cumulative sum.", "model"),
-    _gauge("errata_incidents_open", "Incidents that nobody has settled.", "model"),
+    _gauge("errata_incidents_open", "Incidents that are not settled.", "model"),
     _gauge("errata_incidents", "Incidents in the ledger.", "model", "result", "state"),
-    _gauge("errata_promotion_lag_seconds", "Age of the oldest revision that waits to be live.", "model"),
-    # who writes
-    _gauge("errata_store_free_bytes", "Free space where the store is."),
-    _gauge("errata_store_reserve_bytes", "Free space below which no batch is handed out."),
+    _gauge("errata_promotion_lag_seconds", "Age of the oldest revision that waits to become live.", "model"),
+    # store and worker
+    _gauge("errata_store_free_bytes", "Free space on the file system of the store."),
+    _gauge("errata_store_reserve_bytes", "Free space below which no batch is sent."),
     _gauge("errata_store_unsound_blobs", "Blobs that the last scrub found missing or damaged."),
-    _gauge("errata_worker_up", "1 when a worker was heard of within three lease periods.", "model"),
-    _gauge("errata_worker_heartbeat_age_seconds", "Time since a worker was heard of.", "model"),
-    _gauge("errata_worker_memory_bytes", "Resident memory of the worker that was heard of last.", "model"),
-    _gauge("errata_worker_gpu_memory_bytes", "GPU memory that this worker has reserved.", "model"),
+    _gauge("errata_worker_up", "1 when a worker sent a heartbeat within three lease periods.", "model"),
+    _gauge("errata_worker_heartbeat_age_seconds", "Time since the last heartbeat of a worker.", "model"),
+    _gauge("errata_worker_memory_bytes", "Resident memory of the worker with the last heartbeat.", "model"),
+    _gauge("errata_worker_gpu_memory_bytes", "GPU memory reserved by that worker.", "model"),
 )
 
 METRICS = {metric.name: metric for metric in _DECLARED}

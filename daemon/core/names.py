@@ -1,23 +1,23 @@
-"""The words of the design as closed sets: states, kinds, results, queues and environment keys."""
+"""The closed sets of states, kinds, results and reasons, and the names of queues and leases."""
 
 from enum import StrEnum
 
 
 class CorrectionState(StrEnum):
-    """Where a correction stands; every accepted correction is in exactly one of these."""
+    """The state of an accepted correction, which has exactly one."""
 
     PENDING = "pending"  # accepted, waits for a batch
     QUEUED = "queued"  # part of a batch
     APPLIED = "applied"  # its value (or its absence) is in head's weights
-    CONFIRMED = "confirmed"  # says what the ledger already holds: no edit
+    CONFIRMED = "confirmed"  # states what the ledger already holds, so nothing is edited
     SUPERSEDED = "superseded"  # a newer correction of the same fact won
-    RETRACTED = "retracted"  # taken out by a «no longer true»
-    REVERTED = "reverted"  # taken back by a rollback; does not come back by itself
+    RETRACTED = "retracted"  # taken out by a correction without object
+    REVERTED = "reverted"  # taken back by a rollback, and not applied again by itself
     QUARANTINED = "quarantined"  # refused or taken back, with a reason
 
 
 class BatchState(StrEnum):
-    """Where a batch stands."""
+    """The state of a batch."""
 
     OPEN = "open"  # in the outbox, not yet sent
     SENT = "sent"  # sent to the queue
@@ -44,7 +44,7 @@ class RevisionKind(StrEnum):
 
 
 class RevisionState(StrEnum):
-    """What the judge said of a revision."""
+    """The judge's decision about a revision."""
 
     CANDIDATE = "candidate"
     LIVE = "live"
@@ -52,7 +52,7 @@ class RevisionState(StrEnum):
 
 
 class ProbeResult(StrEnum):
-    """What a probe says; a crash is unknown, never ok."""
+    """The result of a probe, which is unknown after a crash."""
 
     OK = "ok"
     DEGRADED = "degraded"
@@ -60,7 +60,7 @@ class ProbeResult(StrEnum):
 
 
 class IncidentState(StrEnum):
-    """Where an incident stands."""
+    """The state of an incident."""
 
     OPEN = "open"
     ROLLED_BACK = "rolled_back"
@@ -69,25 +69,25 @@ class IncidentState(StrEnum):
 
 
 class Reaction(StrEnum):
-    """What was done about open incidents."""
+    """The reaction to open incidents."""
 
-    NOTHING = "nothing"  # nothing was open, or somebody else was faster
+    NOTHING = "nothing"  # nothing was open, or another process reacted first
     ROLLED_BACK = "rolled_back"
     FROZEN = "frozen"
 
 
 class AdmissionOutcome(StrEnum):
-    """What became of one item at admission; closed, because it labels a metric."""
+    """The outcome of admission for one item, a closed set because it labels a metric."""
 
     ACCEPTED = "accepted"  # waits for a batch
     DUPLICATE = "duplicate"  # the ledger has this very statement
     STALE = "stale"  # a newer statement about the fact is there
-    CONFIRMED = "confirmed"  # says what the ledger already holds
+    CONFIRMED = "confirmed"  # states what the ledger already holds
     QUARANTINED = "quarantined"  # refused, with a reason
 
 
 class QuarantineState(StrEnum):
-    """Where a quarantine entry stands."""
+    """The state of a quarantine entry."""
 
     HELD = "held"
     RELEASED = "released"
@@ -95,7 +95,7 @@ class QuarantineState(StrEnum):
 
 
 class QuarantineReason(StrEnum):
-    """Why something is in quarantine; closed, because it labels a metric."""
+    """The reason for quarantine, a closed set because it labels a metric."""
 
     NOT_JSON = "not_json"
     NOT_TEXT = "not_text"
@@ -121,20 +121,20 @@ class QuarantineReason(StrEnum):
 
 
 class Role(StrEnum):
-    """What the bearer of a token may do; each may do what those before it may."""
+    """What the bearer of a token may do, each role including those before it."""
 
     READ = "read"  # look at status, revisions, facts, metrics
     SUBMIT = "submit"  # hand in corrections
-    OPERATE = "operate"  # everything: rollbacks, and alerts, which lead to them
+    OPERATE = "operate"  # everything, such as rollbacks and the alerts that lead to them
 
     def includes(self, other: "Role") -> bool:
-        """Whether the bearer may do what ``other`` asks for."""
+        """Return whether this role may do what needs the role ``other``."""
         order = list(Role)
         return order.index(self) >= order.index(other)
 
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,62}$"
-"""What a model or a feed may be called: names of queues, leases and metrics are made of it."""
+"""Names of models and feeds, which become part of names of queues, leases and metrics."""
 
 LIVE_LINK = "live"
 """The link to the published folder of the live revision, and its name among the places of publications."""
@@ -142,39 +142,39 @@ LIVE_LINK = "live"
 EDIT_TASK = "errata.edit"
 SURVEY_TASK = "errata.survey"
 ALL_PROBES = "all_probes"
-"""The row that says that all probes were run on a revision."""
+"""The probe name of the row that records that all probes were run on a revision."""
 
 STORE_PROBE = "store"
-"""Incidents of damaged blobs bear this name in the place of a probe's."""
+"""The probe name of incidents about damaged blobs."""
 
 TARGETS_TASK = "errata.targets"
 DEFAULT_MODEL = "default"
 
 
 def edit_queue(model: str) -> str:
-    """The Celery queue on which the batches of ``model`` travel."""
+    """Return the name of the Celery queue of the batches of ``model``."""
     return f"errata.edit.{model}"
 
 
 def targets_queue(model: str) -> str:
-    """The Celery queue on which pieces of a batch travel whose targets others seek."""
+    """Return the name of the Celery queue of the chunks that the target workers of ``model`` take."""
     return f"errata.targets.{model}"
 
 
 def writer_lease(model: str) -> str:
-    """The lease that the one writer of ``model`` holds."""
+    """Return the name of the lease that the one writer of ``model`` holds."""
     return f"writer:{model}"
 
 
 SCHEDULER_LEASE = "scheduler"
 
 OPERATOR = "operator"
-"""The feed name of what operators submit, release or retract."""
+"""The feed name of corrections that operators submit, release or retract."""
 
 API_FEED = "api"
 
 UNSETTLED = (IncidentState.OPEN, IncidentState.FROZEN)
-"""States of an incident that nobody has settled."""
+"""The states of an unsettled incident."""
 
 APPROVABLE = (
     QuarantineReason.PROTECTED,
@@ -182,4 +182,4 @@ APPROVABLE = (
     QuarantineReason.QUORUM,
     QuarantineReason.CONTRADICTION,
 )
-"""Reasons for which a correction waits for a human and is not wrong in itself."""
+"""The reasons for which a well-formed correction waits for a human."""

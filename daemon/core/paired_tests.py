@@ -1,6 +1,7 @@
-"""The statistics of the watch: is this revision worse than one before it, or is that noise? Pure functions.
+"""Paired tests that tell a worse revision from noise.
 
-Losses are paired: for each item how much worse it is now (1: the answer was right and is not; or nats).
+A loss is how much worse an item is now than before. Its unit is hits (1 for an answer that was right and is
+wrong, -1 for the reverse) or nats.
 """
 
 import math
@@ -12,15 +13,15 @@ from statistics import fmean, pvariance
 from daemon.core.config.watch import WatchConfig
 from daemon.core.ledger.outcomes import Outcomes, Scale
 
-_RESAMPLES = 10_000
-_STEADY = 4.0  # items² added to the variance: one or two items that tip for good are no drift
-_CLIP = 4.0  # standard errors that one revision may add to the sum: one outlier alone is no drift
+_RESAMPLES = 10_000  # p-values down to 1e-4, below the default significance of 0.002
+_STEADY = 4.0  # items², added to the variance so that one or two flipped items do not count as drift
+_CLIP = 4.0  # standard errors that one revision may add, so that one outlier does not count as drift
 
 
 def mcnemar(losses: Sequence[float]) -> float:
-    """Exact one-sided p-value of the paired test of accuracies (McNemar 1947): P(Bin(b + c, ½) ≥ b).
+    """Return the exact one-sided p-value P(Bin(b + c, ½) ≥ b) of McNemar's test (1947).
 
-    b items were right and are wrong now, c the other way round; those that did not change say nothing.
+    b items were right and are wrong now, c items the reverse. Unchanged items do not count.
     """
     lost = sum(1 for loss in losses if loss > 0)
     changed = sum(1 for loss in losses if loss)
@@ -29,9 +30,9 @@ def mcnemar(losses: Sequence[float]) -> float:
 
 
 def bootstrap_p(losses: Sequence[float], budget: float, seed: int = 0) -> float:
-    """One-sided p-value of «the mean loss is at most ``budget``», by resampling the items (Efron 1979).
+    """Return the one-sided p-value of a mean loss of at most ``budget`` by resampling (Efron 1979).
 
-    Never below 1 / (resamples + 1); the same seed gives the same value. The losses of one item show nothing.
+    It is at least 1 / (resamples + 1), and 1 for a single item. The same seed gives the same value.
     """
     count = len(losses)
     if count < 2 or fmean(losses) <= budget:
@@ -44,19 +45,19 @@ def bootstrap_p(losses: Sequence[float], budget: float, seed: int = 0) -> float:
 
 @dataclass(frozen=True)
 class Paired:
-    """What a paired test says of the same items before and now; ``budget`` is what one step may lose."""
+    """Mean loss and p-value of the same items before and now, with the loss that one revision may cost."""
 
     loss: float
     p_value: float
     budget: float
 
     def is_step(self, level: float) -> bool:
-        """Whether the loss is above the budget and, at this level, no noise."""
+        """Return whether the loss reaches the budget and is significant at this level."""
         return self.p_value < level and self.loss >= self.budget
 
 
 def compare(now: Outcomes | None, then: Outcomes | None, watch: WatchConfig, seed: int) -> Paired | None:
-    """McNemar's test for hits, the bootstrap for nats; None where no items are the same."""
+    """Test hits with McNemar's test and nats with the bootstrap, or return None without common items."""
     losses = now.losses(then) if now and then else []
     if not losses or now is None:
         return None
@@ -66,10 +67,10 @@ def compare(now: Outcomes | None, then: Outcomes | None, watch: WatchConfig, see
 
 
 def standardised(losses: Sequence[float], slack: float, *, hits: bool) -> float:
-    """The mean loss beyond ``slack`` in standard errors, clipped; 0 where there is nothing to compare.
+    """Return the mean loss beyond ``slack`` in standard errors, clipped, or 0 without any loss.
 
-    For hits the error is that of McNemar's statistic, Σ loss², steadied for small suites; for nats the
-    spread of the losses over the items.
+    The error comes from Σ loss² for hits, as in McNemar's statistic, plus a constant for small suites.
+    For nats it comes from the variance of the losses over the items.
     """
     count = len(losses)
     if count == 0 or not any(losses):
@@ -83,17 +84,17 @@ def standardised(losses: Sequence[float], slack: float, *, hits: bool) -> float:
 
 @dataclass(frozen=True)
 class Drift:
-    """A one-sided cumulative sum (Page 1954) and the revision after which it began to rise."""
+    """A one-sided cumulative sum (CUSUM, Page 1954) and the revision after which it began to rise."""
 
     total: float = 0.0
     since: int = 0
 
     def after(self, number: int, score: float, allowance: float) -> "Drift":
-        """The sum with one more revision, whose standardised loss is ``score``."""
+        """Return the sum with one more revision, whose standardised loss is ``score``."""
         total = self.total + score - allowance
         return Drift(total, self.since) if total > 0 else Drift(0.0, number)
 
 
 def mean_of(series: Sequence[Sequence[float]]) -> list[float]:
-    """The mean of each item over several revisions of one suite."""
+    """Return the mean of each item over several revisions of one suite."""
     return [fmean(values) for values in zip(*series, strict=True)]

@@ -1,17 +1,20 @@
-"""Limit how many items come in: a token bucket with a rate and a burst."""
+"""A token bucket with a rate and a burst, which limits incoming items."""
 
 from daemon.core.clock import Clock
 
 
 class TokenBucket:
-    """At most ``per_second`` items in the long run, ``burst`` at once; 0 a second is no limit."""
+    """At most ``per_second`` items in the long run and ``burst`` at once.
+
+    A rate of 0 means no limit.
+    """
 
     def __init__(self, clock: Clock, per_second: float, burst: int) -> None:
         self._clock, self._per_second, self._burst = clock, per_second, float(burst)
         self._tokens, self._at = float(burst), clock.monotonic()
 
     def available(self, wanted: int) -> int:
-        """How many of ``wanted`` items may come now."""
+        """Return how many of ``wanted`` items may come now."""
         if self._per_second <= 0:
             return wanted
         now = self._clock.monotonic()
@@ -20,5 +23,5 @@ class TokenBucket:
         return min(wanted, int(self._tokens))
 
     def take(self, count: int) -> None:
-        """Note that items came."""
+        """Subtract the tokens of ``count`` items that came."""
         self._tokens -= count

@@ -1,6 +1,6 @@
-"""OpenTelemetry spans, where the extra ``traces`` is installed and an endpoint is named; otherwise nothing.
+"""OpenTelemetry spans, if the extra ``traces`` is installed and the environment names an endpoint.
 
-OpenTelemetry's own variables hold: ``OTEL_EXPORTER_OTLP_ENDPOINT``, ``OTEL_SERVICE_NAME`` and the others.
+The variables are OpenTelemetry's own, such as ``OTEL_EXPORTER_OTLP_ENDPOINT`` and ``OTEL_SERVICE_NAME``.
 """
 
 import os
@@ -20,14 +20,16 @@ _SERVICE = "OTEL_SERVICE_NAME"
 
 
 def configure_tracing(service: str) -> bool:
-    """Send spans of this process to the endpoint that the environment names; whether there is one.
+    """Send spans of this process to the endpoint of the environment and return whether there is one.
 
-    To be called after a fork: the exporter works in a thread.
+    Call it after a fork, because the exporter runs in a thread.
     """
     if not os.environ.get(ENDPOINT):
         return False
     if trace is None:
-        log.warning("no traces", hint="pip install 'errata[traces]'")
+        log.warning(
+            "traces are not sent, because OpenTelemetry is not installed", hint="pip install 'errata[traces]'"
+        )
         return False
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.resources import Resource
@@ -43,7 +45,7 @@ def configure_tracing(service: str) -> bool:
 
 @contextmanager
 def span(name: str, **attributes: str | int) -> Iterator[None]:
-    """Time the block as a span below the one that is open; costs next to nothing where nobody listens."""
+    """Record the block as a span below the open one, at almost no cost when tracing is off."""
     if trace is None:
         yield
         return

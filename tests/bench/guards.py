@@ -125,7 +125,7 @@ WEIGHTS = (
     ),
     Guard(
         "the scrub compares every blob with its name", "daemon/core/blobs.py",
-        "    if found != name:\n",
+        "    if actual != name:\n",
         "    if False:\n",
         _DAMAGE + "test_the_scrub_finds_every_kind_of_damage_and_opens_one_incident",
     ),

@@ -1,1 +1,1 @@
-"""The configuration and its sections."""
+"""The configuration, one module for each group of sections."""

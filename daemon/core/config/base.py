@@ -1,15 +1,15 @@
-"""What every section of the configuration keeps to."""
+"""The base class of the configuration's sections."""
 
 from pydantic import BaseModel, ConfigDict
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
-"""Addresses on which nobody but this machine is listened to."""
+"""Addresses that only this machine can reach."""
 
 
 class Section(BaseModel):
-    """A table of ``errata.toml``: unknown keys refused, values never changed.
+    """A table of ``errata.toml``, immutable and without unknown keys.
 
-    No infinity: neither a timedelta nor a scheduler takes one, and both would say so only when running.
+    Infinity is refused here, because timedelta and the scheduler would refuse it only at run time.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)

@@ -1,4 +1,4 @@
-"""Sections of the configuration about what leaves the installation: folders, completions, consumers."""
+"""The sections about published folders, the completion server and consumers."""
 
 from pathlib import Path
 from typing import Literal, Self
@@ -10,25 +10,32 @@ from daemon.core.names import NAME_PATTERN
 
 
 class PublishConfig(Section):
-    """Folders of revisions for others, and the link ``live`` to the newest good one."""
+    """Published folders of revisions, and the link ``live`` to the newest good one."""
 
     follow: bool = Field(True, description="errata run publishes each revision that passed its probes")
     path: Path = Field(
-        Path("published"), description="where the folders are; in data_dir, on its file system"
+        Path("published"), description="folder of the published folders, in data_dir and on its file system"
     )
-    keep_folders: int = Field(3, ge=1, description="published folders that stay beside the live one")
-    poll_seconds: float = Field(1.0, gt=0, description="between looks for a new live revision")
+    keep_folders: int = Field(3, ge=1, description="published folders kept besides the live one")
+    poll_seconds: float = Field(1.0, gt=0, description="time between checks for a new live revision")
 
 
 class ServeConfig(Section):
-    """OpenAI's completion routes, answered by the live revision; loopback unless a token guards them."""
+    """OpenAI's completion routes, answered by the live revision.
 
-    enabled: bool = Field(False, description="errata run starts errata serve; it holds a second model")
+    Without a token it listens on loopback only.
+    """
+
+    enabled: bool = Field(
+        False, description="errata run also starts errata serve, which loads a second model"
+    )
     host: str = Field("127.0.0.1", description="address to listen on")
-    port: int = Field(8766, ge=0, le=65535, description="port; 0 picks a free one")
-    token_file: Path | None = Field(None, description="file with the bearer token that clients must bear")
-    poll_seconds: float = Field(0.5, gt=0, description="between looks for a new live revision")
-    queue_bound: int = Field(256, ge=1, description="requests that may wait; more are told to come later")
+    port: int = Field(8766, ge=0, le=65535, description="port (0: a free one)")
+    token_file: Path | None = Field(None, description="file with the bearer token of the clients")
+    poll_seconds: float = Field(0.5, gt=0, description="time between checks for a new live revision")
+    queue_bound: int = Field(
+        256, ge=1, description="requests that may wait, beyond which clients are told to retry later"
+    )
     max_tokens: int = Field(512, ge=1, description="longest answer in tokens")
 
     @model_validator(mode="after")
@@ -39,15 +46,19 @@ class ServeConfig(Section):
 
 
 class ConsumerConfig(Section):
-    """A server that is told of each published revision and made to load it."""
+    """A server that is told to load each published revision."""
 
-    kind: Literal["webhook", "vllm", "sglang"] = Field(description="which of its routes are called")
+    kind: Literal["webhook", "vllm", "sglang"] = Field(
+        description="the kind of server, which decides the routes that are called"
+    )
     name: str = Field(pattern=NAME_PATTERN, description="name in ledger and logs")
-    url: str = Field(pattern=r"^https?://[^\s]+$", description="address of the server; of the hook itself")
+    url: str = Field(
+        pattern=r"^https?://[^\s]+$", description="address of the server, or of the webhook itself"
+    )
     token_file: Path | None = Field(None, description="file with the bearer token to send")
     path: Path | None = Field(
-        None, description="the link live as that server sees it; none: the same path as here"
+        None, description="path of the link live as that server sees it (none: the same path as here)"
     )
-    served_model: str = Field("", description="model name that the server answers to; empty: its path")
-    check: bool = Field(True, description="ask one changed fact of the server afterwards (not the webhook)")
-    timeout_seconds: float = Field(300.0, gt=0, description="longest wait for one answer")
+    served_model: str = Field("", description="model name that the server answers to (empty: its path)")
+    check: bool = Field(True, description="ask the server for one changed fact afterwards (not for webhooks)")
+    timeout_seconds: float = Field(300.0, gt=0, description="longest wait for one response")

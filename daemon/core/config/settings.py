@@ -1,4 +1,4 @@
-"""The configuration: ``errata.toml`` and the environment, checked once, unknown keys refused."""
+"""Read the configuration from ``errata.toml`` and the environment."""
 
 import difflib
 import os
@@ -37,38 +37,46 @@ class ModelConfig(Section):
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     dtype: str = Field("auto", description="auto, float32, bfloat16 or float16")
     corpus: Path | None = Field(
-        None, description="text file for the statistics; none: text sampled from the model"
+        None, description="text file for the statistics (none: text sampled from the model)"
     )
-    threads: int = Field(0, ge=0, description="torch threads; 0: as many as there are cores")
+    threads: int = Field(0, ge=0, description="torch threads (0: one per core)")
 
 
 class EditConfig(Section):
-    """How batches are made and written."""
+    """How batches are made and written into the weights."""
 
-    recipe: str = Field("encore-blue", description="preset, see errata recipes")
-    recipe_overrides: dict[str, Any] = Field(default_factory=dict, description="recipe settings that differ")
+    recipe: str = Field("encore-blue", description="preset (errata recipes lists them)")
+    recipe_overrides: dict[str, Any] = Field(
+        default_factory=dict, description="settings that override the preset"
+    )
     batch_size: int = Field(16, ge=1, le=4096, description="corrections in a full batch")
     batch_age_seconds: float = Field(
-        3.0, ge=0, description="a batch leaves when its oldest correction is this old"
+        3.0, ge=0, description="age of its oldest correction at which a batch is sent before it is full"
     )
-    edits_per_hour: int = Field(0, ge=0, description="corrections written an hour; 0: as many as come")
-    batches_ahead: int = Field(64, ge=1, description="batches made ahead of the worker; the rest coalesces")
+    edits_per_hour: int = Field(0, ge=0, description="corrections written per hour (0: no limit)")
+    batches_ahead: int = Field(
+        64, ge=1, description="batches made ahead of the worker, while further corrections wait and coalesce"
+    )
     queue_bound: int = Field(10_000, ge=1, description="corrections that may wait before feeds pause")
-    review: int = Field(300, ge=0, description="older facts asked after a batch; what slipped is mended")
+    review: int = Field(
+        300, ge=0, description="older facts checked after a batch, of which lost ones are written again"
+    )
     joint: int = Field(
-        16, ge=0, description="older facts about a batch's subjects that are sought again together with it"
+        16, ge=0, description="older facts about a batch's subjects whose targets are sought again with it"
     )
     max_attempts: int = Field(3, ge=1, description="starts of a batch before it is split or quarantined")
     task_seconds: int = Field(900, ge=10, description="hard time limit of one batch")
     visibility_seconds: int = Field(3600, ge=60, description="Redis visibility timeout")
-    lease_seconds: float = Field(20.0, ge=1, description="writer lease; renewed at a third of it")
+    lease_seconds: float = Field(20.0, ge=1, description="writer lease, renewed after a third of it")
     resend_seconds: float = Field(
-        20.0, ge=1, description="a sent batch nobody works on is sent again after this"
+        20.0, ge=1, description="time after which a sent batch that has no worker is sent again"
     )
 
-    fan_out: bool = Field(False, description="let errata worker --targets seek the targets of a batch")
-    target_chunk: int = Field(4, ge=1, description="facts that one of them takes at a time")
-    target_seconds: float = Field(120.0, gt=0, description="wait for a chunk before it is done here")
+    fan_out: bool = Field(False, description="let errata worker --targets find the targets of a batch")
+    target_chunk: int = Field(4, ge=1, description="facts that a target worker takes at a time")
+    target_seconds: float = Field(
+        120.0, gt=0, description="longest wait for a chunk before the editing worker does it"
+    )
 
     @model_validator(mode="after")
     def _time_limits(self) -> Self:
@@ -81,30 +89,30 @@ class EditConfig(Section):
 
 
 class StoreConfig(Section):
-    """Blobs of revisions on disk."""
+    """Blobs of revisions on the disk."""
 
     keep_revisions: int = Field(
-        50, ge=1, description="revisions whose tensors gc keeps, besides live and base"
+        50, ge=1, description="revisions whose tensors gc keeps besides live and base"
     )
-    grace_seconds: float = Field(3600, ge=0, description="gc never deletes younger blobs")
-    reserve_bytes: int = Field(512 << 20, ge=0, description="free space that an edit must leave")
-    scrub_seconds: float = Field(86_400, gt=0, description="between looks at the bytes of all blobs")
+    grace_seconds: float = Field(3600, ge=0, description="age below which gc deletes no blob")
+    reserve_bytes: int = Field(512 << 20, ge=0, description="free bytes below which no batch is sent")
+    scrub_seconds: float = Field(86_400, gt=0, description="time between checks of all blobs")
 
 
 class ApiConfig(Section):
-    """The HTTP API; loopback unless a token guards it."""
+    """The HTTP API, which listens on loopback only unless it has a token."""
 
     host: str = Field("127.0.0.1", description="address to listen on")
-    port: int = Field(8765, ge=0, le=65535, description="port; 0 picks a free one")
+    port: int = Field(8765, ge=0, le=65535, description="port (0: a free one)")
     token_file: Path | None = Field(None, description="file with the bearer token that may do everything")
     submit_token_file: Path | None = Field(
-        None, description="file with a token that may hand in corrections and look"
+        None, description="file with a token that may submit corrections and read"
     )
     read_token_file: Path | None = Field(
-        None, description="file with a token that may look; where it is set nobody looks without one"
+        None, description="file with a token that may read (if set, reading needs a token)"
     )
     changes_per_second: float = Field(
-        100.0, ge=0, description="changing requests a second and role; 0: no limit"
+        100.0, ge=0, description="changing requests per second and role (0: no limit)"
     )
 
     @model_validator(mode="after")
@@ -117,43 +125,47 @@ class ApiConfig(Section):
 
     @property
     def token_files(self) -> dict[Role, Path]:
-        """The file of each role that has a token."""
+        """The token file of each role that has one."""
         files = {Role.READ: self.read_token_file, Role.SUBMIT: self.submit_token_file}
         files[Role.OPERATE] = self.token_file
         return {role: file for role, file in files.items() if file is not None}
 
 
 class CliConfig(Section):
-    """Who may do what at the keyboard."""
+    """The role of users of the command line."""
 
     role: Role = Field(
-        Role.OPERATE, description="of who types without a token: read, submit or operate (ERRATA_TOKEN_FILE)"
+        Role.OPERATE,
+        description="role of a user without a token: read, submit or operate (ERRATA_TOKEN_FILE)",
     )
 
 
 class ScheduleConfig(Section):
-    """Seconds between the scheduler's ticks."""
+    """Seconds between the runs of each of the scheduler's jobs."""
 
-    pull_seconds: float = Field(1.0, gt=0, description="between pulls of each feed")
-    dispatch_seconds: float = Field(1.0, gt=0, description="between looks for a due batch")
-    reconcile_seconds: float = Field(5.0, gt=0, description="between looks for batches that Redis lost")
-    judge_seconds: float = Field(1.0, gt=0, description="between looks at new probe results")
+    pull_seconds: float = Field(1.0, gt=0, description="time between pulls of each feed")
+    dispatch_seconds: float = Field(1.0, gt=0, description="time between checks for a due batch")
+    reconcile_seconds: float = Field(5.0, gt=0, description="time between checks for batches that Redis lost")
+    judge_seconds: float = Field(1.0, gt=0, description="time between checks for new probe results")
     keep_seconds: float = Field(
-        60.0, gt=0, description="between collections of blobs, and looks for a due scrub"
+        60.0, gt=0, description="time between collections of blobs and checks for a due scrub"
     )
-    greet_seconds: float = Field(10.0, gt=0, description="between pings of the workers")
-    lease_seconds: float = Field(15.0, ge=1, description="scheduler lease; one scheduler leads")
+    greet_seconds: float = Field(10.0, gt=0, description="time between pings of the workers")
+    lease_seconds: float = Field(15.0, ge=1, description="lease of the leading scheduler")
 
 
 class LogConfig(Section):
-    """Logs."""
+    """Level and form of the logs."""
 
     level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="lowest level shown")
-    json_lines: bool = Field(False, description="one JSON object a line")
+    json_lines: bool = Field(False, description="one JSON object per line")
 
 
 class Config(BaseSettings):
-    """Everything that can be set; ``ERRATA_EDIT__BATCH_SIZE=8`` overrides ``[edit] batch_size``."""
+    """All sections of the configuration.
+
+    The environment overrides the file, such as ``ERRATA_EDIT__BATCH_SIZE=8`` for ``[edit] batch_size``.
+    """
 
     model_config = SettingsConfigDict(
         env_prefix="ERRATA_",
@@ -164,11 +176,12 @@ class Config(BaseSettings):
     )
 
     data_dir: Path = Field(
-        Path(".errata"), description="everything Errata writes; relative to the configuration's folder"
+        Path(".errata"),
+        description="folder of everything Errata writes, relative to the configuration's folder",
     )
-    database_url: SecretStr | None = Field(None, description="SQLAlchemy URL; none: SQLite in data_dir")
+    database_url: SecretStr | None = Field(None, description="SQLAlchemy URL (none: SQLite in data_dir)")
     redis_url: SecretStr | None = Field(
-        None, description="Redis URL (also REDIS_URL); none: a private server"
+        None, description="Redis URL, also from REDIS_URL (none: a private server)"
     )
     model: ModelConfig = ModelConfig()
     edit: EditConfig = EditConfig()
@@ -217,7 +230,7 @@ class Config(BaseSettings):
 
     @property
     def exchange_path(self) -> Path:
-        """The folder of what editing and target workers hand each other; empty between batches."""
+        """The folder of files that editing and target workers exchange, empty between batches."""
         return self.data_dir / "exchange"
 
     @property
@@ -232,10 +245,10 @@ class Config(BaseSettings):
 
 
 def find_config(explicit: Path | None = None) -> Path | None:
-    """The file named by the argument or ``ERRATA_CONFIG``, else ``./errata.toml``, else /etc/errata.
+    """Find the file of the argument, of ``ERRATA_CONFIG``, in the working folder or in /etc/errata.
 
     Raises:
-        ConfigError: a file that was named does not exist.
+        ConfigError: the file of the argument or the variable does not exist.
     """
     named = explicit or (Path(os.environ[CONFIG_VARIABLE]) if os.environ.get(CONFIG_VARIABLE) else None)
     if named is not None:
@@ -246,10 +259,10 @@ def find_config(explicit: Path | None = None) -> Path | None:
 
 
 def load_config(explicit: Path | None = None) -> Config:
-    """Read the configuration; environment wins over the file, the file over the defaults.
+    """Read the configuration from defaults, file and environment, each overriding the one before.
 
     Raises:
-        ConfigError: unreadable TOML, an unknown key (with the nearest known one), a value out of range.
+        ConfigError: the TOML is invalid, a key is unknown, or a value is out of range.
     """
     path = find_config(explicit)
     folder = path.resolve().parent if path else Path.cwd()
@@ -266,13 +279,13 @@ def load_config(explicit: Path | None = None) -> Config:
     try:
         config = _Read()
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path} is not TOML: {error}") from error
+        raise ConfigError(f"{path} is not valid TOML: {error}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not UTF-8 text") from error
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
-    except SettingsError as error:  # without its cause, which would show the value
-        raise ConfigError(f"environment: {error}", hint="such a variable holds JSON") from None
+    except SettingsError as error:  # without its cause, which would show the secret value
+        raise ConfigError(f"environment: {error}", hint="the value of such a variable is JSON") from None
     except ValidationError as error:
         raise ConfigError(_explain(error, path)) from error
     _refuse_unknown_variables()
@@ -280,7 +293,7 @@ def load_config(explicit: Path | None = None) -> Config:
 
 
 def _resolved(config: Config, folder: Path) -> Config:
-    """The same configuration with paths made absolute and REDIS_URL taken into account."""
+    """Return the configuration with absolute paths and the value of REDIS_URL."""
     redis = config.redis_url or (SecretStr(os.environ["REDIS_URL"]) if os.environ.get("REDIS_URL") else None)
     feeds = tuple(resolved_feed(feed, folder) for feed in config.feeds)
     update: dict[str, Any] = {"data_dir": folder / config.data_dir, "redis_url": redis, "feeds": feeds}
@@ -303,12 +316,12 @@ def _resolved_consumer(consumer: ConsumerConfig, folder: Path) -> ConsumerConfig
 
 
 def _explain(error: ValidationError, path: Path | None) -> str:
-    """Every problem in one text, with a suggestion for an unknown key."""
+    """Describe every problem in one text, with a suggestion for an unknown key."""
     lines = []
     for problem in error.errors(include_url=False, include_input=False):
         place = problem["loc"]
         if place[:1] == ("feeds",):
-            place = place[:2] + place[3:]  # without the kind, by which the section's form was chosen
+            place = place[:2] + place[3:]  # pydantic inserts the kind of the feed after its number
         where = ".".join(str(part) for part in place) or "configuration"
         if problem["type"] == "extra_forbidden":
             lines.append(f"unknown key {where}{_suggestion(str(problem['loc'][-1]))}")
@@ -318,7 +331,7 @@ def _explain(error: ValidationError, path: Path | None) -> str:
 
 
 def known_keys(model: type[BaseModel] = Config, prefix: str = "") -> dict[str, str]:
-    """Every key with its description, nested ones joined by dots."""
+    """Return every key with its description, nested keys joined by dots."""
     keys: dict[str, str] = {}
     for name, field in model.model_fields.items():
         annotation = field.annotation
@@ -342,7 +355,7 @@ def _suggestion(name: str) -> str:
 
 
 def _refuse_unknown_variables() -> None:
-    """A mistyped environment variable is as silent as a mistyped key; refuse it too."""
+    """Raise ConfigError for an unknown environment variable that begins with ERRATA_."""
     allowed = {"ERRATA_" + key.upper().replace(".", "__") for key in known_keys()}
     sections = {"ERRATA_" + name.upper() for name in Config.model_fields}
     tools = {

@@ -1,1 +1,1 @@
-"""Relations: natural prompts for common Wikidata properties, and how values are said."""
+"""Prompts for common Wikidata properties, and the wording of their values."""

@@ -1,4 +1,4 @@
-"""Values of Wikidata as people write them: names, dates, numbers; what cannot be said is refused."""
+"""The wording of Wikidata values: names, dates and numbers."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -22,21 +22,22 @@ _LONGEST_NUMBER = 30
 
 
 class UnsayableError(ValueError):
-    """A value that has no plain wording; the message is a closed word for counting."""
+    """A value has no plain wording, for the reason in the message, which is a closed word."""
 
 
 def in_sentence(subject: str, *, is_first: bool) -> str:
-    """The subject as a sentence takes it: with its article where the name needs one."""
+    """Return the subject with its article, if its name needs one."""
     if not _WITH_ARTICLE.match(subject):
         return subject
     return ("The " if is_first else "the ") + subject
 
 
 def render(value: Mapping[str, Any], label: Callable[[str], str | None], language: str = "en") -> str:
-    """The wording of a ``datavalue``; ``label`` gives the name of an entity.
+    """Return the wording of a ``datavalue``, with names of entities from ``label``.
 
     Raises:
-        UnsayableError: an entity without a name, a coarse or ancient date, a unit, a type without wording.
+        UnsayableError: the value is an entity without a name, a date that is coarse or before our era, a
+            quantity with a unit, or of a type without wording.
     """
     kind, content = value.get("type"), value.get("value")
     if kind == "wikibase-entityid" and isinstance(content, Mapping):
@@ -58,7 +59,7 @@ def render(value: Mapping[str, Any], label: Callable[[str], str | None], languag
 
 
 def _date(time: Mapping[str, Any]) -> str:
-    """14 March 1879, March 1879 or 1879; only in our calendar and our era."""
+    """Return a Gregorian date of our era as 14 March 1879, March 1879 or 1879."""
     match = _TIME.fullmatch(str(time.get("time", "")))
     precision = time.get("precision")
     if match is None or time.get("calendarmodel") != _GREGORIAN or precision not in (_DAY, _MONTH, _YEAR):
@@ -73,7 +74,7 @@ def _date(time: Mapping[str, Any]) -> str:
 
 
 def _number(quantity: Mapping[str, Any]) -> str:
-    """12,345 or 1.5; a number that counts something else than pieces has a unit and no plain wording."""
+    """Return a number without unit as 12,345 or 1.5."""
     amount = str(quantity.get("amount", ""))
     if quantity.get("unit") != "1":
         raise UnsayableError("unit")

@@ -1,4 +1,4 @@
-"""The table of relations: property or name to prompt, paraphrases and how many values there may be."""
+"""The table of relations, which gives prompts and paraphrases for a property or a name."""
 
 import tomllib
 from collections.abc import Mapping
@@ -20,8 +20,8 @@ class Values(StrEnum):
     """How many values a relation may have for one subject."""
 
     SINGLE = "single"  # one at a time
-    MANY = "many"  # several at once; the model can answer with one, so the newest is the one it is taught
-    DATED = "dated"  # one after the other, told apart by start and end times
+    MANY = "many"  # several at once; a model answers with one, so the newest is taught
+    DATED = "dated"  # one after the other, with start and end times
 
 
 @dataclass(frozen=True)
@@ -34,50 +34,50 @@ class Relation:
     templates: tuple[str, ...]  # the prompt first, then the paraphrases
 
     def prompts(self, subject: str) -> tuple[str, ...]:
-        """The prompt and its paraphrases about a subject, joined around it literally."""
+        """Return the prompt and its paraphrases with the subject inserted literally."""
         return tuple(_joined(template, subject) for template in self.templates)
 
 
 def version() -> int:
-    """The table's version; it is raised with every change of a prompt."""
+    """Return the table's version, which is raised with every change of a prompt."""
     return _read()[0]
 
 
 def relations() -> Mapping[str, Relation]:
-    """All relations by property."""
+    """Return all relations by property."""
     return _read()[1]
 
 
 def find(text: str) -> Relation | None:
-    """The relation of a property (P36) or a name (capital), in any case; None: the table does not have it."""
+    """Return the relation of a property (P36) or a name (capital) in any case, or None if it is unknown."""
     return _read()[2].get(text.strip().casefold())
 
 
-def complete(said: dict[str, Any]) -> dict[str, Any]:
-    """A decoded correction with what the table can add: the relation's name, a prompt, paraphrases.
+def complete(item: dict[str, Any]) -> dict[str, Any]:
+    """Add the relation's name, a prompt and paraphrases from the table to a decoded correction.
 
-    A prompt of its own is kept. So that a fact is one fact, a property is always called by its name.
+    A prompt of the correction itself is kept. A property is replaced by its name, so that a fact has one id.
 
     Raises:
-        InvalidCorrectionError: it has a new value, no prompt, and a relation that the table does not have.
+        InvalidCorrectionError: the correction has a new value, no prompt and an unknown relation.
     """
-    relation, subject = said.get("relation"), said.get("subject")
+    relation, subject = item.get("relation"), item.get("subject")
     if not isinstance(relation, str) or not isinstance(subject, str):
-        return said
+        return item
     known = find(relation)
     if known is None:
-        if relation and said.get("object") is not None and not said.get("prompt"):
+        if relation and item.get("object") is not None and not item.get("prompt"):
             raise InvalidCorrectionError(
                 QuarantineReason.UNKNOWN_RELATION,
-                "prompt is missing, and the relation is not one of the table",
+                "the prompt is missing and the relation is unknown",
                 hint="give a prompt, or a relation of daemon/core/relations/relations.toml",
             )
-        return said
-    completed = {**said, "relation": known.name}
-    if said.get("object") is not None and not said.get("prompt"):
+        return item
+    completed = {**item, "relation": known.name}
+    if item.get("object") is not None and not item.get("prompt"):
         prompt, *paraphrases = known.prompts(subject)
         completed["prompt"] = prompt
-        if not said.get("paraphrases"):
+        if not item.get("paraphrases"):
             completed["paraphrases"] = paraphrases
     return completed
 

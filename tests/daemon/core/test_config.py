@@ -138,7 +138,7 @@ def test_the_file_is_looked_for_where_it_may_be(
 
 
 BAD = {
-    "not toml": ("edit = [", "is not TOML"),
+    "not toml": ("edit = [", "is not valid TOML"),
     "unknown section": ("[edt]\nbatch_size = 1", r"unknown key edt \(did you mean edit\?\)"),
     "unknown key": (
         "[edit]\nbatch_sise = 1",
