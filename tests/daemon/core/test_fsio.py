@@ -166,7 +166,7 @@ def test_sweeping_goes_into_folders_and_spares_everything_else(path: Path) -> No
 def test_the_digest_is_of_the_whole_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = os.urandom(10_000)
     path.write_bytes(data)
-    monkeypatch.setattr("daemon.core.fsio._CHUNK", 999)
+    monkeypatch.setattr("daemon.core.fsio._PIECE", 999)
     assert sha256_of(path) == hashlib.sha256(data).hexdigest()
     with pytest.raises(StoreError, match="cannot read"):
         sha256_of(path.with_name("none"))
