@@ -30,7 +30,7 @@ def disk_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DiskFullError(
-                f"no space left for {path.name}", hint="free space on the disk; edits then resume by themselves"
+                f"no space left for {path.name}", hint="free space on the disk; edits then resume"
             ) from error
         raise StoreError(f"cannot write {path}: {error.strerror}") from error
 
