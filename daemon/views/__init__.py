@@ -1,1 +1,1 @@
-"""What operators, the API and Prometheus see: read-only functions of a connection to the ledger."""
+"""Read-only views of the ledger for operators, the API and Prometheus."""

@@ -1,4 +1,4 @@
-"""What lies between two revisions: facts, weights, probes."""
+"""The difference between two revisions in facts, weights and probes."""
 
 from typing import Any
 
@@ -8,21 +8,20 @@ from daemon.core.ledger.chain import active_tenures, get_revision
 from daemon.core.ledger.database import in_chunks
 from daemon.core.ledger.schema import corrections
 from daemon.views.chain import newest_probes
-
-Row = dict[str, Any]
+from daemon.views.rows import Row, fetch
 
 
 def difference(connection: Connection, model: str, first: int, second: int) -> Row:
-    """Facts added, changed or taken out on the way from ``first`` to ``second``; norms and probes of both.
+    """Return the facts that differ between two revisions, with the norms and probes of both.
 
     Raises:
-        NotFoundError: there is no such revision.
+        NotFoundError: one of the revisions does not exist.
     """
     before, after = (get_revision(connection, model, number) for number in (first, second))
-    old, new = (_held(connection, model, number) for number in (first, second))
-    said = _said(connection, {*old.values(), *new.values()})
+    old, new = (_correction_by_fact(connection, model, number) for number in (first, second))
+    rows = _corrections(connection, {*old.values(), *new.values()})
     facts = [
-        _fact(fact, said.get(old.get(fact, "")), said.get(new.get(fact, "")))
+        _fact(fact, rows.get(old.get(fact, "")), rows.get(new.get(fact, "")))
         for fact in {**old, **new}
         if old.get(fact) != new.get(fact)
     ]
@@ -40,22 +39,23 @@ def difference(connection: Connection, model: str, first: int, second: int) -> R
     }
 
 
-def _held(connection: Connection, model: str, number: int) -> dict[str, str]:
-    """Fact to the correction that holds it."""
+def _correction_by_fact(connection: Connection, model: str, number: int) -> dict[str, str]:
+    """Return the id of the correction that a revision holds of each fact."""
     return {row["fact_id"]: row["correction_id"] for row in active_tenures(connection, model, number)}
 
 
-def _said(connection: Connection, ids: set[str]) -> dict[str, Row]:
-    found: dict[str, Row] = {}
+def _corrections(connection: Connection, ids: set[str]) -> dict[str, Row]:
+    """Return subject, relation and object of corrections by id."""
     columns = [corrections.c[name] for name in ("id", "subject", "relation", "object")]
-    for some in in_chunks(sorted(ids)):
-        query = select(*columns).where(corrections.c.id.in_(some))
-        found |= {row["id"]: dict(row) for row in connection.execute(query).mappings()}
-    return found
+    queries = (select(*columns).where(corrections.c.id.in_(some)) for some in in_chunks(sorted(ids)))
+    return {row["id"]: row for query in queries for row in fetch(connection, query)}
 
 
 def _fact(fact: str, before: Row | None, after: Row | None) -> Row:
-    """One fact that differs; an object that is None is held absent, a side without row says nothing."""
+    """Return one fact that differs.
+
+    A row is None where the revision does not hold the fact. Its object is None where it holds the absence.
+    """
     shown = after or before or {}
     change = "added" if before is None else "removed" if after is None else "changed"
     return {

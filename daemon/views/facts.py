@@ -1,8 +1,7 @@
-"""Facts as people ask for them: the list, one by id or subject, and the story of one."""
+"""Facts: the list, one by id or subject, and the history of one."""
 
 import re
 import unicodedata
-from collections.abc import Mapping
 from typing import Any
 
 from sqlalchemy import Connection, Select, case, func, select
@@ -10,12 +9,12 @@ from sqlalchemy import Connection, Select, case, func, select
 from daemon.core.errors import NotFoundError
 from daemon.core.ledger.schema import corrections, revisions, tenures
 from daemon.core.names import CorrectionState
+from daemon.views.rows import Row, fetch
 
-Row = dict[str, Any]
 _CURRENT = (CorrectionState.PENDING, CorrectionState.QUEUED, CorrectionState.APPLIED)
 _ID = re.compile(r"f[0-9a-f]{20}")
 _PREFIX = re.compile(r"f[0-9a-f]{3,19}")
-_SHOWN = 10  # candidates that an ambiguous name lists
+_SHOWN = 10  # candidates of an ambiguous name in the error message
 
 
 def fact_list(
@@ -26,10 +25,10 @@ def fact_list(
     offset: int = 0,
     state: str | None = None,
 ) -> list[Row]:
-    """Facts in order of their first correction: what is wanted now, where it stands, what the weights hold.
+    """Return facts in order of their first correction, with their wanted value and the one in the weights.
 
-    ``object`` and ``state`` are those of the newest correction that counts; ``in_weights`` is what head was
-    taught (None: nothing), since revision ``revision``, which was made at ``since``.
+    ``object`` and ``state`` are those of the correction in force. ``in_weights`` is the value that head was
+    taught, or None. It has been there since revision ``revision``, which was made at ``since``.
     """
     mine = corrections.c.model == model
     if state is None:  # rank the facts of one page only
@@ -39,76 +38,79 @@ def fact_list(
     else:
         query = _facts(_ranked().where(mine))
         query = query.where(query.selected_columns.state == state).limit(limit).offset(offset)
-    rows = connection.execute(query.order_by(query.selected_columns.seq)).mappings()
-    return [_without(dict(row), "seq") for row in rows]
+    rows = fetch(connection, query.order_by(query.selected_columns.seq))
+    return [{key: value for key, value in row.items() if key != "seq"} for row in rows]
 
 
 def find_fact(connection: Connection, text: str, model: str | None = None) -> str:
-    """The id of the fact that ``text`` names: a full id, a subject as it was written, or a unique prefix.
+    """Return the id of the fact that has ``text`` as its id, its exact subject or a unique prefix of its id.
 
     Raises:
-        NotFoundError: there is none, or several; then the message lists them.
+        NotFoundError: no fact matches, or several do. Then the message lists them.
     """
     subject = " ".join(unicodedata.normalize("NFC", text).split())
     ways = [corrections.c.subject == subject]
     if _ID.fullmatch(text):
         ways.insert(0, corrections.c.fact_id == text)
-    elif _PREFIX.fullmatch(text):  # only hex digits: nothing that LIKE could read as a pattern
+    elif _PREFIX.fullmatch(text):  # only hex digits, so that LIKE has no wildcard
         ways.append(corrections.c.fact_id.startswith(text))
     for way in ways:
         query = select(corrections.c.fact_id, corrections.c.subject, corrections.c.relation).where(way)
         if model is not None:
             query = query.where(corrections.c.model == model)
-        found = {row.fact_id: row for row in connection.execute(query.order_by(corrections.c.seq))}
-        if len(found) == 1:
-            return str(next(iter(found)))
-        if found:
-            raise NotFoundError(f"{text[:60]!r} names {len(found)} facts", hint=_candidates(found))
-    raise NotFoundError(f"there is no fact {text[:60]!r}", hint="errata facts lists them")
+        matches = {row.fact_id: row for row in connection.execute(query.order_by(corrections.c.seq))}
+        if len(matches) == 1:
+            return str(next(iter(matches)))
+        if matches:
+            raise NotFoundError(f"{text[:60]!r} names {len(matches)} facts", hint=_candidates(matches))
+    raise _no_fact(text)
 
 
 def fact_story(connection: Connection, fact_id: str) -> Row:
-    """Everything that was ever said about one fact, in order of admission, and when each held in the weights.
+    """Return all corrections of one fact in order of admission, and the revisions that held each.
 
     Raises:
-        NotFoundError: no correction speaks of it.
+        NotFoundError: the fact has no correction.
     """
     query = select(corrections).where(corrections.c.fact_id == fact_id).order_by(corrections.c.seq)
-    said = connection.execute(query).mappings().all()
-    if not said:
-        raise NotFoundError(f"there is no fact {fact_id[:60]!r}", hint="errata facts lists them")
-    holds = select(tenures).where(tenures.c.fact_id == fact_id).order_by(tenures.c.id)
-    held: dict[str, list[Row]] = {}
-    for row in connection.execute(holds).mappings():
-        held.setdefault(row["correction_id"], []).append({"since": row["since"], "until": row["until"]})
+    rows = fetch(connection, query)
+    if not rows:
+        raise _no_fact(fact_id)
+    spans: dict[str, list[Row]] = {}
+    for row in fetch(connection, select(tenures).where(tenures.c.fact_id == fact_id).order_by(tenures.c.id)):
+        spans.setdefault(row["correction_id"], []).append({"since": row["since"], "until": row["until"]})
     keys = (
         "id", "object", "prompt", "paraphrases", "neighborhood", "source", "feed", "trust", "admitted_at",
         "state", "reason", "batch_id",
     )  # fmt: skip
     return {
         "fact": fact_id,
-        "model": said[0]["model"],
-        "subject": said[0]["subject"],
-        "relation": said[0]["relation"],
-        "corrections": [{key: row[key] for key in keys} | {"held": held.get(row["id"], [])} for row in said],
+        "model": rows[0]["model"],
+        "subject": rows[0]["subject"],
+        "relation": rows[0]["relation"],
+        "corrections": [{key: row[key] for key in keys} | {"held": spans.get(row["id"], [])} for row in rows],
     }
 
 
 def current_correction(connection: Connection, fact_id: str) -> Row:
-    """The correction of a fact that counts now.
+    """Return the correction of a fact that is in force.
 
     Raises:
-        NotFoundError: no correction speaks of it.
+        NotFoundError: the fact has no correction.
     """
     ranked = _ranked().where(corrections.c.fact_id == fact_id).subquery()
-    row = connection.execute(select(ranked).where(ranked.c.place == 1)).mappings().one_or_none()
-    if row is None:
-        raise NotFoundError(f"there is no fact {fact_id[:60]!r}", hint="errata facts lists them")
-    return dict(row)
+    rows = fetch(connection, select(ranked).where(ranked.c.place == 1))
+    if not rows:
+        raise _no_fact(fact_id)
+    return rows[0]
+
+
+def _no_fact(text: str) -> NotFoundError:
+    return NotFoundError(f"there is no fact {text[:60]!r}", hint="errata facts lists them")
 
 
 def _facts(candidates: Select[Any]) -> Select[Any]:
-    """The first of each fact's ranked corrections, with what head's weights hold."""
+    """Select the correction in force of each fact, with the value in the weights of head."""
     ranked = candidates.subquery()
     held = corrections.alias("held")
     return (
@@ -129,7 +131,10 @@ def _facts(candidates: Select[Any]) -> Select[Any]:
 
 
 def _ranked() -> Select[Any]:
-    """Corrections with their place within their fact: what counts first, confirmations last, newest first."""
+    """Select corrections with their rank within their fact.
+
+    Those in force come first and confirmations last, each newest first.
+    """
     rank = case(
         (corrections.c.state.in_(_CURRENT), 0), (corrections.c.state == CorrectionState.CONFIRMED, 2), else_=1
     )
@@ -139,11 +144,7 @@ def _ranked() -> Select[Any]:
     return select(corrections, place.label("place"), first.label("first_seq"))
 
 
-def _candidates(found: dict[str, Any]) -> str:
-    lines = [f"{fact} {row.subject}: {row.relation}" for fact, row in list(found.items())[:_SHOWN]]
-    more = [f"and {len(found) - _SHOWN} more"] if len(found) > _SHOWN else []
+def _candidates(matches: dict[str, Any]) -> str:
+    lines = [f"{fact} {row.subject}: {row.relation}" for fact, row in list(matches.items())[:_SHOWN]]
+    more = [f"and {len(matches) - _SHOWN} more"] if len(matches) > _SHOWN else []
     return "use the id: " + "; ".join(lines + more)
-
-
-def _without(row: Mapping[str, Any], key: str) -> Row:
-    return {name: value for name, value in row.items() if name != key}

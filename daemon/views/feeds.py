@@ -1,8 +1,7 @@
-"""The feeds as an operator asks about them: what is configured, what it brought, what holds it back."""
+"""The feeds with their configuration, outcomes and pauses."""
 
 from collections.abc import Iterable
 from datetime import datetime
-from typing import Any
 
 from sqlalchemy import Connection, select
 
@@ -10,16 +9,15 @@ from daemon.core.config.feeds import FeedSection
 from daemon.core.ledger.schema import feed_outcomes, feeds
 from daemon.core.ledger.switches import feed_switch, reasons_by_switch
 from daemon.views.lists import feed_list
-
-Row = dict[str, Any]
+from daemon.views.rows import Row, fetch
 
 
 def feed_page(connection: Connection, now: datetime, sections: Iterable[FeedSection]) -> list[Row]:
-    """Every feed that is configured or ever brought something, with outcomes and counted reasons."""
+    """Return every feed that is configured or was ever pulled, with counted outcomes."""
     seen = {row["name"]: row for row in feed_list(connection, now)}
     cursors = {row.name: row.cursor for row in connection.execute(select(feeds.c.name, feeds.c.cursor))}
     outcomes: dict[str, dict[str, int]] = {}
-    for row in connection.execute(select(feed_outcomes).order_by(feed_outcomes.c.outcome)).mappings():
+    for row in fetch(connection, select(feed_outcomes).order_by(feed_outcomes.c.outcome)):
         outcomes.setdefault(row["feed"], {})[row["outcome"]] = int(row["count"])
     reasons = reasons_by_switch(connection)
     configured = {section.name: section for section in sections}

@@ -1,4 +1,4 @@
-"""Numbers of the ledger: how many corrections, batches and incidents, how deep and old the queue is."""
+"""Figures of the ledger, such as counts of corrections and depth and age of the queue."""
 
 import shutil
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ WAITING = (CorrectionState.PENDING, CorrectionState.QUEUED)
 
 @dataclass(frozen=True)
 class Queue:
-    """What waits to be written into one model, and how long its oldest correction has waited."""
+    """The corrections that wait for one model, and how long the oldest has waited."""
 
     pending: int
     queued: int
@@ -36,7 +36,7 @@ class Queue:
 
 @dataclass(frozen=True)
 class Heartbeat:
-    """The newest sign of life of a model's workers."""
+    """The newest heartbeat of a model's workers."""
 
     worker: str
     state: str
@@ -46,39 +46,39 @@ class Heartbeat:
 
 
 def seconds_since(now: datetime, text: str) -> float:
-    """Seconds from a moment of the ledger to ``now``; never below 0, whatever two clocks say."""
+    """Return the seconds from a moment of the ledger to ``now``, or 0 when the clocks disagree."""
     return max(0.0, (now - from_text(text)).total_seconds())
 
 
 def models(connection: Connection) -> list[str]:
-    """The models that have a chain of revisions."""
+    """Return the models that have a chain of revisions."""
     query = select(revisions.c.model).where(revisions.c.number == 0).order_by(revisions.c.model)
     return list(connection.execute(query).scalars())
 
 
 def corrections_by_state(connection: Connection) -> Counts:
-    """Corrections by (model, state, feed)."""
+    """Count corrections by (model, state, feed)."""
     return _count(connection, corrections.c.model, corrections.c.state, corrections.c.feed)
 
 
 def batches_by_state(connection: Connection) -> Counts:
-    """Batches by (model, state)."""
+    """Count batches by (model, state)."""
     return _count(connection, batches.c.model, batches.c.state)
 
 
 def quarantine_by_reason(connection: Connection) -> Counts:
-    """Quarantine entries by (reason, state)."""
+    """Count quarantine entries by (reason, state)."""
     return _count(connection, quarantine.c.reason, quarantine.c.state)
 
 
 def feed_items(connection: Connection) -> Counts:
-    """Items that were ever read, by (feed, outcome)."""
+    """Count the items that were ever read by (feed, outcome)."""
     rows = connection.execute(select(feed_outcomes.c.feed, feed_outcomes.c.outcome, feed_outcomes.c.count))
     return {(feed, outcome): int(count) for feed, outcome, count in rows}
 
 
 def queue(connection: Connection, now: datetime, model: str) -> Queue:
-    """Depth and age of what waits; the age is 0 when nothing does."""
+    """Return depth and age of the queue, with age 0 when it is empty."""
     mine = (corrections.c.model == model, corrections.c.state.in_(WAITING))
     rows = connection.execute(
         select(corrections.c.state, func.count(), func.min(corrections.c.admitted_at))
@@ -95,30 +95,30 @@ def queue(connection: Connection, now: datetime, model: str) -> Queue:
 
 
 def revisions_of_kind(connection: Connection, model: str, kind: RevisionKind) -> int:
-    """How many revisions of a kind the chain has."""
-    mine = (revisions.c.model == model, revisions.c.kind == kind)
-    return int(connection.execute(select(func.count()).select_from(revisions).where(*mine)).scalar_one())
+    """Count the revisions of a kind."""
+    query = select(func.count()).where(revisions.c.model == model, revisions.c.kind == kind)
+    return int(connection.execute(query).scalar_one())
 
 
 def head_number(connection: Connection, model: str) -> int | None:
-    """The number of the newest revision; None before the first."""
+    """Return the number of the newest revision, or None without one."""
     return connection.execute(select(func.max(revisions.c.number)).where(revisions.c.model == model)).scalar()
 
 
 def live_number(connection: Connection, model: str) -> int | None:
-    """The number of the newest revision that passed its probes; None when there is none."""
+    """Return the number of the newest revision that passed its probes, or None without one."""
     mine = (revisions.c.model == model, revisions.c.state == RevisionState.LIVE)
     return connection.execute(select(func.max(revisions.c.number)).where(*mine)).scalar()
 
 
 def incidents_open(connection: Connection, model: str) -> int:
-    """Incidents that nobody has settled: open ones and those that froze the model."""
-    mine = (incidents.c.model == model, incidents.c.state.in_(UNSETTLED))
-    return int(connection.execute(select(func.count()).select_from(incidents).where(*mine)).scalar_one())
+    """Count the incidents that are open or froze the model."""
+    query = select(func.count()).where(incidents.c.model == model, incidents.c.state.in_(UNSETTLED))
+    return int(connection.execute(query).scalar_one())
 
 
 def newest_heartbeat(connection: Connection, now: datetime, model: str) -> Heartbeat | None:
-    """The newest sign of life of any worker of ``model``; None when there never was one."""
+    """Return the newest heartbeat of the workers of ``model``, or None without one."""
     query = select(workers).where(workers.c.model == model).order_by(workers.c.seen_at.desc()).limit(1)
     row = connection.execute(query).mappings().one_or_none()
     if row is None:
@@ -128,7 +128,7 @@ def newest_heartbeat(connection: Connection, now: datetime, model: str) -> Heart
 
 
 def facts_written(connection: Connection, model: str) -> int:
-    """How often an edit wrote a fact; what a rollback brought back is not counted again."""
+    """Count the facts that edits wrote, without those that a rollback brought back."""
     made = and_(revisions.c.model == tenures.c.model, revisions.c.number == tenures.c.since)
     query = (
         select(func.count())
@@ -139,12 +139,12 @@ def facts_written(connection: Connection, model: str) -> int:
 
 
 def incidents_by_state(connection: Connection) -> Counts:
-    """Incidents by (model, result, state)."""
+    """Count incidents by (model, result, state)."""
     return _count(connection, incidents.c.model, incidents.c.result, incidents.c.state)
 
 
 def promotion_lag_seconds(connection: Connection, now: datetime, model: str) -> float:
-    """Age of the oldest candidate above live; 0 when none waits."""
+    """Return the age of the oldest candidate above live, or 0 without one."""
     query = select(func.min(revisions.c.created_at)).where(
         revisions.c.model == model,
         revisions.c.state == RevisionState.CANDIDATE,
@@ -154,14 +154,8 @@ def promotion_lag_seconds(connection: Connection, now: datetime, model: str) -> 
     return 0.0 if oldest is None else seconds_since(now, oldest)
 
 
-def _count(connection: Connection, *columns: Column[str]) -> Counts:
-    wanted: tuple[ColumnElement[str], ...] = columns
-    rows = connection.execute(select(*wanted, func.count()).group_by(*wanted))
-    return {tuple(row[:-1]): int(row[-1]) for row in rows}
-
-
 def free_bytes(config: Config) -> int:
-    """Free space where the store is, or will be."""
+    """Return the free bytes on the file system of the store, which may not exist yet."""
     folder = config.store_path.absolute()
     while not folder.exists():
         folder = folder.parent
@@ -169,6 +163,12 @@ def free_bytes(config: Config) -> int:
 
 
 def unsound_blobs(connection: Connection) -> int:
-    """How many blobs the last scrub found missing or damaged; 0 before the first."""
-    found = connection.execute(select(scrubs.c.unsound).order_by(scrubs.c.id.desc()).limit(1)).scalar()
-    return len(found or ())
+    """Count the blobs that the last scrub found missing or damaged."""
+    unsound = connection.execute(select(scrubs.c.unsound).order_by(scrubs.c.id.desc()).limit(1)).scalar()
+    return len(unsound or ())
+
+
+def _count(connection: Connection, *columns: Column[str]) -> Counts:
+    wanted: tuple[ColumnElement[str], ...] = columns
+    rows = connection.execute(select(*wanted, func.count()).group_by(*wanted))
+    return {tuple(row[:-1]): int(row[-1]) for row in rows}

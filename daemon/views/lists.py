@@ -1,41 +1,38 @@
-"""Short lists: quarantine, incidents, feeds, workers, switches, audit."""
+"""Lists of quarantine, incidents, feeds, workers, switches, publications and audit."""
 
 from datetime import datetime
-from typing import Any
 
-from sqlalchemy import Connection, Select, select
+from sqlalchemy import Connection, select
 
 from daemon.core.ledger.schema import audit, feeds, incidents, publications, quarantine, switches, workers
 from daemon.core.ledger.switches import is_feed_paused
 from daemon.core.names import UNSETTLED
 from daemon.views.figures import seconds_since
-
-Row = dict[str, Any]
+from daemon.views.rows import Row, fetch
 
 
 def quarantine_list(connection: Connection, *, limit: int, state: str | None = None) -> list[Row]:
-    """The newest quarantine entries, newest first."""
+    """Return the newest quarantine entries, newest first."""
     query = select(quarantine)
     if state is not None:
         query = query.where(quarantine.c.state == state)
-    return _rows(connection, query.order_by(quarantine.c.id.desc()).limit(limit))
+    return fetch(connection, query.order_by(quarantine.c.id.desc()).limit(limit))
 
 
 def incident_list(
     connection: Connection, *, limit: int, model: str | None = None, unsettled: bool = False
 ) -> list[Row]:
-    """The newest incidents, newest first; ``unsettled``: only those that still need somebody."""
+    """Return the newest incidents, newest first, with ``unsettled`` only those that are not settled."""
     query = select(incidents)
     if model is not None:
         query = query.where(incidents.c.model == model)
     if unsettled:
         query = query.where(incidents.c.state.in_(UNSETTLED))
-    return _rows(connection, query.order_by(incidents.c.id.desc()).limit(limit))
+    return fetch(connection, query.order_by(incidents.c.id.desc()).limit(limit))
 
 
 def feed_list(connection: Connection, now: datetime) -> list[Row]:
-    """Every feed that was ever pulled: items read, age of the last pull in seconds, last error, pause."""
-    rows = connection.execute(select(feeds).order_by(feeds.c.name)).mappings()
+    """Return every feed that was ever pulled, with items, age of the last pull in seconds and last error."""
     return [
         {
             "name": row["name"],
@@ -45,31 +42,27 @@ def feed_list(connection: Connection, now: datetime) -> list[Row]:
             "lag_seconds": seconds_since(now, row["pulled_at"]) if row["pulled_at"] else None,
             "paused": is_feed_paused(connection, row["name"]),
         }
-        for row in rows.all()
+        for row in fetch(connection, select(feeds).order_by(feeds.c.name))
     ]
 
 
 def worker_list(connection: Connection, now: datetime, *, limit: int = 50) -> list[Row]:
-    """The workers seen last, with the age of their heartbeat in seconds."""
-    rows = _rows(connection, select(workers).order_by(workers.c.seen_at.desc()).limit(limit))
+    """Return the workers with the newest heartbeats, with their age in seconds."""
+    rows = fetch(connection, select(workers).order_by(workers.c.seen_at.desc()).limit(limit))
     return [row | {"heartbeat_age_seconds": seconds_since(now, row["seen_at"])} for row in rows]
 
 
 def switch_list(connection: Connection) -> list[Row]:
-    """Every switch that was ever turned."""
-    return _rows(connection, select(switches).order_by(switches.c.name))
+    """Return every switch that was ever turned on or off."""
+    return fetch(connection, select(switches).order_by(switches.c.name))
 
 
 def publication_list(connection: Connection, model: str) -> list[Row]:
-    """Each place of publication: the revision it was given last and the one it is known to have."""
+    """Return each place of publication, with the revision sent last and the one that is confirmed."""
     mine = publications.c.model == model
-    return _rows(connection, select(publications).where(mine).order_by(publications.c.place))
+    return fetch(connection, select(publications).where(mine).order_by(publications.c.place))
 
 
 def audit_list(connection: Connection, *, limit: int) -> list[Row]:
-    """The newest rows of the audit, newest first."""
-    return _rows(connection, select(audit).order_by(audit.c.id.desc()).limit(limit))
-
-
-def _rows(connection: Connection, query: Select[Any]) -> list[Row]:
-    return [dict(row) for row in connection.execute(query).mappings()]
+    """Return the newest rows of the audit, newest first."""
+    return fetch(connection, select(audit).order_by(audit.c.id.desc()).limit(limit))

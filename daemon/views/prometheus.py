@@ -1,15 +1,14 @@
-"""The ledger as Prometheus sees it: one read transaction a scrape, nothing kept between scrapes."""
+"""The metrics of the ledger in Prometheus' text format, read in one transaction per scrape."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
-from itertools import accumulate
-from typing import Any
+from itertools import accumulate, product
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
-from sqlalchemy import Connection, RowMapping, select
+from sqlalchemy import Connection, select
 
 from daemon.core.clock import from_text
 from daemon.core.config.settings import Config
@@ -26,6 +25,8 @@ from daemon.core.names import (
     AdmissionOutcome,
     BatchState,
     CorrectionState,
+    IncidentState,
+    ProbeResult,
     QuarantineReason,
     QuarantineState,
     RevisionKind,
@@ -33,6 +34,7 @@ from daemon.core.names import (
 from daemon.core.version import version
 from daemon.views import figures, lists
 from daemon.views.prometheus_watch import StageHistory, add_watch
+from daemon.views.rows import Row
 
 log = get_logger("errata.exporter")
 Family = GaugeMetricFamily | CounterMetricFamily | HistogramMetricFamily
@@ -40,14 +42,17 @@ _UP_PERIODS = 3.0  # lease periods without a heartbeat after which a worker coun
 
 
 def render(ledger: Ledger, config: Config, history: StageHistory | None = None) -> bytes:
-    """All metrics in Prometheus' text format; ``history`` spares reading old revisions at every scrape."""
+    """Return all metrics in Prometheus' text format.
+
+    With a ``history`` that is kept between scrapes, old revisions are not read again.
+    """
     registry = CollectorRegistry()
     registry.register(LedgerCollector(ledger, config, history or StageHistory()))
     return generate_latest(registry)
 
 
 class Samples:
-    """The families of ``daemon.core.metrics``, being filled; what is not declared there cannot be added."""
+    """The series of one scrape, of families that ``daemon.core.metrics`` declares."""
 
     def __init__(self) -> None:
         self._families: dict[str, Family] = {name: _family(name) for name in METRICS}
@@ -56,8 +61,9 @@ class Samples:
         """Add one series.
 
         Raises:
-            KeyError: the metric, or one of its labels, is not declared. ValueError: a label too many.
-            TypeError: it is a histogram.
+            KeyError: the metric is not declared, or one of its labels is missing.
+            ValueError: a label is not declared.
+            TypeError: the metric is a histogram.
         """
         family = self._families[name]
         if isinstance(family, HistogramMetricFamily):
@@ -65,31 +71,32 @@ class Samples:
         family.add_metric(_values(name, labels), value)
 
     def add_histogram(self, name: str, buckets: Sequence[float], total: float, **labels: str) -> None:
-        """Add one histogram: how many values lie in each of ``STAGE_BUCKETS`` and above, and their sum.
+        """Add one histogram, with the counts of each of ``STAGE_BUCKETS`` and above, and the sum of values.
 
         Raises:
-            KeyError, ValueError: as for ``add``. TypeError: it is none.
+            KeyError, ValueError: as for ``add``.
+            TypeError: the metric is not a histogram.
         """
         family = self._families[name]
         if not isinstance(family, HistogramMetricFamily):
-            raise TypeError(f"{name} is no histogram")
+            raise TypeError(f"{name} is not a histogram")
         bounds = [*(str(bound) for bound in STAGE_BUCKETS), "+Inf"]
         cumulative = list(zip(bounds, accumulate(buckets), strict=True))
         family.add_metric(_values(name, labels), cumulative, total)
 
     def families(self) -> Iterable[Family]:
-        """Every declared family, in order of declaration."""
+        """Return every declared family, in order of declaration."""
         return self._families.values()
 
 
 class LedgerCollector(Collector):
-    """Reads the ledger at every scrape; one that does not answer is a metric, not an error."""
+    """Reads the ledger at every scrape, and exports a failure to do so as a metric."""
 
     def __init__(self, ledger: Ledger, config: Config, history: StageHistory) -> None:
         self._ledger, self._config, self._history = ledger, config, history
 
     def collect(self) -> Iterator[Family]:
-        """All families; only ``errata_ledger_up`` and ``errata_build_info`` have series when it fails."""
+        """Yield all families, of which two have series when the ledger does not answer."""
         samples = Samples()
         try:
             with self._ledger.read() as connection:
@@ -97,7 +104,7 @@ class LedgerCollector(Collector):
                 _Scrape(connection, now, self._config, samples, self._history).fill()
             up = 1
         except ErrataError as error:
-            log.warning("metrics not read", code=error.code, error=str(error))
+            log.warning("the metrics could not be read from the ledger", code=error.code, error=str(error))
             samples, up = Samples(), 0
         samples.add("errata_ledger_up", up)
         samples.add("errata_build_info", 1, version=version())
@@ -105,7 +112,7 @@ class LedgerCollector(Collector):
 
 
 class _Scrape:
-    """One scrape."""
+    """One scrape within a read transaction."""
 
     def __init__(
         self,
@@ -120,14 +127,12 @@ class _Scrape:
         self._models = sorted({*figures.models(connection), config.model.name})
 
     def fill(self) -> None:
-        """Add everything that the ledger knows."""
-        feeds = lists.feed_list(self._connection, self._now)
-        items = figures.feed_items(self._connection)
-        names = {OPERATOR, API_FEED, *(feed.name for feed in self._config.feeds), *(f["name"] for f in feeds)}
-        self._corrections(names)
-        self._feeds(names, feeds, items)
-        self._quarantine()
-        self._batches()
+        """Add every series that the ledger has."""
+        pulled = {row["name"]: row for row in lists.feed_list(self._connection, self._now)}
+        configured = {feed.name for feed in self._config.feeds}
+        feeds = {OPERATOR, API_FEED, *configured, *pulled}
+        self._counts(feeds)
+        self._feeds(configured | pulled.keys(), pulled)
         self._store()
         for model in self._models:
             self._queue(model)
@@ -136,51 +141,59 @@ class _Scrape:
             self._stages(model)
             self._worker(model)
 
+    def _counts(self, feeds: set[str]) -> None:
+        connection, models = self._connection, self._models
+        self._add_counts(
+            "errata_corrections",
+            figures.corrections_by_state(connection),
+            model=models,
+            state=CorrectionState,
+            feed=feeds,
+        )
+        self._add_counts(
+            "errata_feed_items_total", figures.feed_items(connection), feed=feeds, outcome=AdmissionOutcome
+        )
+        self._add_counts(
+            "errata_quarantine_entries",
+            figures.quarantine_by_reason(connection),
+            reason=QuarantineReason,
+            state=QuarantineState,
+        )
+        self._add_counts(
+            "errata_batches", figures.batches_by_state(connection), model=models, state=BatchState
+        )
+        noticed = (ProbeResult.DEGRADED, ProbeResult.UNKNOWN)
+        self._add_counts(
+            "errata_incidents",
+            figures.incidents_by_state(connection),
+            model=models,
+            result=noticed,
+            state=IncidentState,
+        )
+
+    def _add_counts(self, name: str, counts: figures.Counts, **labels: Iterable[str]) -> None:
+        """Add a series for every combination of label values, with values outside them as ``other``."""
+        closed = [frozenset(map(str, values)) for values in labels.values()]
+        folded: Counter[tuple[str, ...]] = Counter(dict.fromkeys(product(*closed), 0))
+        for values, count in counts.items():
+            pairs = zip(values, closed, strict=True)
+            folded[tuple(value if value in known else OTHER for value, known in pairs)] += count
+        for values, count in sorted(folded.items()):
+            self._add(name, count, **dict(zip(labels, values, strict=True)))
+
     def _store(self) -> None:
-        """Room for the next revision, and what the last scrub said of the others."""
+        """Add the free space for the next revision and the result of the last scrub."""
         self._add("errata_store_free_bytes", figures.free_bytes(self._config))
         self._add("errata_store_reserve_bytes", self._config.store.reserve_bytes)
         self._add("errata_store_unsound_blobs", figures.unsound_blobs(self._connection))
 
-    def _corrections(self, feeds: set[str]) -> None:
-        """By state and feed; a model or feed that nobody configured is folded into ``other``."""
-        counts: Counter[tuple[str, str, str]] = Counter(
-            {(m, s, f): 0 for m in self._models for s in CorrectionState for f in feeds}
-        )
-        for (model, state, feed), count in figures.corrections_by_state(self._connection).items():
-            counts[_known(model, self._models), _known(state, CorrectionState), _known(feed, feeds)] += count
-        for (model, state, feed), count in sorted(counts.items()):
-            self._add("errata_corrections", count, model=model, state=state, feed=feed)
-
-    def _feeds(self, names: set[str], feeds: list[dict[str, Any]], items: figures.Counts) -> None:
-        counts: Counter[tuple[str, str]] = Counter({(f, o): 0 for f in names for o in AdmissionOutcome})
-        for (feed, outcome), count in items.items():
-            counts[_known(feed, names), _known(outcome, AdmissionOutcome)] += count
-        for (feed, outcome), count in sorted(counts.items()):
-            self._add("errata_feed_items_total", count, feed=feed, outcome=outcome)
-        pulled = {row["name"]: row for row in feeds}
-        for name in sorted({feed.name for feed in self._config.feeds} | pulled.keys()):
+    def _feeds(self, names: set[str], pulled: Mapping[str, Row]) -> None:
+        for name in sorted(names):
             row = pulled.get(name)
             self._add("errata_feed_error", bool(row and row["error"]), feed=name)
             self._add("errata_feed_paused", is_feed_paused(self._connection, name), feed=name)
             if row and row["lag_seconds"] is not None:
                 self._add("errata_feed_pull_age_seconds", row["lag_seconds"], feed=name)
-
-    def _quarantine(self) -> None:
-        counts: Counter[tuple[str, str]] = Counter(
-            {(r, s): 0 for r in QuarantineReason for s in QuarantineState}
-        )
-        for (reason, state), count in figures.quarantine_by_reason(self._connection).items():
-            counts[_known(reason, QuarantineReason), _known(state, QuarantineState)] += count
-        for (reason, state), count in sorted(counts.items()):
-            self._add("errata_quarantine_entries", count, reason=reason, state=state)
-
-    def _batches(self) -> None:
-        counts: Counter[tuple[str, str]] = Counter({(m, s): 0 for m in self._models for s in BatchState})
-        for (model, state), count in figures.batches_by_state(self._connection).items():
-            counts[_known(model, self._models), _known(state, BatchState)] += count
-        for (model, state), count in sorted(counts.items()):
-            self._add("errata_batches", count, model=model, state=state)
 
     def _queue(self, model: str) -> None:
         waiting = figures.queue(self._connection, self._now, model)
@@ -214,8 +227,7 @@ class _Scrape:
     def _last_stages(self, model: str) -> dict[str, float]:
         mine = (revisions.c.model == model) & (revisions.c.kind == RevisionKind.EDIT)
         query = select(revisions.c.stages).where(mine).order_by(revisions.c.number.desc()).limit(1)
-        row: RowMapping | None = self._connection.execute(query).mappings().one_or_none()
-        return dict(row["stages"]) if row else {}
+        return dict(self._connection.execute(query).scalar() or {})
 
     def _stages(self, model: str) -> None:
         for stage, (buckets, total) in self._history.of(self._connection, model).items():
@@ -239,11 +251,6 @@ def _values(name: str, labels: Mapping[str, str]) -> list[str]:
     if len(values) != len(labels):
         raise ValueError(f"{name} has the labels {declared}, not {tuple(labels)}")
     return values
-
-
-def _known(value: str, values: Iterable[str]) -> str:
-    """The value, or ``other`` for one outside its closed set."""
-    return value if value in {str(known) for known in values} else OTHER
 
 
 def _family(name: str) -> Family:

@@ -1,4 +1,4 @@
-"""The part of the metrics that says how the model fares: probes beside their bounds, verdicts, incidents."""
+"""The metrics about the state of a model: probes with their bounds, verdicts and incidents."""
 
 import threading
 from bisect import bisect_left
@@ -12,7 +12,7 @@ from daemon.core.clock import from_text
 from daemon.core.config.settings import Config
 from daemon.core.ledger.schema import revisions
 from daemon.core.metrics import CEILING_PROBES, STAGE_BUCKETS
-from daemon.core.names import IncidentState, ProbeResult, RevisionKind
+from daemon.core.names import ProbeResult, RevisionKind
 from daemon.views import chain, figures
 
 Add = Callable[..., None]
@@ -20,24 +20,18 @@ _NUMBERS = {"loss": "errata_probe_loss", "p_value": "errata_probe_p_value", "dri
 
 
 def add_watch(add: Add, connection: Connection, now: datetime, config: Config, model: str) -> None:
-    """Add what the probes, the judge and the incidents of a model say."""
+    """Add the series of the probes, verdicts and incidents of a model."""
     _probes(add, connection, now, model)
     for verdict in chain.verdicts_in_force(connection, model):
         probe = verdict["probe"]
-        for said in ProbeResult:
-            add("errata_verdict", verdict["result"] == said, model=model, probe=probe, result=said)
+        for result in ProbeResult:
+            add("errata_verdict", verdict["result"] == result, model=model, probe=probe, result=result)
         for column, name in _NUMBERS.items():
             if verdict[column] is not None:
                 add(name, verdict[column], model=model, probe=probe)
     add("errata_drift_limit", config.watch.drift_limit, model=model)
     add("errata_promotion_lag_seconds", figures.promotion_lag_seconds(connection, now, model), model=model)
     add("errata_incidents_open", figures.incidents_open(connection, model), model=model)
-    counts = Counter({(r, s): 0 for r in (ProbeResult.DEGRADED, ProbeResult.UNKNOWN) for s in IncidentState})
-    for (name, result, state), count in figures.incidents_by_state(connection).items():
-        if name == model:
-            counts[ProbeResult(result), IncidentState(state)] += count
-    for (result, state), count in sorted(counts.items()):
-        add("errata_incidents", count, model=model, result=result, state=state)
 
 
 def _probes(add: Add, connection: Connection, now: datetime, model: str) -> None:
@@ -55,7 +49,10 @@ def _probes(add: Add, connection: Connection, now: datetime, model: str) -> None
 
 
 class StageHistory:
-    """Histograms of the stages of all edits. Revisions are never changed, so each is read once a process."""
+    """Histograms of the stages of all edits.
+
+    Revisions never change, so a process reads each of them once.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -64,7 +61,7 @@ class StageHistory:
         self._sums: dict[str, Counter[str]] = defaultdict(Counter)
 
     def of(self, connection: Connection, model: str) -> Mapping[str, tuple[list[int], float]]:
-        """For each stage: edits in each bucket of ``STAGE_BUCKETS`` and above it, and seconds altogether."""
+        """Return for each stage the counts by bucket of ``STAGE_BUCKETS`` and the sum of seconds."""
         with self._lock:
             query = select(revisions.c.number, revisions.c.stages).where(
                 revisions.c.model == model,

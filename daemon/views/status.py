@@ -1,4 +1,4 @@
-"""One page of everything: what ``errata status`` prints and ``GET /v1/status`` answers."""
+"""The overview that ``errata status`` prints and ``GET /v1/status`` returns."""
 
 from collections import Counter
 from dataclasses import asdict
@@ -15,10 +15,10 @@ from daemon.views import chain, figures, lists
 
 
 def status(connection: Connection, now: datetime, model: str) -> dict[str, Any]:
-    """Head, live, queue, corrections, probes, incidents, feeds and workers, ready for JSON."""
+    """Return head, live, queue, corrections, probes, incidents, feeds and workers, ready for JSON."""
     head = figures.head_number(connection, model)
     row = None if head is None else find_revision(connection, model, head)
-    held = figures.quarantine_by_reason(connection)
+    quarantined = figures.quarantine_by_reason(connection)
     return {
         "at": to_text(now),
         "model": model,
@@ -29,7 +29,7 @@ def status(connection: Connection, now: datetime, model: str) -> dict[str, Any]:
         "queue": asdict(figures.queue(connection, now, model)),
         "corrections": _of_model(figures.corrections_by_state(connection), model),
         "batches": _of_model(figures.batches_by_state(connection), model),
-        "quarantine_held": sum(n for (_, state), n in held.items() if state == QuarantineState.HELD),
+        "quarantine_held": sum(n for (_, state), n in quarantined.items() if state == QuarantineState.HELD),
         "probes": chain.probes_in_force(connection, model),
         "norms": dict(row["norms"]) if row else {},
         "incidents_open": figures.incidents_open(connection, model),
@@ -40,8 +40,8 @@ def status(connection: Connection, now: datetime, model: str) -> dict[str, Any]:
 
 
 def _of_model(counts: figures.Counts, model: str) -> dict[str, int]:
-    found: Counter[str] = Counter()
+    by_state: Counter[str] = Counter()
     for (name, state, *_), count in counts.items():
         if name == model:
-            found[state] += count
-    return dict(sorted(found.items()))
+            by_state[state] += count
+    return dict(sorted(by_state.items()))

@@ -1,9 +1,8 @@
-"""The whole story of one fact as a timeline: feed item, admission, batch, revision, probes, what ended it."""
+"""The history of one fact as a timeline from its feed items to the weights and out of them."""
 
-from collections.abc import Iterable
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, Table, select
+from sqlalchemy import ColumnElement, Connection, Table, select
 
 from daemon.core.clock import to_text
 from daemon.core.corrections import effective_time
@@ -20,36 +19,38 @@ from daemon.core.ledger.schema import (
 )
 from daemon.core.names import RevisionKind
 from daemon.views.facts import fact_story
+from daemon.views.rows import Row, fetch
 
-Row = dict[str, Any]
 _ORDER = ("said", "held", "decided", "batch", "attempt", "written", "probe", "incident", "ended", "audit")
 
 
 def fact_timeline(connection: Connection, fact_id: str) -> Row:
-    """What happened to a fact, oldest first, each with its moment, its kind and a line of text.
+    """Return the events of a fact, oldest first, each with its time, kind and a line of text.
 
     Raises:
-        NotFoundError: no correction speaks of it.
+        NotFoundError: the fact has no correction.
     """
     story = fact_story(connection, fact_id)
     mine = corrections.c.fact_id == fact_id
-    said = connection.execute(select(corrections).where(mine).order_by(corrections.c.seq)).mappings().all()
-    ids = [row["id"] for row in said]
-    events = [_said(row) for row in said]
+    stated = fetch(connection, select(corrections).where(mine).order_by(corrections.c.seq))
+    ids = [row["id"] for row in stated]
+    events = [_stated(row) for row in stated]
     events += _quarantine(connection, ids)
-    events += _batches(connection, {row["batch_id"] for row in said if row["batch_id"]})
-    events += _revisions(connection, fact_id, {row["id"]: row for row in said})
+    events += _batches(connection, {row["batch_id"] for row in stated if row["batch_id"]})
+    events += _revisions(connection, fact_id, {row["id"]: row for row in stated})
     events += _audit(connection, [fact_id, *ids])
     events.sort(key=lambda event: (event["at"], _ORDER.index(event["kind"])))
-    newest = max(said, key=lambda row: row["order_key"])
-    held = [one for one in story["corrections"] if any(tenure["until"] is None for tenure in one["held"])]
+    newest = max(stated, key=lambda row: row["order_key"])
+    in_weights = [
+        one for one in story["corrections"] if any(tenure["until"] is None for tenure in one["held"])
+    ]
     return {
         "fact": fact_id,
         "model": story["model"],
         "subject": story["subject"],
         "relation": story["relation"],
         "newest": {"object": newest["object"], "state": newest["state"], "reason": newest["reason"]},
-        "in_weights": held[-1]["object"] if held else None,
+        "in_weights": in_weights[-1]["object"] if in_weights else None,
         "events": events,
     }
 
@@ -58,11 +59,11 @@ def _event(at: str, kind: str, text: str, **more: Any) -> Row:
     return {"at": at, "kind": kind, "text": text, **more}
 
 
-def _value(row: RowMapping) -> str:
+def _value(row: Row) -> str:
     return "no longer true" if row["object"] is None else repr(row["object"])
 
 
-def _said(row: RowMapping) -> Row:
+def _stated(row: Row) -> Row:
     since = to_text(effective_time(row["order_key"]))
     text = (
         f"{row['feed']} (trust {row['trust']}) says {_value(row)}, true since {since}, source {row['source']}"
@@ -100,16 +101,16 @@ def _batches(connection: Connection, ids: set[str]) -> list[Row]:
     return events
 
 
-def _revisions(connection: Connection, fact_id: str, said: dict[str, RowMapping]) -> list[Row]:
-    """When the weights held the fact: what began and ended it, and what was measured then."""
+def _revisions(connection: Connection, fact_id: str, stated: dict[str, Row]) -> list[Row]:
+    """Return when the fact entered and left the weights, and the measurements of these revisions."""
     events: list[Row] = []
-    held = _where(connection, tenures, tenures.c.fact_id == fact_id)
-    numbers = {row["since"] for row in held} | {row["until"] for row in held if row["until"] is not None}
-    model = next(iter(said.values()))["model"]
+    spans = _where(connection, tenures, tenures.c.fact_id == fact_id)
+    numbers = {row["since"] for row in spans} | {row["until"] for row in spans if row["until"] is not None}
+    model = next(iter(stated.values()))["model"]
     mine = (revisions.c.model == model) & revisions.c.number.in_(numbers)
     by_number = {row["number"]: row for row in _where(connection, revisions, mine)}
-    for row in held:
-        correction = said[row["correction_id"]]
+    for row in spans:
+        correction = stated[row["correction_id"]]
         is_absent = correction["object"] is None
         began = "the weights hold nothing of it" if is_absent else f"the weights hold {_value(correction)}"
         events.append(_revision(by_number[row["since"]], "written", began))
@@ -120,7 +121,7 @@ def _revisions(connection: Connection, fact_id: str, said: dict[str, RowMapping]
     return events
 
 
-def _revision(row: RowMapping, kind: str, text: str) -> Row:
+def _revision(row: Row, kind: str, text: str) -> Row:
     how = str(row["kind"])
     if row["kind"] == RevisionKind.ROLLBACK:
         how += f" to {row['content_of']} ({row['reason']})"
@@ -155,5 +156,5 @@ def _audit(connection: Connection, targets: list[str]) -> list[Row]:
     ]
 
 
-def _where(connection: Connection, table: Table, condition: Any) -> Iterable[RowMapping]:
-    return connection.execute(select(table).where(condition)).mappings().all()
+def _where(connection: Connection, table: Table, condition: ColumnElement[bool]) -> list[Row]:
+    return fetch(connection, select(table).where(condition))
