@@ -1,10 +1,10 @@
 """The chain of revisions with their probes, verdicts and changes of facts."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Select, func, select
+from sqlalchemy import ColumnElement, Connection, RowMapping, Select, func, select
 
 from daemon.core.ledger.chain import get_revision
 from daemon.core.ledger.database import in_chunks
@@ -108,7 +108,7 @@ def _probe(row: Row) -> Row:
     return {key: row[key] for key in _PROBE} | numbers
 
 
-def _revision(row: Mapping[str, Any], head: int | None, live: int | None) -> Row:
+def _revision(row: Row | RowMapping, head: int | None, live: int | None) -> Row:
     flags = {"is_head": row["number"] == head, "is_live": row["number"] == live}
     return {key: row[key] for key in _REVISION} | flags
 
