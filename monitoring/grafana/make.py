@@ -1,6 +1,6 @@
-"""The dashboards. Run it after a change: it writes ``dashboards/*.json`` beside this file.
+"""Write the dashboards to ``dashboards/*.json`` beside this file.
 
-python monitoring/grafana/make.py
+python monitoring/grafana/make.py     run this after a change of this file
 """
 
 import json
@@ -16,9 +16,9 @@ RED_BELOW_1 = ((None, "red"), (1.0, "green"))
 HEAD = number("head", Query(f"errata_revision_head{MODEL}"), help="newest revision")
 LIVE = number("live", Query(f"errata_revision_live{MODEL}"), help="newest revision that passed its probes")
 MARGINS = lines(
-    "how far each probe is from its bound",
+    "distance of each probe from its bound",
     Query(f"errata:probe_margin{MODEL}", "{{probe}}"),
-    help="Share of the bound on the good side of it; below 0 it is broken.",
+    help="Distance as a share of the bound. Below 0 the bound is broken.",
     unit="percentunit",
     width=24,
 )
@@ -26,7 +26,7 @@ MARGINS = lines(
 OVERVIEW = Dashboard(
     "errata-overview",
     "Errata: overview",
-    "For the person on call: is the model harmed, and does everything flow?",
+    "For the person on call: the state of the model, and the flow of corrections.",
     (
         number("up", Query("errata_ledger_up"), thresholds=RED_BELOW_1),
         number("worker up", Query(f"errata_worker_up{MODEL}"), thresholds=RED_BELOW_1),
@@ -36,12 +36,12 @@ OVERVIEW = Dashboard(
         LIVE,
         MARGINS,
         lines(
-            "what waits", Query(f"errata_queue_corrections{MODEL}", "{{state}}"),
+            "waiting corrections", Query(f"errata_queue_corrections{MODEL}", "{{state}}"),
             help="Corrections that are accepted and not yet in the weights.",
         ),
         lines(
             "facts written", Query(f"rate(errata_facts_written_total{MODEL}[$__rate_interval])", "facts/s"),
-            help="From the ledger, so that a restart of the daemon makes no dent.",
+            help="Counted in the ledger, so a restart of the daemon does not reset it.",
         ),
         lines(
             "revisions and rollbacks",
@@ -49,14 +49,17 @@ OVERVIEW = Dashboard(
             Query(f"errata_revision_live{MODEL}", "live"),
             Query(f"errata_rollbacks_total{MODEL}", "rollbacks"),
         ),
-        lines("oldest waiting", Query(f"errata_queue_oldest_age_seconds{MODEL}", "age"), unit="s"),
+        lines(
+            "age of the oldest waiting correction",
+            Query(f"errata_queue_oldest_age_seconds{MODEL}", "age"), unit="s",
+        ),
     ),
 )  # fmt: skip
 
 MODEL_HEALTH = Dashboard(
     "errata-model",
     "Errata: model health",
-    "Every probe with its bound, what the judge makes of it, and how far the weights have moved.",
+    "Every probe with its bound and verdict, and the change of the weights.",
     (
         MARGINS,
         lines(
@@ -73,18 +76,21 @@ MODEL_HEALTH = Dashboard(
         ),
         lines(
             "loss against the last good revision", Query(f"errata_probe_loss{MODEL}", "{{probe}}"),
-            help="Mean over the items that both revisions answered: a share, or nats.",
+            help="Mean over the items that both revisions answered, as a share or in nats.",
         ),
-        lines("is it noise?", Query(f"errata_probe_p_value{MODEL}", "{{probe}}"), help="p of that loss"),
+        lines(
+            "significance of the loss", Query(f"errata_probe_p_value{MODEL}", "{{probe}}"),
+            help="Probability of such a loss by noise alone.",
+        ),
         lines(
             "slow drift",
             Query(f"errata_probe_drift{MODEL}", "{{probe}}"),
             Query(f"errata_drift_limit{MODEL}", "limit"),
-            help="Cumulative sum of what each revision lost against the first ones, in standard errors.",
+            help="Cumulative sum of the losses of each revision against the first ones, in standard errors.",
         ),
         lines(
             "change of the edited layers", Query(f"errata_layer_delta_ratio{MODEL}", "layer {{layer}}"),
-            help="Norm of W - W0 as a share of that of W0.", unit="percentunit",
+            help="Norm of W - W0 as a share of the norm of W0.", unit="percentunit",
         ),
         lines("facts held", Query(f"errata_active_facts{MODEL}", "facts")),
         lines("incidents", Query(f"errata_incidents{MODEL}", "{{result}}, {{state}}")),
@@ -94,7 +100,7 @@ MODEL_HEALTH = Dashboard(
 FLOW = Dashboard(
     "errata-flow",
     "Errata: feeds and queue",
-    "What comes in, what is refused, what waits, and how long the stages of an edit take.",
+    "Incoming and refused items, the queue, and the duration of the stages of an edit.",
     (
         lines(
             "items read",
@@ -109,22 +115,25 @@ FLOW = Dashboard(
         bars(
             "in quarantine", Query('sum by (reason) (errata_quarantine_entries{state="held"})', "{{reason}}"),
         ),
-        lines("what waits", Query(f"errata:queue_corrections:sum{MODEL}", "corrections")),
-        lines("oldest waiting", Query(f"errata_queue_oldest_age_seconds{MODEL}", "age"), unit="s"),
+        lines("waiting corrections", Query(f"errata:queue_corrections:sum{MODEL}", "corrections")),
+        lines(
+            "age of the oldest waiting correction",
+            Query(f"errata_queue_oldest_age_seconds{MODEL}", "age"), unit="s",
+        ),
         bars("batches", Query(f"errata_batches{MODEL}", "{{state}}")),
         bars("corrections", Query(f"sum by (state) (errata_corrections{MODEL})", "{{state}}")),
         lines(
-            "stages of an edit, 95 of 100",
+            "stages of an edit, 95th percentile",
             Query(f"errata:edit_stage_duration_seconds:p95_30m{MODEL}", "{{stage}}"), unit="s",
         ),
         lines(
-            "seconds of the worker by stage",
+            "share of the worker's time by stage",
             Query(
                 f"rate(errata_edit_stage_duration_seconds_sum{MODEL}[$__rate_interval])", "{{stage}}"
             ),
             unit="percentunit",
         ),
-        lines("worker heard of", Query(f"errata_worker_heartbeat_age_seconds{MODEL}", "age"), unit="s"),
+        lines("worker's heartbeat", Query(f"errata_worker_heartbeat_age_seconds{MODEL}", "age"), unit="s"),
         lines(
             "worker's memory",
             Query(f"errata_worker_memory_bytes{MODEL}", "resident"),
@@ -137,12 +146,12 @@ FLOW = Dashboard(
 REVISION = Dashboard(
     "errata-revision",
     "Errata: one revision",
-    "Head at the end of the chosen time: move the time range to look at an earlier one.",
+    "Head at the end of the chosen time range. Move the range to see an earlier head.",
     (
         HEAD,
         number("made", Query(f"errata_head_timestamp_seconds{MODEL} * 1000"), unit="dateTimeAsIso", width=8),
         number("facts held", Query(f"errata_active_facts{MODEL}")),
-        number("waits to be live", Query(f"errata_promotion_lag_seconds{MODEL}"), unit="s", width=8),
+        number("waiting to become live", Query(f"errata_promotion_lag_seconds{MODEL}"), unit="s", width=8),
         bars("scores", Query(f"errata_probe_score{MODEL}", "{{probe}}"), height=12, decimals=3),
         bars("margins", Query(f"errata:probe_margin{MODEL}", "{{probe}}"), height=12, unit="percentunit"),
         bars("verdicts", Query(f"errata_verdict{MODEL} == 1", "{{probe}}: {{result}}"), height=10),
@@ -160,7 +169,7 @@ DASHBOARDS = (OVERVIEW, MODEL_HEALTH, FLOW, REVISION)
 
 
 def text(dashboard: Dashboard) -> str:
-    """The dashboard's file."""
+    """Return the text of a dashboard's file."""
     return json.dumps(dashboard.to_json(), indent=1, ensure_ascii=False) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""Panels and dashboards as plain data, in the few shapes that Errata needs (Grafana schema 39)."""
+"""Panels and dashboards as plain data in Grafana's schema 39."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ _COLUMNS = 24  # Grafana's grid
 
 @dataclass(frozen=True)
 class Query:
-    """A PromQL expression and how its series are called."""
+    """A PromQL expression and the legend of its series."""
 
     expr: str
     legend: str = ""
@@ -19,7 +19,10 @@ class Query:
 
 @dataclass(frozen=True)
 class Panel:
-    """One panel. ``kind`` is Grafana's type; ``thresholds`` are (from value, colour), the lowest first."""
+    """One panel.
+
+    ``kind`` is Grafana's type. ``thresholds`` are pairs of lowest value and colour, in ascending order.
+    """
 
     title: str
     kind: str
@@ -34,19 +37,19 @@ class Panel:
 
 
 def lines(title: str, *queries: Query, **more: Any) -> Panel:
-    """Curves over time."""
+    """Make a panel of curves over time."""
     legend = {"legend": {"displayMode": "table", "placement": "bottom", "calcs": ["lastNotNull"]}}
     return Panel(title, "timeseries", queries, options=legend, **more)
 
 
 def number(title: str, query: Query, **more: Any) -> Panel:
-    """One number, now."""
+    """Make a panel of one current number."""
     options = {"reduceOptions": {"calcs": ["lastNotNull"]}, "colorMode": "background", "graphMode": "none"}
     return Panel(title, "stat", [query], options=options, **{"width": 4, "height": 4} | more)
 
 
 def bars(title: str, query: Query, **more: Any) -> Panel:
-    """One bar a series, now."""
+    """Make a panel of one bar for the current value of each series."""
     options = {"reduceOptions": {"calcs": ["lastNotNull"]}, "orientation": "horizontal"}
     return Panel(title, "bargauge", [query], options=options, **more)
 
@@ -61,7 +64,7 @@ class Dashboard:
     panels: Sequence[Panel]
 
     def to_json(self) -> dict[str, Any]:
-        """As Grafana reads it."""
+        """Return the dashboard in Grafana's format."""
         return {
             "uid": self.uid,
             "title": self.title,

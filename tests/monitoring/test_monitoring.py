@@ -1,4 +1,4 @@
-"""monitoring/: its own tools accept it, and every name in it is known to the exporter or to the house."""
+"""Their own tools accept the files of monitoring/, and every name in them exists."""
 
 import importlib.util
 import json
@@ -48,7 +48,7 @@ def alerts() -> dict[str, dict[str, Any]]:
 
 
 def exported() -> set[str]:
-    """Every name that a query may use: the exporter's series and the recorded ones."""
+    """Return every name that a query may use, exported or recorded."""
     names = {rule["record"] for rule in rules() if "record" in rule}
     for metric in METRICS.values():
         ends = ("_bucket", "_sum", "_count") if metric.kind is Kind.HISTOGRAM else ("",)
@@ -57,7 +57,7 @@ def exported() -> set[str]:
 
 
 def expressions() -> Iterator[tuple[str, str]]:
-    """Every PromQL expression with where it stands."""
+    """Yield every PromQL expression with its place."""
     for rule in rules():
         yield rule.get("alert") or rule["record"], rule["expr"]
     for file in sorted(DASHBOARDS.glob("*.json")):
@@ -70,7 +70,7 @@ def expressions() -> Iterator[tuple[str, str]]:
 
 
 def generator(path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """A script beside what it writes, as a module; not run as a command."""
+    """Import the script that writes the files beside it."""
     monkeypatch.syspath_prepend(str(path.parent))
     spec = importlib.util.spec_from_file_location(f"{path.parent.name}_{path.stem}", path)
     assert spec is not None
@@ -87,7 +87,7 @@ def test_prometheus_accepts_configuration_and_rules() -> None:
     run(promtool, "check", "config", str(HERE / "prometheus" / "prometheus.yml"))
 
 
-def test_every_alert_fires_keeps_quiet_and_bears_silence() -> None:
+def test_every_alert_fires_stays_quiet_and_copes_without_data() -> None:
     run(tool("promtool"), "test", "rules", str(HERE / "prometheus" / "tests" / "errata.yml"))
     written = yaml.safe_load((HERE / "prometheus" / "tests" / "errata.yml").read_text())
     names = {test["name"] for test in written["tests"]}
@@ -104,24 +104,24 @@ def test_alertmanager_accepts_its_configuration_and_finds_the_daemon() -> None:
     receivers = {r["name"]: r for r in yaml.safe_load(file.read_text())["receivers"]}
     (hook,) = receivers["errata"]["webhook_configs"]
     assert hook["url"].endswith("/v1/alerts")
-    assert "credentials_file" in hook["http_config"]["authorization"], "no token stands in the file"
+    assert "credentials_file" in hook["http_config"]["authorization"], "the file must not hold a token"
 
 
-def test_every_metric_that_is_asked_for_is_exported() -> None:
+def test_every_metric_in_a_query_is_exported() -> None:
     known = exported()
     for where, expression in expressions():
-        asked = set(_NAME.findall(re.sub(r'"[^"]*"', "", expression)))
-        assert asked, where
-        assert asked <= known, (where, asked - known)
+        used = set(_NAME.findall(re.sub(r'"[^"]*"', "", expression)))
+        assert used, where
+        assert used <= known, (where, used - known)
 
 
-def test_rules_speak_of_nothing_but_what_a_human_must_do() -> None:
+def test_alerts_have_a_known_severity_and_no_thresholds_of_their_own() -> None:
     for name, rule in alerts().items():
         assert rule["labels"]["severity"] in {"page", "ticket", "info"}, name
         assert rule["labels"].get("action") in {None, "rollback"}, name
         assert "for" in rule, name
         assert not re.search(r"[<>=]=? *0\.\d", rule["expr"]) or "margin" in rule["expr"], (
-            "no thresholds here"
+            "thresholds come from the configuration"
         )
 
 
@@ -134,29 +134,29 @@ def test_every_alert_has_a_runbook_and_every_runbook_an_alert() -> None:
             assert part in file.read_text(), (name, part)
 
 
-def test_what_a_runbook_says_to_type_exists() -> None:
+def test_commands_in_runbooks_exist() -> None:
     from typer.main import get_command
 
     known = set(get_command(make_cli()).commands)  # type: ignore[attr-defined]
     for file in RUNBOOKS.glob("*.md"):
         typed = file.read_text().split("```sh\n")[1].split("```")[0]
         for line in typed.splitlines():
-            said = _COMMAND.search(line)
-            assert said is None or said.group(1) in known, (file.name, line)
+            command = _COMMAND.search(line)
+            assert command is None or command.group(1) in known, (file.name, line)
 
 
-def test_dashboards_are_what_the_code_makes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dashboards_are_those_that_the_code_makes(monkeypatch: pytest.MonkeyPatch) -> None:
     module = generator(HERE / "grafana" / "make.py", monkeypatch)
     made = {f"{board.uid}.json": module.text(board) for board in module.DASHBOARDS}
     assert {file.name: file.read_text() for file in DASHBOARDS.glob("*.json")} == made
 
 
-def test_rule_tests_are_what_the_code_makes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rule_tests_are_those_that_the_code_makes(monkeypatch: pytest.MonkeyPatch) -> None:
     module = generator(HERE / "prometheus" / "tests" / "make.py", monkeypatch)
     assert (HERE / "prometheus" / "tests" / "errata.yml").read_text() == module.document()
 
 
-def test_dashboards_are_whole() -> None:
+def test_dashboards_are_complete() -> None:
     source = yaml.safe_load((HERE / "grafana/provisioning/datasources/errata.yml").read_text())
     uid = source["datasources"][0]["uid"]
     for file in DASHBOARDS.glob("*.json"):

@@ -1,4 +1,4 @@
-"""Writes the promtool tests of every alert: it fires, with these words; it does not; nothing is there.
+"""Write the promtool tests of every alert: it fires with its summary, stays quiet, and meets no data.
 
     python monitoring/prometheus/tests/make.py     rewrites errata.yml beside this file
 
@@ -18,7 +18,7 @@ QUEUE = 'errata_queue_corrections{model="m",state="pending"}'
 
 @dataclass(frozen=True)
 class Case:
-    """One alert: series that make it fire at a moment, the summary it then shows, and series that do not."""
+    """One alert with series that make it fire at a moment, its summary then, and series that do not."""
 
     alert: str
     labels: Mapping[str, str]
@@ -66,7 +66,7 @@ CASES: Sequence[Case] = (
     Case(
         "ErrataProbeUnknown",
         _model("ticket", probe="quiz", result="unknown"),
-        "quiz of m gives no answer; head is not promoted",
+        "quiz of m has no result, so head is not promoted",
         {'errata_probe_result{model="m",probe="quiz",result="unknown"}': "1+0x60"},
         {'errata_probe_result{model="m",probe="quiz",result="unknown"}': "0+0x60"},
     ),
@@ -81,7 +81,7 @@ CASES: Sequence[Case] = (
     Case(
         "ErrataDriftRising",
         _model("ticket", probe="quiz"),
-        "quiz of m is being lost little by little",
+        "quiz of m drifts by small losses",
         {'errata_probe_drift{model="m",probe="quiz"}': "3.5+0x60", 'errata_drift_limit{model="m"}': "5+0x60"},
         {'errata_probe_drift{model="m",probe="quiz"}': "1+0x60", 'errata_drift_limit{model="m"}': "5+0x60"},
         at="20m",
@@ -89,14 +89,14 @@ CASES: Sequence[Case] = (
     Case(
         "ErrataFrozen",
         _model("page", state="frozen", result="degraded"),
-        "m is frozen: a second incident came within the cooldown",
+        "m is frozen after a second incident within the cooldown",
         {'errata_incidents{model="m",state="frozen",result="degraded"}': "0+0x4 1+0x60"},
         {'errata_incidents{model="m",state="closed",result="degraded"}': "3+0x60"},
     ),
     Case(
         "ErrataIncidentOpen",
         _model("page"),
-        "an incident of m is open and nothing has answered it",
+        "an incident of m is open and nothing has reacted to it",
         {'errata_incidents{model="m",state="open",result="degraded"}': "1+0x60"},
         {'errata_incidents{model="m",state="open",result="degraded"}': "0+0x4 1+0x3 0+0x60"},
         at="12m",
@@ -104,14 +104,14 @@ CASES: Sequence[Case] = (
     Case(
         "ErrataRolledBack",
         _model("info"),
-        "m was rolled back; the corrections it lost are held as reverted",
+        "m was rolled back, and its corrections are now reverted",
         {'errata_rollbacks_total{model="m"}': "2+0x3 3+0x60"},
         {'errata_rollbacks_total{model="m"}': "3+0x60"},
     ),
     Case(
         "ErrataNotPromoted",
         _model("ticket"),
-        "no revision of m has become live for half an hour, though one waits",
+        "a revision of m has waited half an hour to become live",
         {'errata_promotion_lag_seconds{model="m"}': "1801+60x60"},
         {'errata_promotion_lag_seconds{model="m"}': "0+0x60"},
         at="10m",
@@ -119,7 +119,7 @@ CASES: Sequence[Case] = (
     Case(
         "ErrataDown",
         {"severity": "page"},
-        "the daemon is not heard: nothing is judged, nothing rolled back",
+        "the daemon is unreachable, so nothing is judged or rolled back",
         {'errata_build_info{version="1"}': "1+0x2 stale"},
         {'errata_build_info{version="1"}': "1+0x60"},
         at="15m",
@@ -134,7 +134,7 @@ CASES: Sequence[Case] = (
     Case(
         "ErrataWorkerDown",
         _model("page"),
-        "no worker of m is heard of, and corrections wait",
+        "no worker of m sends heartbeats, and corrections wait",
         {'errata_worker_up{model="m"}': "0+0x60", QUEUE: "3+0x60"},
         {'errata_worker_up{model="m"}': "0+0x60", QUEUE: "0+0x60"},
         at="10m",
@@ -186,7 +186,10 @@ CASES: Sequence[Case] = (
 
 
 def tests() -> Iterator[dict[str, Any]]:
-    """Three tests for each alert; ``absent`` is the fire of the one alert that is about silence."""
+    """Yield three tests for each alert.
+
+    Without any data only ErrataDown fires, which is about the absence of data.
+    """
     for case in CASES:
         runbook = f"monitoring/runbooks/{case.alert}.md"
         fired = {
@@ -211,7 +214,7 @@ def _test(
 
 
 def document() -> str:
-    """The file's text: JSON, which is YAML."""
+    """Return the text of the file, which is JSON and so YAML too."""
     whole = {"rule_files": ["../rules/errata.yml"], "evaluation_interval": "1m", "tests": list(tests())}
     return "# Written by make.py; change that.\n" + json.dumps(whole, indent=1, ensure_ascii=False) + "\n"
 
