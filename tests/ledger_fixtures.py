@@ -1,4 +1,4 @@
-"""Ledgers for unit tests, on SQLite always and on PostgreSQL where a server can be had."""
+"""Ledgers for unit tests on SQLite, and on PostgreSQL where a server is available."""
 
 import shutil
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from tests.ledgers import FakeClock, found
 
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
 def ledger_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """The URL of an empty database of each kind that Errata supports."""
+    """Return the URL of an empty database of each supported kind."""
     if request.param == "sqlite":
         yield f"sqlite:///{tmp_path / 'ledger.sqlite'}"
         return
@@ -25,7 +25,7 @@ def ledger_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A founded ledger to copy, so that only the tests of migrations pay for them."""
+    """Return a ledger with revision 0 to copy, so that migrations run only once."""
     path = tmp_path_factory.mktemp("template") / "ledger.sqlite"
     _founded(f"sqlite:///{path}")
     return path
@@ -33,7 +33,7 @@ def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def postgres_template(postgres_server: str) -> Iterator[str]:
-    """The name of the same on PostgreSQL."""
+    """Return the name of such a database on PostgreSQL."""
     with postgres.database(postgres_server) as url:
         _founded(url)
         yield str(make_url(url).database)
@@ -43,14 +43,14 @@ def _founded(url: str) -> None:
     ledger = Ledger.open(url, FakeClock())
     found(ledger)
     with ledger.engine.connect() as connection:
-        if ledger.engine.dialect.name == "sqlite":  # all of it in the one file that is copied
+        if ledger.engine.dialect.name == "sqlite":  # move the log into the file that is copied
             connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
     ledger.close()
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
 def ledger(request: pytest.FixtureRequest, clock: FakeClock) -> Iterator[Ledger]:
-    """An open ledger with revision 0, on each kind of database."""
+    """Open a ledger with revision 0 on each kind of database."""
     with ExitStack() as stack:
         if request.param == "sqlite":
             yield request.getfixturevalue("sqlite_ledger")
@@ -64,7 +64,7 @@ def ledger(request: pytest.FixtureRequest, clock: FakeClock) -> Iterator[Ledger]
 
 @pytest.fixture
 def sqlite_ledger(sqlite_template: Path, tmp_path: Path, clock: FakeClock) -> Iterator[Ledger]:
-    """An open ledger with revision 0 on SQLite, for what does not depend on the database."""
+    """Open a ledger with revision 0 on SQLite, for tests that do not depend on the database."""
     path = tmp_path / "founded.sqlite"
     shutil.copyfile(sqlite_template, path)
     opened = Ledger.open(f"sqlite:///{path}", clock)
@@ -74,5 +74,5 @@ def sqlite_ledger(sqlite_template: Path, tmp_path: Path, clock: FakeClock) -> It
 
 @pytest.fixture
 def clock() -> FakeClock:
-    """A clock that stands still until it is turned."""
+    """Return a clock that moves only when told to."""
     return FakeClock()

@@ -1,4 +1,4 @@
-"""What tests of the ledger share: a clock, statements, a writer that edits only the books."""
+"""Helpers of tests of the ledger: a clock, statements, and a writer without a model."""
 
 import hashlib
 import json
@@ -24,7 +24,7 @@ BASE = {"down_proj": "0" * 64}
 
 
 class FakeClock:
-    """A clock that stands still until it is turned."""
+    """A clock that moves only when told to."""
 
     def __init__(self) -> None:
         self.moment = START
@@ -40,7 +40,10 @@ class FakeClock:
 
 
 def statement(country: str, city: str | None, day: float | None = None, **more: Any) -> dict[str, Any]:
-    """«The capital of COUNTRY is CITY», true from ``day`` days after some start; None: no longer true."""
+    """Return the statement that CITY is the capital of COUNTRY, true since ``day`` days after a fixed date.
+
+    A city of None states that the fact is no longer true.
+    """
     said: dict[str, Any] = {
         "subject": country,
         "relation": "capital",
@@ -54,12 +57,12 @@ def statement(country: str, city: str | None, day: float | None = None, **more: 
 
 
 def item(said: object, position: str = "line 1") -> RawItem:
-    """A statement as a feed hands it over."""
+    """Return a statement as an item of a feed."""
     return RawItem(json.dumps(said).encode(), position)
 
 
 def items(*said: object) -> list[RawItem]:
-    """Statements as the lines of a feed."""
+    """Return statements as the lines of a feed."""
     return [item(one, f"line {number}") for number, one in enumerate(said, start=1)]
 
 
@@ -69,12 +72,12 @@ def jsonl_feed(name: str, path: Path, trust: int = 50) -> JsonlFeed:
 
 
 def found(ledger: Ledger, model: str = DEFAULT_MODEL) -> None:
-    """Revision 0 with made-up tensors."""
+    """Commit revision 0 with made-up tensors."""
     ledger.found(model, BASE, "encore-blue")
 
 
 def make_batch(ledger: Ledger, model: str = DEFAULT_MODEL) -> str | None:
-    """All that waits as one batch; None: nothing waits."""
+    """Make one batch of all waiting corrections and return its id, or None without any."""
     with ledger.write() as connection:
         waiting = select(corrections.c.id).where(
             corrections.c.state == CorrectionState.PENDING, corrections.c.model == model
@@ -86,7 +89,7 @@ def make_batch(ledger: Ledger, model: str = DEFAULT_MODEL) -> str | None:
 def propose(
     ledger: Ledger, batch_id: str, refuse: Sequence[str] = (), model: str = DEFAULT_MODEL
 ) -> Proposal:
-    """What a worker that edits perfectly would propose for a batch on the present head."""
+    """Return the proposal of a perfect worker for a batch on the current head."""
     with ledger.read() as connection:
         parent = int(head(connection, model)["number"])
         newest: dict[str, RowMapping] = {}
@@ -111,13 +114,13 @@ def propose(
 
 
 def take_lease(ledger: Ledger, holder: str = "worker", model: str = DEFAULT_MODEL) -> leases.Lease:
-    """The writer's lease, for a minute."""
+    """Acquire the writer's lease for a minute."""
     with ledger.write() as connection:
         return leases.acquire(connection, ledger.clock.now(), writer_lease(model), holder, 60)
 
 
 def apply_waiting(ledger: Ledger, refuse: Sequence[str] = (), model: str = DEFAULT_MODEL) -> int | None:
-    """Make a batch of all that waits and commit it; returns the new revision, None when nothing waits."""
+    """Make a batch of all waiting corrections and commit it, and return the new revision if any."""
     batch_id = make_batch(ledger, model)
     if batch_id is None:
         return None
@@ -125,14 +128,14 @@ def apply_waiting(ledger: Ledger, refuse: Sequence[str] = (), model: str = DEFAU
 
 
 def states(ledger: Ledger) -> dict[str, str]:
-    """Correction id to state."""
+    """Return the state of each correction by id."""
     with ledger.read() as connection:
         rows = connection.execute(select(corrections.c.id, corrections.c.state)).all()
     return {row.id: row.state for row in rows}
 
 
 def held(ledger: Ledger, at: int | None = None, model: str = DEFAULT_MODEL) -> dict[str, str]:
-    """Subject to object of the facts that the weights hold at a revision (none: head)."""
+    """Return subject and object of the facts in the weights of a revision, or of head."""
     with ledger.read() as connection:
         number = int(head(connection, model)["number"]) if at is None else at
         rows = active_tenures(connection, model, number)
@@ -142,5 +145,5 @@ def held(ledger: Ledger, at: int | None = None, model: str = DEFAULT_MODEL) -> d
 
 
 def digest(value: object) -> str:
-    """Something that looks like a sha256 and depends on ``value`` alone."""
+    """Return a made-up sha256 that depends on ``value`` alone."""
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()

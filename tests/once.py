@@ -1,4 +1,4 @@
-"""What is costly to make, made once by the test processes that run side by side."""
+"""Make expensive files once for all parallel test processes."""
 
 import fcntl
 import os
@@ -10,7 +10,7 @@ import pytest
 
 
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
-    """A folder that the first process fills; the others wait for it. Nobody changes it afterwards."""
+    """Return a read-only folder that the first process fills while the others wait."""
     base = factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         base = base.parent

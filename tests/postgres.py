@@ -1,4 +1,4 @@
-"""A private PostgreSQL cluster for tests: unix socket in a folder of its own, no network, thrown away."""
+"""A private PostgreSQL cluster for tests, reachable only by a socket in its own folder."""
 
 import os
 import pwd
@@ -17,15 +17,15 @@ _FAST = ("fsync=off", "full_page_writes=off", "synchronous_commit=off", "listen_
 
 
 class NoPostgresError(Exception):
-    """Why there is no server here."""
+    """PostgreSQL cannot be started, for the reason in the message."""
 
 
 @contextmanager
 def server() -> Iterator[str]:
-    """The URL of a server in which databases may be created: ERRATA_TEST_POSTGRES, or a private cluster.
+    """Yield the URL of a server, from ERRATA_TEST_POSTGRES or of a private cluster.
 
     Raises:
-        NoPostgresError: neither can be had.
+        NoPostgresError: neither is available.
     """
     if given := os.environ.get("ERRATA_TEST_POSTGRES"):
         yield given
@@ -48,7 +48,7 @@ def server() -> Iterator[str]:
 
 @contextmanager
 def database(server_url: str, template: str = "template1") -> Iterator[str]:
-    """The URL of a new database, a copy of ``template``, dropped at the end."""
+    """Yield the URL of a new database, a copy of ``template`` that is dropped at the end."""
     name = f"t{secrets.token_hex(6)}"
     engine = create_engine(server_url, isolation_level="AUTOCOMMIT")
     try:
@@ -62,17 +62,17 @@ def database(server_url: str, template: str = "template1") -> Iterator[str]:
 
 
 def _tools() -> Path:
-    """The folder with initdb and pg_ctl of the newest version."""
+    """Return the folder with initdb and pg_ctl of the newest version."""
     on_path = shutil.which("initdb")
     versions = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda p: float(p.parts[-3]))
-    found = Path(on_path) if on_path else (versions[-1] if versions else None)
-    if found is None:
+    initdb = Path(on_path) if on_path else (versions[-1] if versions else None)
+    if initdb is None:
         raise NoPostgresError("no initdb on PATH or under /usr/lib/postgresql: apt-get install postgresql")
-    return found.resolve().parent
+    return initdb.resolve().parent
 
 
 def _unprivileged(folder: Path) -> list[str]:
-    """What to put before a command so that root does not run it: PostgreSQL refuses to serve as root."""
+    """Return the prefix of a command that runs it without root's rights, which PostgreSQL refuses."""
     if os.geteuid() != 0:
         return []
     if shutil.which("setpriv") is None:

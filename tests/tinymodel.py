@@ -1,4 +1,4 @@
-"""A tiny model as a Hugging Face folder, and a chain of revisions whose tensors are really in a store."""
+"""A tiny model as a Hugging Face folder, with a chain of revisions whose tensors are in a store."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -23,10 +23,10 @@ LAYERS = (0, 1)
 
 
 class TinyHouse:
-    """A configuration, a tiny model on disk, a store and a ledger; edits are random weights."""
+    """An installation with a tiny model on the disk, whose edits are random weights."""
 
     def __init__(self, folder: Path, family: str = "llama", **sections: Mapping[str, Any]) -> None:
-        torch.set_num_threads(1)  # so small a model loses by a second thread, above all beside other work
+        torch.set_num_threads(1)  # a second thread slows so small a model down
         self.folder = folder
         self.base = folder / "base"
         made = random_model(family)
@@ -42,17 +42,17 @@ class TinyHouse:
         self._found()
 
     def tensors(self, seed: int) -> dict[str, torch.Tensor]:
-        """The weights of a revision that was made with ``seed``; 0 is the base."""
+        """Return the weights of the revision of ``seed``, where 0 is the base."""
         chance = torch.Generator().manual_seed(seed)
-        found = {}
+        weights = {}
         for layer in LAYERS:
             weight = self.model.stored_weight(layer).detach()
             noise = torch.randn(weight.shape, generator=chance) if seed else torch.zeros(weight.shape)
-            found[self.model.tensor_name(layer)] = weight + 0.3 * noise
-        return found
+            weights[self.model.tensor_name(layer)] = weight + 0.3 * noise
+        return weights
 
     def edit(self, seed: int, *said: Mapping[str, Any], live: bool = True) -> int:
-        """Commit a revision with the weights of ``seed`` that was taught the statements."""
+        """Commit a revision with the weights of ``seed`` that holds the statements."""
         for one in said:
             submit(self.ledger, dict(one), "tester")
         batch = make_batch(self.ledger)
@@ -65,12 +65,12 @@ class TinyHouse:
         return number
 
     def judge(self, number: int, state: RevisionState = RevisionState.LIVE) -> None:
-        """Give a revision a state as the judge does."""
+        """Set the state of a revision, as the judge does."""
         with self.ledger.write() as connection:
             connection.execute(revisions.update().where(revisions.c.number == number).values(state=state))
 
     def answers(self, folder: Path, prompts: Sequence[str]) -> list[str]:
-        """What a model folder says."""
+        """Return the answers of the model in a folder."""
         return load_model(folder, "cpu").greedy(prompts, 6)
 
     def _found(self) -> None:
@@ -79,6 +79,6 @@ class TinyHouse:
 
 
 def manifest(folder: Path) -> dict[str, Any]:
-    """What an exported folder says of itself."""
-    found: dict[str, Any] = json.loads((folder / "errata.json").read_text())
-    return found
+    """Return the manifest of an exported folder."""
+    content: dict[str, Any] = json.loads((folder / "errata.json").read_text())
+    return content

@@ -1,8 +1,8 @@
-"""A toy in place of the language model, so that a whole edit takes milliseconds; all else is the real code.
+"""A toy in place of the language model, with which an edit takes milliseconds.
 
-Each prompt has a key and each answer a value, drawn by the hash of its text. The edited layers are real
-memories, and «greedy decoding» finds the answer whose value lies nearest to W k in *every* layer: weights of
-two revisions mixed, or half a pair, answer «garbled». The subjects of POISON are what their names say.
+Each prompt has a key and each answer a value, drawn from the hash of its text. The edited layers are real
+memories. Greedy decoding returns the answer whose value is nearest to W k in every layer. Layers of different
+revisions disagree, and then the answer is GARBLED. The subjects of POISON are refused for what their names say.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from workers.editing.recipes import Recipe
 
 LAYERS = (0, 1)
 D_IN, D_OUT = 128, 16
-WIDE = 512  # keys with room for all facts of the broker's tests and the soak, below watch.capacity_ceiling
+WIDE = 512  # key size at which the facts of all tests stay below watch.capacity_ceiling
 ANSWERS = tuple(f"City {number}" for number in range(100))
 GARBLED, UNKNOWN = "garbled", "no idea"
 POISON = {"Unland": -1.0, "Nan": float("nan"), "Infinite": float("inf"), "Huge": 1e9}
@@ -32,7 +32,7 @@ RECIPE = Recipe(layers=LAYERS, lambda_prior=1e-3, lambda_norm=1e-3)
 
 @cache
 def drawn(text: str, size: int) -> torch.Tensor:
-    """A unit vector [size], fp64, that depends on ``text`` alone."""
+    """Return a unit vector [size], fp64, that depends on ``text`` alone."""
     seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big")
     vector = torch.randn(size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     return vector / vector.norm()
@@ -40,7 +40,7 @@ def drawn(text: str, size: int) -> torch.Tensor:
 
 @cache
 def codebook() -> torch.Tensor:
-    """The values of all answers, [answers, d_out]; W k that is near none of them is «no idea»."""
+    """Return the values of all answers, [answers, d_out], fp64."""
     return torch.stack([drawn(answer, D_OUT) for answer in ANSWERS])
 
 
@@ -108,7 +108,7 @@ class ToyModel:
 
 
 class ToyEditor(Editor):
-    """The real editor with targets that are looked up instead of searched for; keys of ``width`` numbers."""
+    """The real editor with keys of size ``width`` and with targets from the codebook."""
 
     def __init__(self, width: int = D_IN) -> None:
         super().__init__(ToyModel(width), ToyStatistics(width), RECIPE)  # type: ignore[arg-type]
@@ -138,7 +138,10 @@ class ToyEditor(Editor):
 
 
 def said(subject: str, answer: str | None, day: int, **more: Any) -> dict[str, Any]:
-    """«The capital of SUBJECT is ANSWER», true from ``day`` days on; None: no longer true."""
+    """Return the statement that ANSWER is the capital of SUBJECT, true since day ``day`` of January 2026.
+
+    An answer of None states that the fact is no longer true.
+    """
     return {
         "subject": subject,
         "relation": "capital",
@@ -155,7 +158,7 @@ def prompt_of(subject: str) -> str:
 
 
 def toy_config(folder: Path, **sections: Any) -> Config:
-    """A configuration under ``folder`` with short times and small batches."""
+    """Return a configuration under ``folder`` with short times and small batches."""
     settings: dict[str, Any] = {
         "data_dir": folder,
         "edit": {"batch_size": 4, "batch_age_seconds": 0, "lease_seconds": 1.0, "resend_seconds": 1.0},

@@ -1,4 +1,4 @@
-"""The configuration: what is mistyped is refused with the nearest right word, and nothing is half read."""
+"""The configuration refuses mistyped keys with the nearest known one, and bad values with their place."""
 
 import os
 from pathlib import Path
@@ -43,7 +43,7 @@ path = "/var/atlas.jsonl"
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No variables of the machine, and a working folder without a configuration."""
+    """Remove the variables of the machine and enter a folder without a configuration."""
     for name in list(os.environ):
         if name.startswith("ERRATA_") or name == "REDIS_URL":
             monkeypatch.delenv(name)

@@ -1,4 +1,4 @@
-"""Corrections: normal form, identity, order, and any bytes at all."""
+"""Normal form, identity and order of corrections, and items of any bytes."""
 
 import json
 import time

@@ -1,4 +1,4 @@
-"""Durable files: after any failure at any point the old content is there and nothing else is left."""
+"""After a failure at any point a file has its old content and no temporary file is left."""
 
 import errno
 import hashlib
@@ -108,7 +108,7 @@ def test_a_short_write_is_continued(path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_content_and_name_are_synced_in_their_order(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The bytes before the rename, the folder after it; otherwise a power cut may leave an empty file."""
+    """Sync the bytes before the rename and the folder after it, or a power cut may leave an empty file."""
     seen: list[str] = []
     fsync, rename = os.fsync, Path.rename
 

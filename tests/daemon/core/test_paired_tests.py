@@ -1,4 +1,4 @@
-"""The statistics of the watch: known values, what noise may do, how soon damage is noticed."""
+"""The paired tests give known values, keep their level under noise and notice damage soon."""
 
 import math
 import random
@@ -27,14 +27,14 @@ def test_mcnemar_is_the_binomial_tail(lost: int, won: int, value: float) -> None
 
 @given(st.integers(0, 60), st.integers(0, 60))
 def test_mcnemar_knows_both_directions(lost: int, won: int) -> None:
-    """P(X ≥ b) + P(X ≥ c) counts the middle once too often: exactly P(X = b) more than one."""
+    """P(X ≥ b) + P(X ≥ c) exceeds one by P(X = b), which it counts twice."""
     both = mcnemar(losses(lost, won)) + mcnemar(losses(won, lost))
     middle = math.comb(lost + won, lost) / 2 ** (lost + won)
     assert both == pytest.approx(1 + middle)
 
 
 def test_mcnemar_keeps_its_level() -> None:
-    """Of tests where nothing happened but noise, no more than the level may cry wolf."""
+    """Among tests of pure noise, the share of false alarms is at most the level."""
     chance = random.Random(5)
     level, cried = 0.05, 0
     for _ in range(2_000):

@@ -1,4 +1,4 @@
-"""Relations: the table is whole, prompts are natural around any subject, values are said or refused."""
+"""The table of relations is complete, and prompts and values have a natural wording."""
 
 from typing import Any
 

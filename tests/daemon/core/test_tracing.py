@@ -1,4 +1,4 @@
-"""Spans reach a collector that speaks OTLP over HTTP; without an endpoint nothing is sent."""
+"""Spans reach a collector by OTLP over HTTP, and without an endpoint nothing is sent."""
 
 import subprocess
 import sys
@@ -31,7 +31,7 @@ def test_spans_arrive_with_their_ids() -> None:
             self.end_headers()
 
         def log_message(self, *_: object) -> None:
-            """Quiet."""
+            """Log nothing."""
 
     server = HTTPServer(("127.0.0.1", 0), Collector)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})

@@ -1,4 +1,4 @@
-"""Metrics: valid Prometheus text, every declared family, closed labels, the numbers of the ledger."""
+"""The metrics are valid Prometheus text with closed labels and the figures of the ledger."""
 
 import subprocess
 from collections.abc import Iterator
@@ -139,7 +139,7 @@ def test_a_degraded_head_shows(installation: Installation) -> None:
 
 
 def test_no_label_comes_from_what_a_feed_says(sqlite_ledger: Ledger, config: Config) -> None:
-    """A statement about a model that nobody runs, and reasons and feeds outside the closed sets."""
+    """Unknown models, reasons and feeds become ``other``."""
     submit(sqlite_ledger, statement("Peru", "Lima", model="attacker-1"), "tester")
     submit(sqlite_ledger, statement("Chad", "X", model="attacker-2"), "tester")
     make_batch(sqlite_ledger, "attacker-2")
@@ -227,7 +227,7 @@ def test_stages_are_histograms_over_all_edits(story: Ledger, config: Config) -> 
 
 
 def test_the_judge_is_heard(sqlite_ledger: Ledger) -> None:
-    """Verdicts, losses and drift of what head holds; after a rollback those of what came back."""
+    """Verdicts, losses and drift are those of the content of head, also after a rollback."""
     config = Config()
     for _ in range(9):
         commit_and_judge(sqlite_ledger, config, suite_row(right(100)))

@@ -1,4 +1,4 @@
-"""Views: what they say agrees with the ledger, on every kind of database."""
+"""The views agree with the ledger on every kind of database."""
 
 import pytest
 
