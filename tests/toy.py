@@ -2,7 +2,7 @@
 
 Each prompt has a key and each answer a value, drawn from the hash of its text. The edited layers are real
 memories. Greedy decoding returns the answer whose value is nearest to W k in every layer. Layers of different
-revisions disagree, and then the answer is GARBLED. The subjects of POISON are refused for what their names say.
+revisions disagree, and then the answer is GARBLED. The subjects of POISON get bad values.
 """
 
 import hashlib

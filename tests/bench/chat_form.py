@@ -1,8 +1,9 @@
-"""Are facts that were edited by their plain prompts answered in chat form?
-``python -m tests.bench.chat_form ERRATA_TOML FEED_JSONL [FACTS] [BATCH]``.
+"""Measure how many facts that were edited by their plain prompts are answered in chat form.
 
-Writes the first facts of a feed file by the default recipe, once without and once with its setting ``chat``,
-and asks each fact plainly and as a user's message; an answer counts when it holds the object.
+    python -m tests.bench.chat_form ERRATA_TOML FEED_JSONL [FACTS] [BATCH]
+
+Writes the first facts of a feed file with the default recipe, without and with its setting ``chat``.
+Asks each fact by its plain prompt and as a user's message. An answer counts when it contains the object.
 """
 
 import json
@@ -23,7 +24,7 @@ _TOKENS = 32
 
 
 def main(file: str, feed: str, count: int, batch: int) -> None:
-    """Print one row a setting."""
+    """Print one row for each setting."""
     config = load_config(Path(file))
     model = open_model(config)
     facts = _facts(Path(feed), count)
@@ -42,14 +43,14 @@ def main(file: str, feed: str, count: int, batch: int) -> None:
 
 
 def _rates(model: EditableModel, facts: Sequence[EditRequest]) -> tuple[float, float]:
-    """Shares of facts whose object is in the answer: to the plain prompt, and to a user who says it."""
+    """Return the shares of facts answered by their plain prompt and as a user's message."""
     plain = model.greedy([fact.prompt for fact in facts], _TOKENS)
     sampling = Sampling(_TOKENS, temperature=0)
     chat = []
     for fact in facts:
         ids = encode_chat(model, [{"role": "user", "content": fact.prompt}])
         chat.append("".join(piece.text for piece in stream(model, ids, sampling)))
-    shares = [sum(f.target in said for f, said in zip(facts, all_, strict=True)) for all_ in (plain, chat)]
+    shares = [sum(f.target in text for f, text in zip(facts, all_, strict=True)) for all_ in (plain, chat)]
     return shares[0] / len(facts), shares[1] / len(facts)
 
 

@@ -1,7 +1,9 @@
-"""Speed-up by target workers: ``python -m tests.bench.fan_out MODEL_FOLDER [FACTS] [WORKERS ...]``.
+"""Measure the speed-up by target workers.
 
-Starts a private Redis and that many ``errata worker --targets`` processes of one thread each, and has
-the same batch's targets sought by each number of them; with 0 this process seeks them itself.
+    python -m tests.bench.fan_out MODEL_FOLDER [FACTS] [WORKERS ...]
+
+Starts a private Redis and for each number in WORKERS as many ``errata worker --targets`` of one thread each,
+which find the targets of the same batch. With 0 this process finds them itself.
 """
 
 import json
@@ -31,7 +33,7 @@ SAMPLE = Path(__file__).parents[2] / "deploy" / "sample" / "corrections.jsonl"
 
 
 def main(model: str, count: int, sizes: list[int]) -> None:
-    """Print one row a number of workers: the time to find all targets of the batch at the first layer."""
+    """Print for each number of workers the time to find all targets at the first layer."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as place, PrivateRedis(Path(place) / "redis") as server:
         config = _config(Path(place), model, server.celery_url, chunk=4)
@@ -42,7 +44,7 @@ def main(model: str, count: int, sizes: list[int]) -> None:
         for size in sizes:
             seek: Finder = find_targets
             with _workers(config, Path(place), size):
-                if size:  # helpers load their model on the first job
+                if size:  # target workers load their model on the first job
                     warm = _config(Path(place), model, server.celery_url, chunk=1)
                     finder(warm)(lm, requests[: 2 * size], recipe.layers[0], recipe, prefixes)
                     seek = finder(config)

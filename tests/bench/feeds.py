@@ -1,4 +1,4 @@
-"""Throughput from JSON lines through admission to ledger and Redis queue, and whether memory is flat.
+"""Measure throughput and memory from JSON lines through admission to ledger and Redis queue.
 
     python -m tests.bench.feeds                      100,000 corrections about as many facts, SQLite
     python -m tests.bench.feeds --facts 500          a flood about few facts: the newest of each must win
@@ -31,15 +31,15 @@ from daemon.scheduling.dispatch import CeleryQueue, make_batches, send_open
 from tests.ledgers import jsonl_feed
 
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
-BATCHES_EVERY = 4  # chunks: as often as the scheduler's own jobs alternate under load
+BATCHES_EVERY = 4  # chunks, as often as the scheduler's jobs alternate under load
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--items", type=int, default=100_000)
-    parser.add_argument("--facts", type=int, default=0, help="0: a new fact each")
+    parser.add_argument("--facts", type=int, default=0, help="number of facts (0: each item is a new fact)")
     parser.add_argument("--chunk", type=int, default=500)
-    parser.add_argument("--ahead", type=int, default=1_000_000, help="batches ahead of the worker")
+    parser.add_argument("--ahead", type=int, default=1_000_000, help="batches made ahead of the worker")
     parser.add_argument("--url", default="")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="errata-bench-") as folder:

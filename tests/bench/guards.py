@@ -1,11 +1,11 @@
-"""Every guard of the code, how it looks when it is taken out, and the test that must then fail."""
+"""Every guard of the code, with the code without it and the test that must then fail."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Guard:
-    """In ``file`` the one place ``old`` becomes ``new``; then ``test`` must fail."""
+    """A guard whose ``test`` must fail when ``old``, unique in ``file``, is replaced by ``new``."""
 
     name: str
     file: str

@@ -1,10 +1,10 @@
-"""How often the judge cries wolf, and how soon it notices: through a real ledger, as a table.
+"""Measure false alarms of the judge and its delay in noticing damage, through a real ledger.
 
     python -m tests.bench.judgement [--seeds 5]
 
-A tiny random model answers a suite of 500 items of its own making. A no-op revision is the same model with
-its weights shaken by a little noise, as an edit of something else does: undecided items tip either way.
-Planted damage makes some of the right answers wrong from one revision on, for good.
+A tiny random model answers 500 random items. A no-op revision is the same model with a little noise on its
+weights, as after an unrelated edit, which flips undecided items either way. Planted damage makes some right
+answers wrong in all revisions from a given one on.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import random
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -27,14 +28,13 @@ from tests.numerics.models import random_model
 from tests.watching import commit_and_judge, suite_row
 
 ITEMS, NO_OPS, PLANTED_AT, LOOKS = 500, 200, 12, 12
-_SHAKE = 3e-2  # of a weight's own spread: tips some two items in a hundred from one revision to the next
-
+_SHAKE = 3e-2  # standard deviations of a weight, which flips about 2% of the items between two revisions
 _EDITED = ("layers.0.mlp.down_proj.weight", "layers.1.mlp.down_proj.weight")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table; ``delays`` in revisions after the damage, None where it was never noticed."""
+    """One row of the table, with delays in revisions, or None where the damage was not noticed."""
 
     drop: float
     alarms: int
@@ -43,7 +43,7 @@ class Row:
 
 
 class Quiz:
-    """A tiny model and 500 items with two choices each; half of the items are undecided on purpose."""
+    """A tiny model and 500 items with two choices each."""
 
     def __init__(self, seed: int) -> None:
         self._model = random_model(seed=seed).lm.float()
@@ -55,10 +55,10 @@ class Quiz:
         self._choices = torch.randint(3, vocabulary, (ITEMS, 2), generator=chance)
         better = self._answers().float().argmax(1)
         key = torch.where(torch.rand(ITEMS, generator=chance) < 0.8, better, 1 - better)
-        self._key = key  # the base model is right in four of five, as a good one would be
+        self._key = key  # the base model is right on 80% of the items, as a good one would be
 
     def revision(self) -> list[bool]:
-        """The outcomes of the model with its weights shaken anew."""
+        """Return the hits of the model with new noise on its weights."""
         self._model.load_state_dict(
             {name: self._shaken(name, value) for name, value in self._clean.items()}, strict=True
         )
@@ -77,7 +77,7 @@ class Quiz:
 
 
 def revisions(quiz: Quiz, drop: float, seed: int) -> Iterator[list[bool]]:
-    """No-op revisions; from number ``PLANTED_AT`` on a share ``drop`` of the items is lost as well."""
+    """Yield no-op revisions, which from number ``PLANTED_AT`` on lose a share ``drop`` of the items."""
     chance, lost = random.Random(seed), set()
     number = 0
     while True:
@@ -89,7 +89,7 @@ def revisions(quiz: Quiz, drop: float, seed: int) -> Iterator[list[bool]]:
 
 
 def alarms(quiz: Quiz, count: int, seed: int) -> int:
-    """Incidents in so many no-op revisions."""
+    """Count the incidents in ``count`` no-op revisions."""
     with opened() as (ledger, config):
         for hits, _ in zip(revisions(quiz, 0.0, seed), range(count), strict=False):
             commit_and_judge(ledger, config, suite_row(hits))
@@ -97,7 +97,10 @@ def alarms(quiz: Quiz, count: int, seed: int) -> int:
 
 
 def delay(quiz: Quiz, drop: float, seed: int) -> int | None:
-    """Revisions from the damage to the first incident, 1: the damaged one itself; None: not noticed."""
+    """Return the revisions from the damage to the first incident, or None without an incident.
+
+    It is 1 when the damaged revision itself has the incident.
+    """
     with opened() as (ledger, config):
         for number, hits in enumerate(revisions(quiz, drop, seed), start=1):
             commit_and_judge(ledger, config, suite_row(hits))
@@ -108,28 +111,24 @@ def delay(quiz: Quiz, drop: float, seed: int) -> int | None:
     return None
 
 
-class opened:  # noqa: N801  # reads as a verb in «with»
-    """A fresh ledger and a configuration whose judge only notes what it notices."""
-
-    def __enter__(self) -> tuple[Ledger, Config]:
-        self._folder = tempfile.TemporaryDirectory()
-        self._ledger = Ledger.open(f"sqlite:///{Path(self._folder.name) / 'ledger.sqlite'}")
-        found(self._ledger)
-        return self._ledger, Config(watch={"auto_rollback": False})  # type: ignore[arg-type]
-
-    def __exit__(self, *_: object) -> None:
-        self._ledger.close()
-        self._folder.cleanup()
+@contextmanager
+def opened() -> Iterator[tuple[Ledger, Config]]:
+    """Yield a new ledger and a configuration without automatic rollback."""
+    with tempfile.TemporaryDirectory() as folder:
+        ledger = Ledger.open(f"sqlite:///{Path(folder) / 'ledger.sqlite'}")
+        found(ledger)
+        yield ledger, Config(watch={"auto_rollback": False})  # type: ignore[arg-type]
+        ledger.close()
 
 
 def count_incidents(ledger: Ledger) -> int:
-    """How many incidents there are."""
+    """Count the incidents of a ledger."""
     with ledger.read() as connection:
         return len(connection.execute(incidents.select()).all())
 
 
 def table(seeds: int, no_ops: int = NO_OPS) -> list[Row]:
-    """The whole table: false alarms first, then each size of damage."""
+    """Return the rows of the table, first false alarms and then each size of damage."""
     quizzes = [Quiz(seed) for seed in range(seeds)]
     rows = [Row(0.0, sum(alarms(quiz, no_ops, i) for i, quiz in enumerate(quizzes)), no_ops * seeds, [])]
     for_each = [
@@ -143,12 +142,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seeds", type=int, default=5, help="models, and runs of each line")
+    parser.add_argument(
+        "--seeds", type=int, default=5, help="number of models, each with one run for each row"
+    )
     seeds = parser.parse_args().seeds
     torch.set_num_threads(1)
     configure_logging("CRITICAL")
-    tipped = tips(Quiz(0))
-    sys.stdout.write(f"{ITEMS} items; between two no-op revisions {tipped:.1f} of them change\n")
+    changes = flips(Quiz(0))
+    sys.stdout.write(f"{ITEMS} items, of which {changes:.1f} change between two no-op revisions\n")
     for row in table(seeds):
         if row.drop == 0.0:
             share = row.alarms / row.revisions
@@ -158,8 +159,8 @@ def main() -> None:
             sys.stdout.write(f"{row.drop:6.0%}   noticed within revisions: {found_in}\n")
 
 
-def tips(quiz: Quiz, count: int = 10) -> float:
-    """Items that change from one no-op revision to the next, on average."""
+def flips(quiz: Quiz, count: int = 10) -> float:
+    """Return the mean number of items that change from one no-op revision to the next."""
     seen = [quiz.revision() for _ in range(count)]
     changed = [sum(a != b for a, b in zip(one, two, strict=True)) for one, two in pairwise(seen)]
     return sum(changed) / len(changed)

@@ -1,7 +1,9 @@
-"""How near the low-rank export comes: ``python -m tests.bench.lora_answers TOML [REVISION] [ENERGY …]``.
+"""Compare the answers of the low-rank export with those of the edited model.
 
-For each energy: rank and size of the adapter, and the share of active facts that the base with the adapter,
-loaded by PEFT, answers with the same greedy text as the edited model.
+    python -m tests.bench.lora_answers ERRATA_TOML [REVISION] [ENERGY ...]
+
+Prints for each energy the rank and size of the adapter, and the share of active facts for which the base with
+the adapter, loaded by PEFT, gives the same greedy text as the edited model.
 """
 
 import sys
@@ -24,7 +26,7 @@ _ENERGIES = (0.9, 0.99, 0.999, 0.9999)
 
 
 def main(file: str, revision: str | None, energies: list[float]) -> None:
-    """Print one row an energy."""
+    """Print one row for each energy."""
     config = load_config(Path(file))
     store, ledger, model = (
         Store(config.store_path),
@@ -50,9 +52,9 @@ def main(file: str, revision: str | None, energies: list[float]) -> None:
             size = (folder / ADAPTER).stat().st_size / 2**20
             tuned = PeftModel.from_pretrained(model.lm, str(folder))
             model.lm = tuned.merge_and_unload()
-        said = model.greedy(prompts, _TOKENS)
-        same = sum(a == b for a, b in zip(said, edited, strict=True)) / max(len(prompts), 1)
-        right = sum(a.strip().startswith(f["object"]) for a, f in zip(said, wanted.facts, strict=True))
+        answers = model.greedy(prompts, _TOKENS)
+        same = sum(a == b for a, b in zip(answers, edited, strict=True)) / max(len(prompts), 1)
+        right = sum(a.strip().startswith(f["object"]) for a, f in zip(answers, wanted.facts, strict=True))
         ranks, error = "+".join(str(row.rank) for row in rows), max(row.error for row in rows)
         print(f"{energy:<8} {ranks:<12} {size:<7.2f} {error:<7.4f} {same:<14.4f} {right / len(prompts):.4f}")
 

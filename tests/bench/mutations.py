@@ -1,10 +1,10 @@
-"""Take out each guard of tests/bench/guards.py, one at a time, in a copy of the code: its test must fail.
+"""Remove each guard of tests/bench/guards.py in a copy of the code and check that its test fails.
 
-    python -m tests.bench.mutations                  all of them, a few minutes
-    python -m tests.bench.mutations --only token     those whose name contains a word
-    python -m tests.bench.mutations --table          the table of GUARANTEES.md, nothing is run
+    python -m tests.bench.mutations                  all guards, a few minutes
+    python -m tests.bench.mutations --only token     guards whose name contains a word
+    python -m tests.bench.mutations --table          only the table of GUARANTEES.md
 
-Prints a line a guard; ends with 1 when a test did not notice that its guard was gone.
+Prints a line for each guard. Exits with 1 when a test passed without its guard.
 """
 
 import argparse
@@ -34,19 +34,19 @@ _COPIED = ("daemon", "workers", "tests", "pyproject.toml")
 
 
 def table(guards: Sequence[Guard]) -> str:
-    """Guard, file and test as rows of markdown."""
+    """Return guard, file and test as rows of Markdown."""
     rows = [f"| {one.name} | `{one.file}` | `{one.test.split('[')[0]}` |" for one in guards]
     return "\n".join(["| guard | where | test that fails without it |", "| --- | --- | --- |", *rows])
 
 
 def prepare() -> None:
-    """Import once what every test needs, and nothing of Errata: each test is a fork of this process."""
+    """Import what every test needs, except Errata, because each test is a fork of this process."""
     for name in _COMMON:
         importlib.import_module(name)
 
 
 def run_test(folder: Path, test: str) -> int:
-    """Pytest's status for a test in a folder; -9 when it took too long."""
+    """Return pytest's status for a test in a folder, or -9 when it exceeded the time limit."""
     pid = os.fork()
     if pid == 0:
         status = 70
@@ -56,10 +56,10 @@ def run_test(folder: Path, test: str) -> int:
             os._exit(status)
     until = time.monotonic() + _LONGEST
     while time.monotonic() < until:
-        found, status = os.waitpid(pid, os.WNOHANG)
-        if found:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
             with suppress(ProcessLookupError):
-                os.killpg(pid, signal.SIGKILL)  # what the test left behind
+                os.killpg(pid, signal.SIGKILL)  # processes that the test left
             return os.waitstatus_to_exitcode(status)
         time.sleep(0.05)
     os.killpg(pid, signal.SIGKILL)
@@ -70,7 +70,7 @@ def run_test(folder: Path, test: str) -> int:
 def _in_child(folder: Path, test: str) -> int:
     os.setpgid(0, 0)
     os.chdir(folder)
-    sink = os.open(folder / "said.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    sink = os.open(folder / "output.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(sink, 1)
     os.dup2(sink, 2)
     for name in [name for name in sys.modules if name.split(".")[0] in ("tests", "daemon", "workers")]:
@@ -81,7 +81,7 @@ def _in_child(folder: Path, test: str) -> int:
 
 
 def try_without(folder: Path, guard: Guard) -> str:
-    """Take the guard out, run its test, put it back; what the test said of that."""
+    """Run the test of a guard without the guard and return the verdict."""
     file = folder / guard.file
     whole = file.read_text(encoding="utf-8")
     if whole.count(guard.old) != 1:
@@ -91,7 +91,7 @@ def try_without(folder: Path, guard: Guard) -> str:
         status = run_test(folder, guard.test)
     finally:
         file.write_text(whole, encoding="utf-8")
-    if status in (1, -signal.SIGKILL):  # the latter waits for what never comes
+    if status in (1, -signal.SIGKILL):  # without a guard a test may wait for ever
         return "noticed"
     return "NOT NOTICED" if status == 0 else f"pytest ended with {status}"
 

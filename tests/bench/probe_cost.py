@@ -1,9 +1,9 @@
-"""What the fast probes cost beside the edit: a few batches through a real session, as a table.
+"""Measure the time of the fast probes beside that of the edit, in a real session.
 
     python -m tests.bench.probe_cost MODEL_FOLDER [--batch 20] [--batches 2] [--data counterfact.jsonl]
 
-Every batch is committed, so the later ones have older facts to sample; the first also measures the base
-model, whose answers the probes keep. Seconds are the stages that the ledger notes with each revision.
+Every batch is committed, so later ones have older facts to sample. The first batch also measures the base
+model, whose answers the probes keep. The seconds are the stages that the ledger records with each revision.
 """
 
 import argparse
@@ -27,7 +27,7 @@ _STAGES = ("load", "forget", "write", "verify", "review", "save", "probe")
 
 
 def main() -> None:
-    """Print one row a batch; the last column is probe against all the rest."""
+    """Print one row for each batch, with the share of the probes relative to the edit in the last column."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -47,7 +47,7 @@ def main() -> None:
         session = SessionHolder(load_config(file)).session()
         for start in range(0, len(facts), given.batch):
             for fact in facts[start : start + given.batch]:
-                submit(session.ledger, _said(fact), "bench")
+                submit(session.ledger, _statement(fact), "bench")
             batch = make_batch(session.ledger)
             if batch is not None:
                 session.run(batch)
@@ -57,7 +57,7 @@ def main() -> None:
             sys.stdout.flush()
 
 
-def _said(fact: BenchFact) -> dict[str, object]:
+def _statement(fact: BenchFact) -> dict[str, object]:
     request = fact.request
     return {
         "subject": request.subject,

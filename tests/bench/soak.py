@@ -1,12 +1,12 @@
-"""A soak: corrections stream in while worker, Redis and daemon are killed; at the end the sums must agree.
+"""A soak test that streams corrections while it kills worker, Redis and daemon, and then checks the sums.
 
-    python -m tests.bench.soak --minutes 20          50 corrections a second; about 22 minutes in all
-    python -m tests.bench.soak --minutes 3           the same in small
+    python -m tests.bench.soak --minutes 20          50 corrections per second, about 22 minutes in all
+    python -m tests.bench.soak --minutes 3           a short run
 
-A real Redis, a real Celery worker (a toy in place of the language model), the real daemon (errata run
---no-worker). The worker is killed every 20 s, Redis every 60 s, the daemon every 90 s, always by SIGKILL; an
-operator rolls back now and then. Prints a line each half minute, then the ledger's sums and every check;
-ends with 1 when one of them fails.
+Redis, the Celery worker (with a toy in place of the language model) and the daemon (errata run --no-worker)
+are real. The worker is killed every 20 s, Redis every 60 s and the daemon every 90 s, always by SIGKILL. An
+operator rolls back every 45 s. Prints a line each half minute, then the ledger's sums and every check, and
+exits with 1 when a check fails.
 """
 
 import argparse
@@ -36,12 +36,12 @@ from tests.broker.station import ROOT, Station
 from tests.toy import said
 
 BEGIN = datetime(2020, 1, 1, tzinfo=UTC)
-SUBJECTS = 60  # the toy's layers hold somewhat more independent facts than that
+SUBJECTS = 60  # the toy's layers hold somewhat more independent facts
 EVERY = {"worker": 20.0, "redis": 60.0, "daemon": 90.0, "rollback": 45.0, "line": 30.0}
 
 
 class Soak(Station):
-    """A station whose scheduler is a daemon in a process of its own."""
+    """A station whose scheduler is a daemon in its own process."""
 
     def __init__(self, folder: Path, binary: Path) -> None:
         super().__init__(folder, binary)
@@ -64,8 +64,6 @@ class Soak(Station):
         }  # fmt: skip
         settings["feeds"][0]["quarantine_limit"] = 0
         return settings
-
-    # -- what happens ----------------------------------------------------------------------------------
 
     def start_daemon(self) -> None:
         command = [sys.executable, "-m", "daemon.cli", "--config", str(self.file), "run", "--no-worker"]
@@ -92,7 +90,7 @@ class Soak(Station):
         self.server.start()
 
     def roll_back(self) -> None:
-        """An operator goes back a few revisions, if nobody was faster."""
+        """Roll back a few revisions, unless head moves meanwhile."""
         with suppress(ErrataError):
             with self.ledger.read() as connection:
                 number = int(head(connection, "default")["number"])
@@ -100,7 +98,10 @@ class Soak(Station):
             self.ledger.rollback("default", to, "operator", "a doubt", expected_head=number)
 
     def write(self, count: int) -> None:
-        """Append lines: mostly news about few facts; old news, repetitions, retractions, garbage, poison."""
+        """Append lines, mostly new statements about few facts.
+
+        Some are old, repeated, retractions, garbage or poison.
+        """
         with self.feed.open("a") as stream:
             for _ in range(count):
                 stream.write(self._line() + "\n")
@@ -116,16 +117,14 @@ class Soak(Station):
         number = len(self.written.lines)
         subject = "Unland" if kind < 0.05 else f"Land {self._chance.randrange(SUBJECTS)}"
         answer = None if kind > 0.97 else f"City {self._chance.randrange(100)}"
-        age = self._chance.randrange(3_000) if kind > 0.90 else 0  # old news
+        age = self._chance.randrange(3_000) if kind > 0.90 else 0  # an old statement
         moment = BEGIN + timedelta(seconds=number - age, microseconds=number)
         line = json.dumps(said(subject, answer, 1, effective_at=moment.isoformat(), source=f"line {number}"))
         self.written.lines.append(line)
         return line
 
-    # -- what is seen ----------------------------------------------------------------------------------
-
     def figures(self) -> dict[str, int]:
-        """Head, files in the store, resident MiB of daemon and worker."""
+        """Return head, files in the store, and resident MiB of daemon and worker."""
         with self.ledger.read() as connection:
             number = connection.execute(select(func.max(revisions.c.number))).scalar() or 0
         files = sum(1 for _ in (self.folder / "data" / "store").glob("*/*"))
@@ -134,7 +133,7 @@ class Soak(Station):
         return {"head": int(number), "files": files, **sizes}
 
     def drain(self, seconds: float) -> None:
-        """Wait until every line is in the ledger and nothing waits."""
+        """Wait until every line is in the ledger and no correction waits."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             states = self.states()
@@ -150,7 +149,7 @@ class Soak(Station):
 
 
 def resident_mib(pid: int) -> int:
-    """Resident memory of a process; 0 when it is gone."""
+    """Return the resident MiB of a process, or 0 when it is gone."""
     try:
         pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     except (OSError, IndexError):
@@ -159,7 +158,7 @@ def resident_mib(pid: int) -> int:
 
 
 def run(soak: Soak, seconds: float, per_second: float) -> tuple[Counter[str], list[dict[str, int]]]:
-    """Write and kill for a while; how often each thing was done, and what was seen each half minute."""
+    """Write and kill for a while, and return the count of each act and the figures of each half minute."""
     acts: dict[str, Callable[[], None]] = {
         "worker": soak.kill_worker, "redis": soak.kill_redis, "daemon": soak.kill_daemon,
         "rollback": soak.roll_back,
@@ -188,8 +187,13 @@ def run(soak: Soak, seconds: float, per_second: float) -> tuple[Counter[str], li
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--minutes", type=float, default=20.0)
-    parser.add_argument("--rate", type=float, default=50.0, help="lines a second")
-    parser.add_argument("--drain", type=float, default=180.0, help="seconds to come to rest at the end")
+    parser.add_argument("--rate", type=float, default=50.0, help="lines per second")
+    parser.add_argument(
+        "--drain",
+        type=float,
+        default=180.0,
+        help="longest wait for the queue to empty at the end, in seconds",
+    )
     asked = parser.parse_args()
     binary = locate_redis()
     if binary is None:

@@ -1,4 +1,4 @@
-"""What must hold after a soak: sums that agree, each fact written once, newest wins, head from its facts."""
+"""Checks after a soak of sums, single application, newest wins and the content of head."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -23,25 +23,25 @@ DONE = frozenset(CorrectionState) - {CorrectionState.PENDING, CorrectionState.QU
 
 @dataclass
 class Written:
-    """What was written into the feed."""
+    """The lines that were written to the feed."""
 
-    lines: list[str] = field(default_factory=list)  # of corrections, each another one
+    lines: list[str] = field(default_factory=list)  # of different corrections
     garbage: int = 0
     repeated: int = 0
 
     def accepted(self) -> int:
-        """How many corrections the ledger must have."""
+        """Return the number of corrections that the ledger must have."""
         return len(self.lines)
 
     def total(self) -> int:
-        """How many lines there are."""
+        """Return the number of lines."""
         return len(self.lines) + self.garbage + self.repeated
 
 
 def checks(
     ledger: Ledger, config: Config, written: Written, seen: list[dict[str, int]]
 ) -> Iterator[tuple[str, bool]]:
-    """Print the sums, then each check with what it saw; yields its name and whether it holds."""
+    """Print the sums and each check, and yield the name of each check and whether it holds."""
     for name, holds, what in (
         *_sums(ledger, written), *_once(ledger), *_answers(ledger, config), *_bounds(ledger, config, seen),
     ):  # fmt: skip
@@ -105,19 +105,19 @@ def _once(ledger: Ledger) -> Iterator[Check]:
 
 def _answers(ledger: Ledger, config: Config) -> Iterator[Check]:
     editor, store = ToyEditor(WIDE), Store(config.store_path)
-    found = rebuild(ledger, store, editor, MODEL, "soak", mend=False)
-    drift = max((one if one is not None else 1.0) for one in found.drift.values())
-    yield "errata rebuild reproduces head", found.agrees, f"largest drift {drift:.1e}"
+    rebuilt = rebuild(ledger, store, editor, MODEL, "soak", mend=False)
+    drift = max((one if one is not None else 1.0) for one in rebuilt.drift.values())
+    yield "errata rebuild reproduces head", rebuilt.agrees, f"largest drift {drift:.1e}"
     with ledger.read() as connection:
         rows = {row["id"]: row for row in connection.execute(select(corrections)).mappings()}
-        active = active_tenures(connection, MODEL, found.revision)
-    said = {rows[row["correction_id"]]["subject"]: rows[row["correction_id"]]["object"] for row in active}
+        active = active_tenures(connection, MODEL, rebuilt.revision)
+    taught = {rows[row["correction_id"]]["subject"]: rows[row["correction_id"]]["object"] for row in active}
     wrong = []
     for subject in sorted({row["subject"] for row in rows.values()}):
-        answer, wanted = editor.model.answer(prompt_of(subject)), said.get(subject)
+        answer, wanted = editor.model.answer(prompt_of(subject)), taught.get(subject)
         if answer != wanted if wanted is not None else answer in ANSWERS:
             wrong.append(subject)
-    yield "head answers what the ledger says", not wrong, f"{len(said)} facts asked, wrong: {wrong}"
+    yield "head answers what the ledger states", not wrong, f"{len(taught)} facts asked, wrong: {wrong}"
 
 
 def _bounds(ledger: Ledger, config: Config, seen: list[dict[str, int]]) -> Iterator[Check]:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from daemon.core.ledger.outcomes import Outcomes, Scale
 from daemon.core.paired_tests import Drift, bootstrap_p, mcnemar, mean_of, standardised
-from tests.bench.judgement import Quiz, alarms, delay, tips
+from tests.bench.judgement import Quiz, alarms, delay, flips
 
 
 def losses(lost: int, won: int, same: int = 0) -> list[float]:
@@ -59,8 +59,8 @@ def test_a_loss_in_standard_errors_is_clipped_and_steadied() -> None:
     assert standardised(losses(300, 0), 0.0, hits=True) == 4.0
     assert standardised([0.2] * 10, 0.05, hits=False) == 4.0, "all paragraphs alike: as sure as can be"
     assert standardised([0.01] * 10, 0.05, hits=False) == -4.0
-    one_tipped = standardised(losses(1, 0, same=39), 0.0025, hits=True)
-    assert 0 < one_tipped < 0.5, "one item that tips for good must not add up"
+    one_flipped = standardised(losses(1, 0, same=39), 0.0025, hits=True)
+    assert 0 < one_flipped < 0.5, "one item that flips for good must not add up"
 
 
 def test_the_cumulative_sum_remembers_where_it_began_to_rise() -> None:
@@ -99,7 +99,7 @@ def test_noise_is_no_incident_and_damage_is_noticed_in_time() -> None:
     """A short version of the table that ``python -m tests.bench.judgement`` prints."""
     torch.set_num_threads(1)
     quiz = Quiz(7)
-    assert tips(quiz) > 1, "without noise this shows nothing"
+    assert flips(quiz) > 1, "without noise this shows nothing"
     assert alarms(quiz, 30, seed=7) == 0
     found_after = {drop: delay(quiz, drop, seed=7) for drop in (0.02, 0.05, 0.10)}
     assert all(
