@@ -10,16 +10,18 @@ import pytest
 from tests.documents.structure import ROOT, SIDES, functions, line_count, modules, tree
 
 NOT_YET: tuple[str, ...] = (
-    "daemon/api/", "daemon/cli/", "daemon/core/", "daemon/embedded/",
-    "daemon/scheduling/", "daemon/upkeep/", "daemon/views/", "daemon/watch/",
-    "workers/bench/", "workers/cli/bench.py", "workers/cli/locate.py", "workers/editing/", "workers/locate/",
-    "tests/", "monitoring/",
+    "daemon/core/ledger/", "daemon/scheduling/", "daemon/upkeep/", "daemon/watch/",
+    "tests/broker/test_lost_queue.py", "tests/broker/worker_app.py", "tests/crash/", "tests/daemon/core/",
+    "tests/daemon/watch/", "tests/e2e/", "tests/model/test_ledger_machine.py", "tests/numerics/",
+    "tests/workers/", "workers/bench/", "workers/cli/bench.py", "workers/editing/", "workers/locate/",
 )  # fmt: skip
 """Beginnings of paths whose docstrings are not rewritten yet; empty when all are."""
 NOT_YET_BOUNDED: tuple[str, ...] = ("daemon/", "workers/")
 """Sides with a module or function above its bound; empty when there is none."""
 NOT_YET_FREE: tuple[str, ...] = (
-    "ARCHITECTURE.md", "SECURITY.md", "daemon/", "deploy/", "docs/", "monitoring/", "tests/", "workers/",
+    "ARCHITECTURE.md", "SECURITY.md", "deploy/compose.env.example", "tests/bench/results/engine.md",
+    "tests/numerics/test_targets.py", "tests/workers/editing/test_prompts.py",
+    "workers/editing/prompts.py", "workers/editing/recipes.py", "workers/editing/targets.py",
 )  # fmt: skip
 """Beginnings of paths that still hold guillemets; empty when none does."""
 
