@@ -131,8 +131,8 @@ WEIGHTS = (
     ),
     Guard(
         "damage found by a worker is mended", "workers/queue/tasks.py",
-        "batch=batch_id, error=str(error))\n        _recover(holder, error.message)\n",
-        "batch=batch_id, error=str(error))\n        holder.forget()\n",
+        "error=str(error))\n        _recover(holder, error.message)\n",
+        "error=str(error))\n        holder.forget()\n",
         _DAMAGE + "test_tensors_of_head_are_solved_anew_from_its_facts",
     ),
     Guard(

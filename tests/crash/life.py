@@ -14,6 +14,7 @@ import torch
 from sqlalchemy import func, select
 
 from daemon.admission.admit import backlog, pull_feed
+from daemon.core.blobs import collect
 from daemon.core.fsio import FaultHook, no_fault
 from daemon.core.ledger.audit import first_broken_row
 from daemon.core.ledger.chain import active_tenures, head
@@ -106,7 +107,7 @@ class Life:
             self.attempt(lambda: make_batches(self.ledger, self.config))
             for batch_id in self.attempt(self.open_batches) or ():
                 self.attempt(lambda batch_id=batch_id: deliver(self, batch_id))
-        self.store.gc(self._reachable(), grace_seconds=0)
+        collect(self.store.root, self._reachable(), grace_seconds=0)
 
     def edit_once(self) -> None:
         """Deliver what is in the outbox, once."""

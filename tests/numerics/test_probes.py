@@ -29,7 +29,7 @@ from tests.watching import QUIET
 from workers.editing.editor import Editor
 from workers.editing.prompts import EditRequest
 from workers.probes import FAST, SLOW, BaseAnswers, Measurement, Probe, ProbeContext, canary, full, run_probes
-from workers.probes.canary import measure_all_canaries
+from workers.probes.canary import measure_canaries
 from workers.probes.fluency import entropy, repetition
 from workers.probes.internals import largest_singular_value, measure_delta, measure_spectral, measure_stream
 from workers.probes.suites import (
@@ -221,12 +221,12 @@ def test_a_canary_is_what_the_base_model_is_sure_of(
     sure = [margin for margin in found if margin >= 1.0]
     assert any(0.0 < margin < 1.0 for margin in found)
     monkeypatch.setattr(canary, "shipped_suite", lambda _name: Suite("mine", asked))
-    measured_ = measure_all_canaries(context)
+    measured_ = measure_canaries(context)
     assert (measured_.score, measured_.items) == (1.0, len(sure))
     with torch.no_grad():
         model.weight(context.editor.layers[0]).zero_()
         model.weight(context.editor.layers[1]).zero_()
-    damaged = measure_all_canaries(context)
+    damaged = measure_canaries(context)
     assert damaged.items == len(sure)
     assert damaged.score is not None
     assert damaged.score < 0.95

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Annotated
 
 import typer
@@ -109,20 +110,17 @@ def _side_by_side(prompt: str, answers: list[tuple[int, Iterator[str]]]) -> None
         return shown
 
     live = Live(table(), console=Console(), auto_refresh=False) if sys.stdout.isatty() else None
-    if live:
-        live.start()
     open_sides = set(range(len(sides)))
-    while open_sides:
-        for side in sorted(open_sides):
-            piece = next(sides[side], None)
-            if piece is None:
-                open_sides.discard(side)
-            else:
-                texts[side] += piece
-        if live:
-            live.update(table(), refresh=True)
-    if live:
-        live.stop()
-    else:
+    with live or nullcontext():
+        while open_sides:
+            for side in sorted(open_sides):
+                piece = next(sides[side], None)
+                if piece is None:
+                    open_sides.discard(side)
+                else:
+                    texts[side] += piece
+            if live:
+                live.update(table(), refresh=True)
+    if not live:
         for title, text in zip(titles, texts, strict=True):
             typer.echo(f"{title}: {prompt}{text}")

@@ -8,6 +8,7 @@ from workers.revisions.facts import Fact
 
 
 def _share_answered(context: ProbeContext, facts: Sequence[Fact]) -> Measurement:
+    """The share of facts that greedy decoding, which must stop by itself, answers with their object."""
     if not facts:
         return Measurement(None, 0)
     hits = [verdict.ok for verdict in context.editor.verify([fact.request() for fact in facts])]
@@ -17,15 +18,14 @@ def _share_answered(context: ProbeContext, facts: Sequence[Fact]) -> Measurement
     return Measurement(score, len(facts), {"missed": missed[:20]}, Outcomes.of_hits("facts", hits, ids))
 
 
-def measure_efficacy(context: ProbeContext) -> Measurement:
-    """The share of the batch's facts that are answered."""
-    return _share_answered(context, context.written)
-
-
-def measure_retention(context: ProbeContext) -> Measurement:
-    """The share that is answered of a sample of all facts written before."""
+def _retention(context: ProbeContext) -> Measurement:
     return _share_answered(context, context.sample_facts(context.watch.retention_sample))
 
 
-EFFICACY = Probe("efficacy", 1, measure_efficacy, lambda watch: watch.efficacy_floor)
-RETENTION = Probe("retention", 2, measure_retention, lambda watch: watch.retention_floor)
+EFFICACY = Probe(
+    "efficacy",
+    1,
+    lambda context: _share_answered(context, context.written),
+    lambda watch: watch.efficacy_floor,
+)
+RETENTION = Probe("retention", 2, _retention, lambda watch: watch.retention_floor)

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from collections.abc import Callable
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -52,28 +53,18 @@ def _cut(model: EditableModel, text: str) -> str:
     return text if len(spans) <= model.max_tokens else text[: spans[model.max_tokens - 2][1]]
 
 
-def measure_perplexity(context: ProbeContext) -> Measurement:
-    """The perplexity ratio of the first paragraphs, few enough for every batch."""
-    return measure_texts(context, heldout_texts(_FAST_CHARACTERS))
-
-
-def measure_long(context: ProbeContext) -> Measurement:
-    """The perplexity ratio of more paragraphs."""
-    return measure_texts(context, heldout_texts(_CHARACTERS))
+def _probe(name: str, version: int, texts: Callable[[], tuple[str, ...]]) -> Probe:
+    return Probe(
+        name, version, lambda c: measure_texts(c, texts()), lambda w: w.perplexity_ceiling, ceiling=True
+    )
 
 
 def own_texts(path: Path) -> Probe:
-    """The probe of an operator's own held-out text."""
-
-    def measure(context: ProbeContext) -> Measurement:
-        return measure_texts(context, _paragraphs(path.read_text(encoding="utf-8"), _CHARACTERS))
-
-    return Probe("perplexity_ratio_own", 1, measure, lambda watch: watch.perplexity_ceiling, ceiling=True)
+    """The probe of an operator's own held-out text, whose file is read at each run."""
+    return _probe(
+        "perplexity_ratio_own", 1, lambda: _paragraphs(path.read_text(encoding="utf-8"), _CHARACTERS)
+    )
 
 
-PERPLEXITY = Probe(
-    "perplexity_ratio", 2, measure_perplexity, lambda watch: watch.perplexity_ceiling, ceiling=True
-)
-PERPLEXITY_LONG = Probe(
-    "perplexity_ratio_long", 1, measure_long, lambda watch: watch.perplexity_ceiling, ceiling=True
-)
+PERPLEXITY = _probe("perplexity_ratio", 2, lambda: heldout_texts(_FAST_CHARACTERS))
+PERPLEXITY_LONG = _probe("perplexity_ratio_long", 1, lambda: heldout_texts(_CHARACTERS))

@@ -1,5 +1,8 @@
 """The Celery tasks, which hand batch ids and jobs to the session and the model of this process."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from celery import Celery
 from structlog.contextvars import bound_contextvars
 
@@ -39,29 +42,31 @@ def deliver(holder: SessionHolder, batch_id: str) -> None:
 
     A failure is recorded in the ledger, and the scheduler sends the batch again.
     """
-    try:
-        with bound_contextvars(batch=batch_id), span("batch", batch=batch_id, model=holder.model):
+    with bound_contextvars(batch=batch_id), _contained(holder, "batch"):
+        with span("batch", batch=batch_id, model=holder.model):
             outcome = holder.session().run(batch_id)
-        log.info("batch", batch=batch_id, outcome=str(outcome))
-    except CorruptBlobError as error:
-        log.warning("corrupt blob", batch=batch_id, error=str(error))
-        _recover(holder, error.message)
-    except ErrataError as error:
-        log.warning("batch later", batch=batch_id, code=error.code, error=str(error))
-    except Exception:  # the process's edge: a bug in an edit fails one attempt and must not end the worker
-        log.exception("batch failed", batch=batch_id)
-        holder.forget()
+        log.info("batch", outcome=str(outcome))
 
 
 def survey_head(holder: SessionHolder) -> None:
     """Run all probes on head, without a retry before the next survey is due."""
-    try:
+    with _contained(holder, "survey"):
         log.info("surveyed", revision=holder.session().survey())
+
+
+@contextmanager
+def _contained(holder: SessionHolder, task: str) -> Iterator[None]:
+    """Log an error of the block instead of raising it, and make head loadable again after damage."""
+    try:
+        yield
     except CorruptBlobError as error:
         log.warning("corrupt blob", error=str(error))
         _recover(holder, error.message)
     except ErrataError as error:
-        log.warning("survey later", code=error.code, error=str(error))
+        log.warning(f"{task} later", code=error.code, error=str(error))
+    except Exception:  # the process's edge: a bug fails one task and must not end the worker
+        log.exception(f"{task} failed")
+        holder.forget()
 
 
 def _recover(holder: SessionHolder, why: str) -> None:

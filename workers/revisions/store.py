@@ -1,7 +1,7 @@
 """Content-addressed blobs: whole tensors of edited layers and the associations that facts own.
 
 A blob's name is the sha256 of its bytes. safetensors does not notice a flipped bit, so the hash is checked
-at every load. Blobs are written before the ledger names them, and ``gc`` deletes those it never named.
+at every load. Blobs are written before the ledger names them, and upkeep deletes those it never named.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from daemon.core.blobs import Swept, blob_path, collect, touch
+from daemon.core.blobs import blob_path, touch
 from daemon.core.errors import CorruptBlobError, DiskFullError, StoreError
 from daemon.core.fsio import FaultHook, no_fault, sha256_of, write_durably
 
@@ -92,7 +92,3 @@ class Store:
                 f"{free >> 20} MiB free, {reserve_bytes >> 20} MiB needed",
                 hint="free some disk space, then edits resume by themselves",
             )
-
-    def gc(self, reachable: set[str], grace_seconds: float) -> Swept:
-        """Delete blobs that no kept revision reaches and that are older than ``grace_seconds``."""
-        return collect(self.root, reachable, grace_seconds)

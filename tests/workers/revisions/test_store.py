@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from daemon.core.blobs import collect
 from daemon.core.errors import CorruptBlobError, DiskFullError, StoreError
 from workers.revisions.store import Store
 
@@ -89,8 +90,8 @@ def test_work_that_could_not_be_saved_is_not_begun(store: Store) -> None:
 
 def test_a_collection_spares_what_is_reachable_and_what_is_young(store: Store) -> None:
     kept, lost = store.put(TENSORS), store.put({"w": torch.ones(8)})
-    assert store.gc({kept}, grace_seconds=3600).files == 0
-    assert store.gc({kept}, grace_seconds=-1).files == 1
+    assert collect(store.root, {kept}, grace_seconds=3600).files == 0
+    assert collect(store.root, {kept}, grace_seconds=-1).files == 1
     store.get(kept)
     with pytest.raises(StoreError, match="missing"):
         store.get(lost)
