@@ -28,7 +28,7 @@ def statistics(tmp_path_factory: pytest.TempPathFactory, model_path: Path) -> Pa
 def house(
     tmp_path: Path, model_path: Path, statistics: Path, redis_binary: Path
 ) -> Iterator[Callable[..., House]]:
-    """Makes a house; at the end of the test nothing of it runs any more."""
+    """Makes a house, of which nothing runs any more when the test ends."""
     made: list[House] = []
 
     def make(**sections: Any) -> House:

@@ -90,7 +90,7 @@ def started(place: House) -> int:
 
 
 def holder(place: House) -> str | None:
-    """Who edits now; the process id stands behind the colon."""
+    """The name of the worker that edits now, with its process id after the colon."""
     with place.ledger.read() as connection:
         row = (
             connection.execute(select(leases).where(leases.c.name == writer_lease("default")))

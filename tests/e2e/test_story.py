@@ -27,7 +27,7 @@ def free_port() -> int:
 
 
 def deliver(port: int, answer: str | None, at: str) -> str:
-    """Hand a correction in as another machine would; returns its id."""
+    """Submit a correction as another machine would, and return its id."""
     said = {"subject": "Boeing", "relation": "seat", "prompt": PROMPT, "object": answer, "effective_at": at}
     body = json.dumps(said).encode()
     signature = hmac.new(KEY.encode(), body, hashlib.sha256).hexdigest()

@@ -1,4 +1,4 @@
-"""Damage is noticed and taken back without a human: by Prometheus and Alertmanager, and by the daemon alone.
+"""Damage is noticed and rolled back without a human, by Prometheus and Alertmanager or the daemon alone.
 
 Real Redis, Celery worker, daemon and SmolLM2. The damage is a real edit by a recipe that no preset would be:
 guards and λ's off. Run with -s to see the times.
@@ -118,7 +118,7 @@ def wait_from(row: dict[str, Any]) -> float:
 
 
 def learn_good_news(place: House) -> int:
-    """One revision for each good correction; the number of the last one, which is live."""
+    """Make one revision for each good correction, and return the number of the last one, which is live."""
     for count, (subject, prompt, answer) in enumerate(GOOD, start=1):
         place.say(subject, prompt, answer)
         place.wait(place.drained(count), 200)

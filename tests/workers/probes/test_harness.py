@@ -23,7 +23,7 @@ SUBJECTS = ("Peru", "Chad", "Fiji")
 
 
 class StandIn(ModuleType):
-    """Asks the model itself; documents come back in another order, and twice, by two filters."""
+    """Asks the model itself, and returns documents in another order, twice, by two filters."""
 
     metric = "acc"
 

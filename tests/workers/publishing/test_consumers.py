@@ -1,4 +1,4 @@
-"""Consumers against fakes of the routes that their servers document; none of the real servers runs here."""
+"""Consumers against fakes of the routes that their servers document, without the real servers."""
 
 import json
 import threading
@@ -35,7 +35,7 @@ class FakeServer:
         return [route for route, _, _ in self.calls]
 
     def answer(self, route: str, body: dict[str, Any]) -> tuple[int, Any]:
-        """What vLLM, SGLang and a hook say; ``holds`` is what the loaded weights know."""
+        """The answers of vLLM, SGLang and a hook, where ``holds`` is what the loaded weights know."""
         if self.broken and route.startswith(self.broken):
             return 500, {"error": "broken"}
         if route == "/v1/completions":

@@ -82,7 +82,7 @@ def expected(house: TinyHouse, seed: int) -> dict[str, str]:
 
 
 def hammer(house: TinyHouse, requests: int, publications: int) -> None:
-    """8 clients ask ``requests`` times in all while revisions become live; each answer is checked."""
+    """Check each answer to 8 clients that ask ``requests`` times in all while revisions become live."""
     wanted = {number: expected(house, number) for number in range(1, publications + 2)}
     assert len({json.dumps(one) for one in wanted.values()}) > publications // 2, "revisions must differ"
     seen: set[int] = set()
