@@ -158,8 +158,8 @@ def _contradicts(row: RowMapping, newest: RowMapping, window: timedelta) -> bool
     apart = effective_time(row["order_key"]) - effective_time(newest["order_key"])
     return (
         _value(row) != _value(newest)
-        and bool(row["source"] != newest["source"])
-        and bool(row["trust"] >= newest["trust"])
+        and row["source"] != newest["source"]
+        and row["trust"] >= newest["trust"]
         and abs(apart) <= window
     )
 

@@ -23,7 +23,7 @@ from daemon.feeds.base import RawItem
 OPERATOR_TRUST = 100  # the highest: who submits or releases by hand vouches for the statement
 _FUTURE = timedelta(days=1)  # clocks differ; a later date would win over every statement until then
 _RAW_CHARACTERS = 2_000  # of a refused item: enough for an operator to see what is wrong
-_WHOLE_CHARACTERS = 6 * MAX_ITEM_BYTES  # room for the longest item with every character escaped
+_WHOLE_CHARACTERS = 6 * MAX_ITEM_BYTES  # the longest item with every character escaped
 _POSITION_CHARACTERS = 128  # the width of the column
 
 Objection = Callable[[Correction, int], tuple[QuarantineReason, str] | None]
@@ -168,19 +168,10 @@ def _contender(arrival: Arrival) -> Contender:
 
 
 def _row(arrival: Arrival, now: datetime, feed: str, trust: int, placement: Placement) -> dict[str, Any]:
-    """Return the values of the table ``corrections`` for a new correction."""
-    stated = arrival.correction
-    return {
+    """Return a row of ``corrections``, whose columns have the names of a correction's fields."""
+    return arrival.correction.model_dump(exclude={"effective_at", "observed_at"}) | {
         "id": arrival.id,
         "fact_id": arrival.fact_id,
-        "model": stated.model,
-        "subject": stated.subject,
-        "relation": stated.relation,
-        "prompt": stated.prompt,
-        "object": stated.object,
-        "paraphrases": list(stated.paraphrases),
-        "neighborhood": list(stated.neighborhood),
-        "source": stated.source,
         "feed": feed,
         "trust": trust,
         "order_key": arrival.order_key,

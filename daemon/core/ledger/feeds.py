@@ -46,7 +46,7 @@ def count_items(connection: Connection, name: str, counts: Counter[AdmissionOutc
 def _change(connection: Connection, name: str, **values: Any) -> None:
     """Update the feed's row, which is inserted first where it is missing.
 
-    Write transactions are serial, so nobody else can insert it between the two statements.
+    Write transactions are serial, so no other process can insert it between the two statements.
     """
     change = update(feeds).where(feeds.c.name == name).values(**values)
     if not connection.execute(change).rowcount:
