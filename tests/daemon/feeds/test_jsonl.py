@@ -227,11 +227,11 @@ def test_a_missing_folder_is_the_same_error(tmp_path: Path) -> None:
 
 def test_a_pipe_or_folder_is_refused_instead_of_waited_for(path: Path, reader: Reader) -> None:
     os.mkfifo(path)
-    with pytest.raises(FeedError, match="no regular file"):
+    with pytest.raises(FeedError, match="not a regular file"):
         reader.pull()
     path.unlink()
     path.mkdir()
-    with pytest.raises(FeedError, match="no regular file"):
+    with pytest.raises(FeedError, match="not a regular file"):
         reader.pull()
 
 
