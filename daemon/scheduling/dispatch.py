@@ -1,4 +1,4 @@
-"""The outbox: waiting corrections become batches, batches go to the queue, what Redis lost goes again."""
+"""The outbox: corrections become batches, and batches go to the queue, again where it lost them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,11 +20,11 @@ from daemon.core.ledger.schema import corrections
 from daemon.core.ledger.switches import is_paused
 from daemon.core.names import EDIT_TASK, SURVEY_TASK, BatchState, CorrectionState, edit_queue, writer_lease
 
-_AT_ONCE = 64  # batches in one transaction
+_AT_ONCE = 64  # batches in one transaction, so that no other writer waits long
 
 
 class Queue(Protocol):
-    """The queue of batch ids, one a model."""
+    """The queue of batch ids of each model."""
 
     def send(self, model: str, batch_id: str) -> None:
         """Put an id on the queue, or raise UnavailableError."""
@@ -35,16 +35,16 @@ class Queue(Protocol):
         ...
 
     def depth(self, model: str) -> int:
-        """How many ids wait on the queue; raises UnavailableError."""
+        """How many ids wait on the queue, or raise UnavailableError."""
         ...
 
     def workers(self) -> list[str]:
-        """The names of the worker processes that answer now; raises UnavailableError."""
+        """The names of the worker processes that answer now, or raise UnavailableError."""
         ...
 
 
 class CeleryQueue:
-    """The queue over Celery and Redis; a message carries a batch's id alone, the ledger has the rest."""
+    """The queue over Celery and Redis, whose messages carry nothing but the id of a batch."""
 
     def __init__(self, config: Config) -> None:
         self._app = celery_app(config)
@@ -69,7 +69,7 @@ class CeleryQueue:
             self._app.send_task(SURVEY_TASK, queue=edit_queue(model), retry=False)
 
     def depth(self, model: str) -> int:
-        """How many ids wait and are with no worker.
+        """How many ids wait and were not taken by a worker.
 
         Raises:
             UnavailableError: Redis does not answer.
@@ -93,14 +93,15 @@ def _redis_errors() -> Iterator[None]:
         yield
     except (KombuError, redis.RedisError, OSError) as error:
         raise UnavailableError(
-            f"Redis does not answer: {error}", hint="batches stay in the outbox and go when it is back"
+            f"Redis does not answer: {error}", hint="batches stay in the outbox and are sent when it is back"
         ) from error
 
 
 def make_batches(ledger: Ledger, config: Config) -> int:
-    """Make batches of waiting corrections while one is full or its oldest is old enough; returns how many.
+    """Make batches of waiting corrections that are full or old enough, and return how many.
 
-    Only so many go ahead of the worker: what waits here is still replaced by what is newer, at no cost.
+    Only ``edit.batches_ahead`` batches are made ahead of the worker, because a correction that still waits
+    can be replaced by a newer one without an edit.
     """
     model, made = config.model.name, 0
     while True:
@@ -115,7 +116,7 @@ def make_batches(ledger: Ledger, config: Config) -> int:
 
 
 def _due(connection: Connection, ledger: Ledger, config: Config) -> list[list[str]]:
-    """The oldest waiting corrections, cut into the batches that they make now, at most ``_AT_ONCE``."""
+    """The oldest waiting corrections, cut into the batches that are due, at most ``_AT_ONCE``."""
     size = config.edit.batch_size
     free = min(_AT_ONCE, config.edit.batches_ahead - _ahead(connection, config.model.name))
     if free <= 0:
@@ -134,14 +135,14 @@ def _due(connection: Connection, ledger: Ledger, config: Config) -> list[list[st
 
 
 def _ahead(connection: Connection, model: str) -> int:
-    """Batches that are made and not yet done."""
+    """How many batches are made and not yet done."""
     live = batch_table.c.state.in_((BatchState.OPEN, BatchState.SENT))
     query = select(func.count()).select_from(batch_table).where(batch_table.c.model == model, live)
     return int(connection.execute(query).scalar_one())
 
 
 def send_open(ledger: Ledger, queue: Queue) -> int:
-    """Send every batch of the outbox; returns how many.
+    """Send every batch of the outbox, and return how many.
 
     Raises:
         UnavailableError: Redis does not take them; they stay in the outbox.
@@ -150,15 +151,15 @@ def send_open(ledger: Ledger, queue: Queue) -> int:
 
 
 def reconcile(ledger: Ledger, config: Config, queue: Queue) -> int:
-    """Send again what was sent long ago and nobody works on: Redis lost it, or its worker died.
+    """Send batches again that Redis lost or whose worker died, and return how many.
 
-    A batch that arrives twice does no harm: the second worker finds it done. Returns how many were sent.
+    A batch that arrives twice does no harm, because the second worker finds it done.
     """
     model = config.model.name
     with ledger.read() as connection:
         now = ledger.clock.now()
         if leases.current_note(connection, now, writer_lease(model)):
-            return 0  # the queue is moving
+            return 0  # a worker is at work
         ripe = to_text(now - timedelta(seconds=config.edit.resend_seconds))
         sent = (batch_table.c.model == model) & (batch_table.c.state == BatchState.SENT)
         count = connection.execute(select(func.count()).select_from(batch_table).where(sent)).scalar_one()
@@ -174,21 +175,21 @@ def _send(ledger: Ledger, queue: Queue, state: BatchState, before: str | None = 
             query = query.where(batch_table.c.sent_at <= before)
         due = connection.execute(query.order_by(batch_table.c.created_at, batch_table.c.id)).all()
     for start in range(0, len(due), _AT_ONCE):
-        gone = []
+        sent = []
         try:
             for batch_id, model in due[start : start + _AT_ONCE]:
                 queue.send(model, batch_id)
-                gone.append(batch_id)
-        finally:  # what went is noted even when the next one did not go
+                sent.append(batch_id)
+        finally:  # what was sent is recorded even when the next one could not be sent
             with ledger.write() as connection:
-                batches.mark_sent(connection, ledger.clock.now(), gone)
+                batches.mark_sent(connection, ledger.clock.now(), sent)
     return len(due)
 
 
 def edits_left(connection: Connection, now: datetime, model: str, per_hour: int) -> int | None:
-    """How many corrections may still be put into batches this hour; None: as many as come.
+    """How many corrections may still be put into batches within the hour, or None for no limit.
 
-    What waits for the budget is replaced by what is newer, so that the next hour writes the newest values.
+    What waits is replaced by what is newer meanwhile, so that the next hour writes the newest values.
     """
     if per_hour <= 0:
         return None

@@ -1,7 +1,7 @@
-"""The daemon's pulse: pull feeds, dispatch batches, reconcile the queue, judge revisions.
+"""The repeated jobs of the daemon, of which one process leads.
 
-One tick of each job can be called by hand (``Scheduler.tick``); APScheduler only repeats them. One scheduler
-leads: the others wait for its lease to run out.
+APScheduler only repeats the jobs: ``Scheduler.tick`` does each of them once. Other schedulers wait until the
+lease of the leading one expires.
 """
 
 import os
@@ -61,7 +61,7 @@ class Scheduler:
         """Repeat the jobs in the background until ``stop``."""
         every = self.config.schedule
         self._repeat("lead", self.lead, every.lease_seconds / 3)
-        for feed in self.feeds:  # one that waits for its server holds up no other
+        for feed in self.feeds:  # a feed that waits for its server delays no other
             self._repeat(f"pull {feed.name}", partial(self.pull_one, feed), every.pull_seconds)
         self._repeat("dispatch", self.dispatch, every.dispatch_seconds)
         self._repeat("reconcile", self.reconcile, every.reconcile_seconds)
@@ -73,7 +73,7 @@ class Scheduler:
         self._jobs.start()
 
     def stop(self) -> None:
-        """End after the jobs in progress, and let another scheduler lead."""
+        """End after the jobs in progress, and release the lease."""
         self._jobs.shutdown(wait=True)
         if self._lease is not None:
             with self.ledger.write() as connection:
@@ -86,7 +86,7 @@ class Scheduler:
             job()
 
     def lead(self) -> bool:
-        """Take or keep the lease by which one scheduler leads; returns whether this one does."""
+        """Take or renew the lease of the leading scheduler, and return whether this one leads."""
         seconds = self.config.schedule.lease_seconds
         with self.ledger.write() as connection:
             now = self.ledger.clock.now()
@@ -106,7 +106,7 @@ class Scheduler:
         return self._lease is not None
 
     def pull(self) -> None:
-        """Read what is new in every feed, while there is room for it."""
+        """Read what is new in every feed, until the queue is full."""
         for feed in self.feeds:
             self.pull_one(feed)
 
@@ -126,7 +126,7 @@ class Scheduler:
         send_open(self.ledger, self.queue)
 
     def reconcile(self) -> None:
-        """Send again what Redis lost or a dead worker left."""
+        """Send batches again that Redis lost or a dead worker left."""
         if self._lease is not None:
             self._guarded("reconcile", self._reconcile)
 
@@ -135,12 +135,12 @@ class Scheduler:
         reconcile(self.ledger, self.config, self.queue)
 
     def judge(self) -> None:
-        """Settle new revisions by their probes."""
+        """Judge new revisions by their probes."""
         if self._lease is not None:
             self._guarded("judge", lambda: judge(self.ledger, self.config))
 
     def keep(self) -> None:
-        """Delete blobs that nothing needs; now and then read all others and compare them with their names."""
+        """Delete blobs that no revision needs, and check the others when that is due."""
         if self._lease is not None:
             self._guarded("collect", lambda: collect_garbage(self.ledger, self.config))
             self._guarded("scrub", self._scrub_when_due)
@@ -157,13 +157,13 @@ class Scheduler:
             self._guarded("survey", lambda: ask_for_survey(self.ledger, self.config, self.queue))
 
     def greet(self) -> None:
-        """Ask which workers live, busy or not, and note when each was heard."""
+        """Ping the workers, and record when each answered."""
         if self._lease is not None:
             self._guarded("greet", lambda: heard(self.ledger, self.config.model.name, self.queue.workers()))
 
     def _pull_one(self, feed: Feed) -> None:
         section, bucket, model = self._sections[feed.name], self._buckets[feed.name], self.config.model.name
-        while self._has_room() and (limit := bucket.available(section.chunk_items)):
+        while self._queue_accepts() and (limit := bucket.available(section.chunk_items)):
             report = pull_feed(self.ledger, feed, limit, model, self._policy)
             bucket.take(len(report.decisions))
             if report.counts[AdmissionOutcome.QUARANTINED] and pause_if_poisoned(
@@ -175,7 +175,7 @@ class Scheduler:
                 return
             self._unread.add(feed.name)
 
-    def _has_room(self) -> bool:
+    def _queue_accepts(self) -> bool:
         with self.ledger.read() as connection:
             return backlog(connection, self.config.model.name) < self.config.edit.queue_bound
 
@@ -184,7 +184,7 @@ class Scheduler:
             return is_feed_paused(connection, feed.name)
 
     def _guarded(self, job: str, work: Callable[[], object], feed: str | None = None) -> None:
-        """Run a job whose failure is expected now and then; the next tick tries again."""
+        """Run a job and log its failure. The next tick tries again."""
         try:
             work()
         except ErrataError as error:

@@ -1,4 +1,4 @@
-"""When all probes are due on head: on a schedule, and where configured before a revision becomes live."""
+"""Surveys: when all probes are due on head, and the request to run them."""
 
 import secrets
 from datetime import datetime, timedelta
@@ -21,10 +21,10 @@ _WHO = "scheduler"
 
 
 def ask_for_survey(ledger: Ledger, config: Config, queue: Queue) -> bool:
-    """Send one run of all probes to the worker when it is due and none is under way; returns whether.
+    """Ask the worker for a survey when one is due and none runs, and return whether that was done.
 
     Raises:
-        UnavailableError: the queue does not take it; it is due again when the lease has run out.
+        UnavailableError: the queue does not take it. It is due again when the lease has expired.
     """
     model = config.model.name
     with ledger.read() as connection:
@@ -32,7 +32,7 @@ def ask_for_survey(ledger: Ledger, config: Config, queue: Queue) -> bool:
             return False
     with ledger.write() as connection:
         now = ledger.clock.now()
-        try:  # the lease is never given back: a run that is lost is asked for again when it has run out
+        try:  # the lease is never released: a survey that is lost is due again when the lease has expired
             who = f"{_WHO}:{secrets.token_hex(4)}"
             leases.acquire(connection, now, f"survey:{model}", who, config.edit.task_seconds)
         except LeaseHeldError:
@@ -42,7 +42,7 @@ def ask_for_survey(ledger: Ledger, config: Config, queue: Queue) -> bool:
 
 
 def is_due(connection: Connection, config: Config, now: datetime) -> bool:
-    """Whether what head holds was not surveyed yet, and it is time: a busy queue goes first for a while."""
+    """Whether head's content needs a survey now. Waiting corrections delay it by one period at most."""
     model, every = config.model.name, timedelta(seconds=config.watch.full_seconds)
     try:
         current = head(connection, model)

@@ -1,4 +1,4 @@
-"""Backup and restore: the ledger by SQLite's online backup, the blobs by hard link or copy."""
+"""Back up and restore the ledger by SQLite's online backup, and blobs by hard link or copy."""
 
 import os
 import shutil
@@ -25,7 +25,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Copied:
-    """What lies in a backup, or was taken from one."""
+    """How much was copied into a backup, or from one."""
 
     blobs: int
     linked: int
@@ -35,7 +35,7 @@ class Copied:
 def back_up(config: Config, folder: Path, progress: Progress = lambda _done, _of: None) -> Copied:
     """Copy ledger and blobs into an empty or new ``folder`` while everything runs.
 
-    The ledger first: what it speaks of at that moment is in the store, and stays there for the grace time.
+    The ledger is copied first. The blobs that it needs are in the store and stay there for the grace time.
 
     Raises:
         ConfigError: the ledger is no file of this machine. StoreError: the folder is not empty, a blob is
@@ -58,9 +58,9 @@ def back_up(config: Config, folder: Path, progress: Progress = lambda _done, _of
 
 
 def restore(config: Config, folder: Path, progress: Progress = lambda _done, _of: None) -> Copied:
-    """Bring a backup to where the configuration says; damaged or missing blobs of the store are replaced.
+    """Restore a backup to where the configuration points, and replace damaged or missing blobs.
 
-    A ledger that is there is kept beside the restored one. Nothing may run meanwhile.
+    An existing ledger is kept beside the restored one. Nothing may run meanwhile.
 
     Raises:
         ConfigError: the ledger is no file of this machine. LedgerError: there is no backup in ``folder``.
@@ -103,9 +103,9 @@ def copy_database(source: Path, target: Path) -> None:
             closing(sqlite3.connect(part)) as writer,
         ):
             reader.backup(writer)
-            found = writer.execute("PRAGMA integrity_check(1)").fetchone()[0]
-            if found != "ok":
-                raise LedgerError(f"{source} is damaged: {found}", hint="errata restore brings a backup")
+            verdict = writer.execute("PRAGMA integrity_check(1)").fetchone()[0]
+            if verdict != "ok":
+                raise LedgerError(f"{source} is damaged: {verdict}", hint="errata restore brings a backup")
             writer.execute("PRAGMA journal_mode=DELETE")
     except sqlite3.Error as error:
         part.unlink(missing_ok=True)
@@ -118,7 +118,7 @@ def copy_database(source: Path, target: Path) -> None:
 
 
 def _needed(ledger_file: Path) -> list[str]:
-    """The blobs that the ledger of a backup needs; asked of a copy, which is brought to today's schema."""
+    """The blobs that the ledger of a backup needs, read from a copy that is migrated first."""
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / LEDGER_FILE
         copy_database(ledger_file, copy)
@@ -149,7 +149,7 @@ def _is_sound(root: Path, blob: str) -> bool:
 
 
 def _link_or_copy(source: Path, target: Path) -> bool:
-    """A hard link (blobs never change), or a copy on another file system; whether it is a link."""
+    """Link a blob, or copy it to another file system, and return whether it is a link."""
     with disk_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         try:

@@ -1,4 +1,4 @@
-"""The usual mistakes of an installation, looked for one by one, each with what mends it."""
+"""Check an installation for the usual mistakes, and say how to mend each."""
 
 import shutil
 import stat
@@ -36,16 +36,16 @@ from daemon.views.lists import publication_list
 
 CHECKS = "errata.checks"  # entry points: functions from a configuration to findings
 _SKEW = 5.0  # seconds that two clocks of one installation may differ
-_WRITTEN = datetime(2026, 1, 1, tzinfo=UTC)  # no clock that is right is before this code
-_LATE = 3.0  # lease periods without a heartbeat after which a worker with work to do is missed
+_WRITTEN = datetime(2026, 1, 1, tzinfo=UTC)  # this code is newer, so a clock before it is wrong
+_LATE = 3.0  # lease periods without a heartbeat after which a worker with work to do counts as lost
 
 
 def examine(config: Config) -> list[Finding]:
-    """Run every check; nothing is created, migrated or changed."""
-    found = [_guarded("ledger", lambda: _ledger(config))]
-    if found[0].ok:
+    """Run every check. Nothing is created, migrated or changed."""
+    findings = [_guarded("ledger", lambda: _ledger(config))]
+    if findings[0].ok:
         with _look(config) as ledger:
-            found += [
+            findings += [
                 _guarded("audit", lambda: _audit(ledger)),
                 _guarded("revisions", lambda: _revisions(ledger, config)),
                 _guarded("worker", lambda: _worker(ledger, config)),
@@ -53,20 +53,20 @@ def examine(config: Config) -> list[Finding]:
                 _guarded("clock and ledger", lambda: _ledger_clock(ledger)),
             ]
     redis_found = _guarded("redis", lambda: _redis_answers(config))
-    found.append(redis_found)
+    findings.append(redis_found)
     if redis_found.ok and _has_redis(config):
-        found += [
+        findings += [
             _guarded("redis persistence", lambda: _redis_setting(config, "appendonly", "yes")),
             _guarded("redis eviction", lambda: _redis_setting(config, "maxmemory-policy", "noeviction")),
             _guarded("clock and redis", lambda: _redis_clock(config)),
         ]
-    found += [_disk(config), _model(config), _statistics(config)]
-    found += [_token("api", config.api.token_file, config.api.host)]
+    findings += [_disk(config), _model(config), _statistics(config)]
+    findings += [_token("api", config.api.token_file, config.api.host)]
     lesser = {Role.READ: config.api.read_token_file, Role.SUBMIT: config.api.submit_token_file}
-    found += [_token(f"api {role}", file, config.api.host) for role, file in lesser.items() if file]
-    found += [_token("serve", config.serve.token_file, config.serve.host)]
-    found += [_feed(one.name, one.path) for one in config.feeds if isinstance(one, JsonlFeedConfig)]
-    return found + _foreign(config)
+    findings += [_token(f"api {role}", file, config.api.host) for role, file in lesser.items() if file]
+    findings += [_token("serve", config.serve.token_file, config.serve.host)]
+    findings += [_feed(one.name, one.path) for one in config.feeds if isinstance(one, JsonlFeedConfig)]
+    return findings + _foreign(config)
 
 
 @contextmanager
@@ -80,7 +80,7 @@ def _look(config: Config) -> Iterator[Ledger]:
 
 
 def _guarded(name: str, check: Callable[[], Finding]) -> Finding:
-    """A check that cannot be made is a finding, too."""
+    """The finding of a check, or one that says why the check could not be made."""
     try:
         return check()
     except ErrataError as error:
@@ -132,7 +132,7 @@ def _revisions(ledger: Ledger, config: Config) -> Finding:
 
 
 def _worker(ledger: Ledger, config: Config) -> Finding:
-    """A worker beats while it works; silence is a problem only while batches wait."""
+    """Whether a worker was heard of lately. Silence is a problem only while corrections wait."""
     with ledger.read() as connection:
         now = ledger.clock.now()
         beat = figures.newest_heartbeat(connection, now, config.model.name)
@@ -169,13 +169,13 @@ def _ledger_clock(ledger: Ledger) -> Finding:
 
 
 def _has_redis(config: Config) -> bool:
-    """Whether a Redis is configured, or a private one was started; without errata run there is none."""
+    """Whether a Redis is configured, or errata run has started a private one."""
     return config.redis_url is not None or (config.run_path / URL_FILE).is_file()
 
 
 def _redis_answers(config: Config) -> Finding:
     if not _has_redis(config):
-        return Finding("redis", True, "none runs; errata run starts a private one and edits go on")
+        return Finding("redis", True, "none runs; errata run starts a private one and edits resume")
     ping(config)
     return Finding("redis", True, "answers" if config.redis_url else "the private server answers")
 
@@ -241,7 +241,7 @@ def _statistics(config: Config) -> Finding:
 def _token(section: str, file: Path | None, host: str) -> Finding:
     check = f"{section} token"
     if file is None:
-        return Finding(check, True, f"none: only this machine may come in, at {host}")
+        return Finding(check, True, f"none: only this machine is served, at {host}")
     try:
         empty, mode = not file.read_text(encoding="utf-8").strip(), stat.S_IMODE(file.stat().st_mode)
     except (OSError, UnicodeDecodeError) as error:
@@ -267,7 +267,7 @@ def _feed(name: str, path: Path) -> Finding:
 
 
 def _published(ledger: Ledger, config: Config) -> Finding:
-    """Whether every place has the live revision, and what a consumer said that has not."""
+    """Whether every place has the live revision, and the errors of the consumers that have not."""
     with ledger.read() as connection:
         live = figures.live_number(connection, config.model.name)
         places = publication_list(connection, config.model.name)
@@ -283,14 +283,14 @@ def _published(ledger: Ledger, config: Config) -> Finding:
 
 
 def _foreign(config: Config) -> list[Finding]:
-    """The checks of other packages: those that need the model."""
-    found: list[Finding] = []
+    """The checks of other packages, which need the model."""
+    findings: list[Finding] = []
     for entry in metadata.entry_points(group=CHECKS):
         try:
-            found += entry.load()(config)
+            findings += entry.load()(config)
         except Exception as error:  # noqa: BLE001  # foreign code may raise anything; the doctor goes on
-            found.append(Finding(entry.name, False, f"its checks failed: {error!r}", "reinstall Errata"))
-    return found
+            findings.append(Finding(entry.name, False, f"its checks failed: {error!r}", "reinstall Errata"))
+    return findings
 
 
 def _text(value: object) -> str:

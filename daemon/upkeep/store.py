@@ -21,7 +21,7 @@ Progress = Callable[[int, int], None]
 
 
 def require_free_space(config: Config) -> None:
-    """Refuse to hand out work that could not be saved; it resumes when there is space again.
+    """Refuse to hand out work that could not be saved. It resumes when there is space again.
 
     Raises:
         DiskFullError: less than ``store.reserve_bytes`` are free.
@@ -72,7 +72,7 @@ def scrub(ledger: Ledger, config: Config, progress: Progress = lambda _done, _of
         try:
             size += require_sound(config.store_path, blob)
         except StoreError as error:
-            if _is_needed(ledger, blob):  # a collection may have taken it meanwhile
+            if _is_needed(ledger, blob):  # a collection may have deleted it meanwhile
                 unsound[blob] = error.message
         progress(done, len(needed))
     with ledger.write() as connection:

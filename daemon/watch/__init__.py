@@ -1,1 +1,1 @@
-"""Judge revisions by their probes and take bad ones back."""
+"""Judge revisions by their probes, and roll back those that are degraded."""

@@ -1,7 +1,8 @@
-"""Alerts that call for a rollback: what an Alertmanager delivers, and what the ledger makes of it.
+"""Alerts from an Alertmanager that call for a rollback.
 
-An alert about a probe of ours is a reminder: the ledger knows itself what is open. An alert about something
-else, say a metric of the serving side, opens an incident about head, unless it began before head was made.
+An alert about one of our probes opens no incident, because the judge has opened one. An alert about
+something else, for example a metric of the serving side, opens an incident of head, unless it began before
+head existed.
 """
 
 from collections.abc import Sequence
@@ -28,7 +29,7 @@ _SHOWN = 20  # alerts that an audit row names
 
 
 class Alert(BaseModel):
-    """One alert of a delivery, as far as it matters here."""
+    """One alert of a delivery, with the fields that are used here."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -39,22 +40,22 @@ class Alert(BaseModel):
 
     @property
     def name(self) -> str:
-        """What the rule is called, as it may be shown."""
+        """The name of its rule, made safe to show."""
         return printable(self.labels.get("alertname", "unnamed"), 50)
 
     @property
     def episode(self) -> str:
-        """The same for every delivery of one firing, however often it is repeated."""
+        """A key that is the same for every delivery of one firing."""
         return f"{printable(self.fingerprint, 64)}@{to_text(self.startsAt)}"
 
     def wants_rollback(self, model: str) -> bool:
-        """Whether it fires, about this model or none, and asks for a rollback."""
+        """Whether it fires, calls for a rollback, and is not about another model."""
         ours = self.labels.get("model", model) == model
         return self.status == "firing" and ours and self.labels.get("action") == ACTION
 
 
 class Delivery(BaseModel):
-    """What Alertmanager posts to a webhook (version 4)."""
+    """The body that Alertmanager posts to a webhook (version 4)."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -62,10 +63,10 @@ class Delivery(BaseModel):
 
 
 def receive(ledger: Ledger, config: Config, delivery: Delivery) -> Reaction:
-    """Answer a delivery: at most one rollback for an incident, and one audit row, however often it comes."""
+    """Answer a delivery with at most one rollback for an incident, and record it in the audit."""
     model = config.model.name
     asking = [alert for alert in delivery.alerts if alert.wants_rollback(model)]
-    episode = _bring_up(ledger, model, asking) if asking else None
+    episode = _open_incidents(ledger, model, asking) if asking else None
     reaction = react(ledger, config, WHO, episode) if asking else Reaction.NOTHING
     with ledger.write() as connection:
         names = sorted({alert.name for alert in delivery.alerts})[:_SHOWN]
@@ -75,8 +76,8 @@ def receive(ledger: Ledger, config: Config, delivery: Delivery) -> Reaction:
     return reaction
 
 
-def _bring_up(ledger: Ledger, model: str, asking: Sequence[Alert]) -> str:
-    """Open incidents for alerts about what no probe of ours measures; the episode of the first alert."""
+def _open_incidents(ledger: Ledger, model: str, asking: Sequence[Alert]) -> str:
+    """Open incidents for the alerts that are not about our probes, and return the first alert's episode."""
     foreign = [alert for alert in asking if "probe" not in alert.labels]
     if foreign:
         with ledger.write() as connection:
@@ -86,7 +87,7 @@ def _bring_up(ledger: Ledger, model: str, asking: Sequence[Alert]) -> str:
 
 
 def _open(connection: Connection, now: datetime, model: str, alert: Alert) -> None:
-    """One incident for a firing about head; none where it was answered, or began before head was made."""
+    """Open an incident of head, unless the alert was answered or began before head was made."""
     try:
         current = head(connection, model)
     except NotFoundError:
@@ -98,6 +99,6 @@ def _open(connection: Connection, now: datetime, model: str, alert: Alert) -> No
     if connection.execute(select(incidents.c.id).where(incidents.c.model == model, answered)).first():
         return
     if current["number"] == 0 or alert.startsAt < from_text(current["created_at"]):
-        return  # no edit of ours is in it, or head is newer than the trouble
+        return  # head holds no edit, or is newer than the alert
     number, message = current["number"], f"the alert {alert.name} fires"
     open_incident(connection, now, model, number, probe, message, since=number - 1, alert=alert.episode)

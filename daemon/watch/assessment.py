@@ -1,6 +1,6 @@
-"""What the measurements of one revision amount to, by bounds and against the revisions before it.
+"""Verdicts on one revision, from its measurements, their bounds and the revisions before it.
 
-Nothing is written here: verdicts follow from the ledger and the configuration alone.
+Nothing is written here. Verdicts depend on the ledger and the configuration alone.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,13 +21,13 @@ from daemon.core.metrics import CEILING_PROBES
 from daemon.core.names import IncidentState, ProbeResult, RevisionState
 from daemon.core.paired_tests import Drift, Paired, compare, mean_of, standardised
 
-_BASELINE = 8  # first revisions whose mean a drift is measured against
-_ALLOWANCE = 0.5  # standard errors of every revision that are no drift
+_BASELINE = 8  # revisions; a drift is measured from the mean of the first ones, and fewer are too noisy
+_ALLOWANCE = 0.5  # CUSUM slack of every revision, in standard errors
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the judge makes of one probe of one revision.
+    """What the judge concludes from one probe of one revision.
 
     ``since`` is the last revision that was good, as far as this probe can tell; ``loss`` is a mean over the
     items that were compared with ``reference``; ``drift`` is the cumulative sum in standard errors.
@@ -45,11 +45,11 @@ class Verdict:
 
 
 def assess(connection: Connection, watch: WatchConfig, row: RowMapping, now: datetime) -> list[Verdict]:
-    """One verdict for each probe that was measured on a revision, in order of their names."""
+    """The verdicts on the probes that were measured on a revision, in order of the probes' names."""
     measured = _newest(connection, row["model"], row["number"])
     running = to_text(now - timedelta(seconds=2 * watch.probe_seconds))
     if any(m["details"].get("running") and m["measured_at"] > running for m in measured):
-        return []  # it may still answer
+        return []  # the probe may still end
     if not measured:
         return []
     look = _Look(connection, watch, row, to_text(now - timedelta(seconds=watch.cooldown_seconds)))
@@ -71,7 +71,7 @@ def _newest(connection: Connection, model: str, number: int) -> Sequence[RowMapp
 
 
 class _Look:
-    """One revision, its forebears and the configuration."""
+    """One revision, the revisions that led to it, and the configuration."""
 
     def __init__(self, connection: Connection, watch: WatchConfig, row: RowMapping, lately: str) -> None:
         self._connection, self._watch, self._lately = connection, watch, lately
@@ -79,7 +79,7 @@ class _Look:
         self._before = lineage(connection, self._model, self._number)
 
     def by_bound(self, measured: RowMapping) -> Verdict:
-        """The result that the worker gave, by the floor or ceiling of the configuration."""
+        """The verdict by the floor or ceiling of the configuration, which the worker has applied."""
         result, score, bound = ProbeResult(measured["result"]), measured["score"], measured["bound"]
         message = ""
         if result is ProbeResult.UNKNOWN:
@@ -92,7 +92,7 @@ class _Look:
         return Verdict(measured["probe"], result, message, measured["id"], self._number - 1)
 
     def with_reference(self, verdict: Verdict, measured: RowMapping) -> Verdict:
-        """The paired test against the last good revision; only what passed its bound is compared."""
+        """Add the paired test against the last good revision, where the probe passed its bound."""
         if verdict.result is not ProbeResult.OK:
             return verdict
         before = self._reference(verdict.probe)
@@ -105,7 +105,7 @@ class _Look:
         return verdict if paired is None else replace(verdict, loss=paired.loss, p_value=paired.p_value)
 
     def by_step(self, verdict: Verdict, measured: RowMapping, level: float) -> Verdict:
-        """Degraded where the loss against the reference is above the budget and no noise."""
+        """Degraded where the loss against the reference exceeds the budget and is not noise."""
         if verdict.result is not ProbeResult.OK or verdict.p_value is None or verdict.loss is None:
             return verdict
         now = Outcomes.from_json(measured["outcomes"])
@@ -121,13 +121,13 @@ class _Look:
         return replace(verdict, result=ProbeResult.DEGRADED, message=message, since=since)
 
     def by_drift(self, verdict: Verdict, measured: RowMapping) -> Verdict:
-        """Degraded where losses that no single step shows have added up, since the sum began to rise."""
+        """Degraded where small losses have added up since the cumulative sum began to rise."""
         now = Outcomes.from_json(measured["outcomes"])
         if now is None or now.ids is not None:
             return verdict
         reset = self._reset(verdict.probe)
         baseline = self._baseline(verdict.probe, reset, now)
-        if len(baseline) < _BASELINE:  # the mean of a few is noise that every later revision would inherit
+        if len(baseline) < _BASELINE:  # every later revision would inherit the noise of their mean
             return replace(verdict, drift=Drift(0.0, self._number))
         sign = -1.0 if now.scale is Scale.HITS else 1.0
         losses = [sign * (new - old) for new, old in zip(now.values, mean_of(baseline), strict=True)]
@@ -145,7 +145,7 @@ class _Look:
         return replace(verdict, result=ProbeResult.DEGRADED, message=message, since=drift.since)
 
     def _after_incident(self, verdict: Verdict, measured: RowMapping, before: RowMapping) -> Verdict:
-        """Hysteresis: soon after a rollback a score must be clear of its bound, or as good as what held."""
+        """Soon after a rollback, degraded where the score is near its bound and worse than before."""
         score, bound = measured["score"], measured["bound"]
         if (
             score is None
@@ -162,10 +162,10 @@ class _Look:
         message = f"{verdict.probe} is {score:.4g}: too near its bound {bound:.4g} so soon after an incident"
         return replace(verdict, result=ProbeResult.DEGRADED, message=message)
 
-    # -- what the ledger says of earlier revisions -----------------------------------------------------
+    # -- earlier revisions ------------------------------------------------------------------------------
 
     def _reference(self, probe: str) -> RowMapping | None:
-        """The measurement of the newest good forebear that has one."""
+        """The newest good measurement among the live revisions that led to this one."""
         joined = probe_results.join(
             revisions,
             (revisions.c.model == probe_results.c.model) & (revisions.c.number == probe_results.c.revision),
@@ -189,8 +189,8 @@ class _Look:
         return None
 
     def _baseline(self, probe: str, reset: int, now: Outcomes) -> list[tuple[float, ...]]:
-        """The outcomes of the first revisions from ``reset`` on, on the same items."""
-        found: dict[int, tuple[float, ...]] = {}
+        """The outcomes of the first revisions from ``reset`` on that have the same items."""
+        values: dict[int, tuple[float, ...]] = {}
         forward = [number for number in reversed(self._before) if number >= reset]
         for numbers in in_chunks(forward):
             query = select(probe_results.c.revision, probe_results.c.outcomes).where(
@@ -208,10 +208,10 @@ class _Look:
                     now.scale,
                     len(now.values),
                 ):
-                    found[row.revision] = then.values
-                if len(found) == _BASELINE:
-                    return list(found.values())
-        return list(found.values())
+                    values[row.revision] = then.values
+                if len(values) == _BASELINE:
+                    return list(values.values())
+        return list(values.values())
 
     def _drift_before(self, probe: str, reset: int) -> Drift:
         query = (
@@ -229,7 +229,10 @@ class _Look:
         return Drift(0.0, reset)
 
     def _reset(self, probe: str) -> int:
-        """From where a drift is counted: a human who settles an incident by hand accepts what is."""
+        """The revision from which drift is counted.
+
+        An operator who closes an incident by hand accepts the scores of its revision.
+        """
         query = select(func.max(incidents.c.revision)).where(
             incidents.c.model == self._model,
             incidents.c.probe == probe,
@@ -241,7 +244,7 @@ class _Look:
 
 
 def verdict_row(verdict: Verdict) -> Mapping[str, object]:
-    """A verdict as the ledger's columns."""
+    """A verdict as columns of the table of judgements."""
     drift = verdict.drift
     return {
         "probe": verdict.probe,

@@ -1,4 +1,4 @@
-"""The judge: reads the probes of new revisions, lets the good ones live and takes the bad ones back."""
+"""The judge: makes good revisions live, and rolls back those that are degraded."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,13 +30,14 @@ from daemon.watch.rollback import last_good_revision, roll_back
 
 log = get_logger("errata.judge")
 WHO = "judge"
-_LOOKS = 5  # head may move between the look and the rollback
+_LOOKS = 5  # times; head may move between the look and the rollback
 
 
 def judge(ledger: Ledger, config: Config) -> None:
-    """Settle every candidate with new measurements: ok lives, degraded is an incident, perhaps a rollback.
+    """Judge every revision with new measurements, and react to degradations.
 
-    A revision with a probe that is unknown stays a candidate; unknown is never ok.
+    A revision whose probes are all ok becomes live, a degraded one is rejected and has an incident. A
+    revision with a probe that is unknown stays a candidate.
     """
     model = config.model.name
     with ledger.read() as connection:
@@ -51,7 +52,7 @@ def judge(ledger: Ledger, config: Config) -> None:
 
 
 def _unjudged(connection: Connection, model: str) -> Sequence[int]:
-    """Revisions with a measurement that no judgement has seen, oldest first; what is rejected stays so."""
+    """Revisions with a measurement that was not judged yet, oldest first, without rejected ones."""
     seen = select(func.coalesce(func.max(judgements.c.measurement), 0)).where(
         judgements.c.model == revisions.c.model, judgements.c.revision == revisions.c.number
     )
@@ -67,7 +68,9 @@ def _unjudged(connection: Connection, model: str) -> Sequence[int]:
 
 
 def _judge_one(ledger: Ledger, config: Config, number: int) -> None:
-    with ledger.read() as connection:  # the tests take a while: nobody should wait for them to write
+    with (
+        ledger.read() as connection
+    ):  # the statistical tests take a while, so no write transaction is open meanwhile
         row = find_revision(connection, config.model.name, number)
         verdicts = [] if row is None else assess(connection, config.watch, row, ledger.clock.now())
     if row is None or not verdicts:
@@ -99,7 +102,7 @@ def _set_state(connection: Connection, row: RowMapping, state: RevisionState) ->
 
 
 def _open_incident(connection: Connection, row: RowMapping, verdict: Verdict, now: datetime) -> None:
-    """One incident for a probe of a revision; a later and worse result takes its place."""
+    """Open an incident for a verdict, unless the probe of this revision has a degraded one already."""
     model, number = row["model"], row["number"]
     there = find_incident(connection, model, number, verdict.probe)
     if there is not None and there["result"] != ProbeResult.UNKNOWN:
@@ -111,12 +114,12 @@ def _open_incident(connection: Connection, row: RowMapping, verdict: Verdict, no
     level(str(verdict.result), model=model, revision=number, why=verdict.message)
 
 
-# -- what follows --------------------------------------------------------------------------------------
+# -- reactions -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Trouble:
-    """What is open about head: its incidents, the last good revision below all of them, head's number."""
+    """Open degradations, the target of a rollback, and head's number."""
 
     ids: tuple[int, ...]
     first: int
@@ -126,10 +129,11 @@ class Trouble:
 
 
 def react(ledger: Ledger, config: Config, who: str, alert: str | None = None) -> Reaction:
-    """Answer all open degradations at once: one rollback, or within the cooldown of another one a freeze.
+    """Answer all open degradations with one rollback, or with a freeze where a rollback may not be.
 
-    Whoever calls: the judge, or an alert (``alert`` names its episode). Of any number of calls at the same
-    time one acts; the others find nothing open.
+    A freeze follows within the cooldown of another rollback, or where no good revision is near enough. Of
+    several calls at the same time one acts, and the others find nothing open. ``alert`` is the episode of the
+    alert that called for it.
     """
     model = config.model.name
     for _ in range(_LOOKS):
@@ -161,7 +165,7 @@ def react(ledger: Ledger, config: Config, who: str, alert: str | None = None) ->
 
 
 def _trouble(connection: Connection, config: Config) -> Trouble | None:
-    """The open degradations: all are in what head holds, for a rollback settles those that it leaves."""
+    """The open degradations, all of revisions that led to head: a rollback closes the others."""
     model = config.model.name
     bad = (
         incidents.c.model == model,
@@ -183,7 +187,7 @@ def _trouble(connection: Connection, config: Config) -> Trouble | None:
 
 
 def _freeze(ledger: Ledger, model: str, trouble: Trouble, why: str, who: str) -> Reaction:
-    """Hold back all edits and say so; only ``errata resume`` ends it."""
+    """Pause all edits until ``errata resume``, and record why."""
     reason = f"revision {trouble.first} is {why}"
     with ledger.write() as connection:
         now = ledger.clock.now()

@@ -28,7 +28,7 @@ def roll_back(
     expected_head: int | None = None,
     in_transaction: InTransaction | None = None,
 ) -> int:
-    """Append a revision with the content of ``to``, or of the last good one; returns the new head.
+    """Append a revision with the content of ``to`` or of the last good one, and return its number.
 
     The same transaction closes the open incidents of the revisions that are thereby left behind. Before that
     it calls ``in_transaction``, which may record something else about them.

@@ -224,7 +224,7 @@ STRANGERS = (
     ),
     Guard(
         "feeds wait while the queue is full", "daemon/scheduling/scheduler.py",
-        "while self._has_room() and (limit := bucket.available(section.chunk_items)):",
+        "while self._queue_accepts() and (limit := bucket.available(section.chunk_items)):",
         "while limit := bucket.available(section.chunk_items):",
         _SCHEDULER + "test_a_flood_fills_the_queue_to_its_bound_and_no_further",
     ),

@@ -10,7 +10,7 @@ from daemon.core.names import AttemptOutcome
 
 
 def begin_attempt(connection: Connection, now: datetime, batch_id: str, worker: str) -> int:
-    """Record the start of an attempt; returns its number, from 1."""
+    """Record the start of an attempt and return its number, from 1."""
     query = select(func.coalesce(func.max(attempts.c.number), 0)).where(attempts.c.batch_id == batch_id)
     number = int(connection.execute(query).scalar_one()) + 1
     row = {"batch_id": batch_id, "number": number, "worker": worker, "started_at": to_text(now)}
@@ -26,7 +26,7 @@ def end_attempt(
     outcome: AttemptOutcome,
     error: str = "",
 ) -> None:
-    """Record how an attempt ended; one whose worker died has no end."""
+    """Record how an attempt ended. An attempt whose worker died has no end."""
     values = {"ended_at": to_text(now), "outcome": outcome, "error": error, "probe": None}
     connection.execute(update(attempts).where(_one(batch_id, number)).values(**values))
 

@@ -1,4 +1,4 @@
-"""Who did what, when and why: rows that only grow, each carrying the hash of the one before."""
+"""The audit records who did what, when and why, in rows that carry the hash of the one before."""
 
 import hashlib
 import json
@@ -39,7 +39,7 @@ def record(
 
 
 def first_broken_row(connection: Connection) -> int | None:
-    """The id of the first row whose hash does not follow from its content and predecessor; None: all hold."""
+    """The id of the first row whose hash does not fit its content and the row before, or None."""
     previous = GENESIS
     for row in connection.execute(select(audit).order_by(audit.c.id)).mappings():
         body = {key: row[key] for key in ("at", "who", "action", "target", "reason", "details", "previous")}

@@ -27,7 +27,9 @@ def append_revision(
     state: RevisionState = RevisionState.CANDIDATE,
     **more: Any,
 ) -> None:
-    """Append revision ``number``, whose parent is the one before it; ``more`` has further columns.
+    """Append revision ``number``, whose parent is the one before it.
+
+    ``more`` has the values of further columns.
 
     Raises:
         StaleHeadError: the revision or its batch is in the chain already.
@@ -65,9 +67,10 @@ def promote_forebears(connection: Connection, model: str, number: int) -> None:
 
 
 def forget_tensors(connection: Connection, model: str, keep: int) -> int:
-    """Give up the tensors of all but the base, live and the newest ``keep`` revisions; returns how many.
+    """Give up the tensors of old revisions, and return of how many.
 
-    Such a revision stays in the chain, but no rollback can go to it any more.
+    The base, live and the newest ``keep`` revisions are spared. The others stay in the chain, but no rollback
+    can go to them any more.
     """
     newest = head(connection, model)["number"]
     good = live(connection, model)
@@ -91,7 +94,7 @@ def head(connection: Connection, model: str) -> RowMapping:
 
 
 def live(connection: Connection, model: str) -> RowMapping | None:
-    """The newest revision that passed its probes; None when there is none."""
+    """The newest revision that passed its probes, or None."""
     good = (revisions.c.model == model) & (revisions.c.state == RevisionState.LIVE)
     query = select(revisions).where(good).order_by(revisions.c.number.desc()).limit(1)
     return connection.execute(query).mappings().one_or_none()

@@ -1,4 +1,4 @@
-"""Opening the ledger's database: pragmas, one writer at a time, integrity check and migrations."""
+"""Open the ledger's database, with one writer at a time, and check and migrate it."""
 
 import sqlite3
 import time
@@ -22,11 +22,11 @@ from daemon.core.errors import LedgerError, UnavailableError
 Value = TypeVar("Value")
 
 _WRITE = "errata_write"
-_WAL_PAUSES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)  # seconds
-_CACHE = "cache_size=-8192"  # KiB
+_WAL_PAUSES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)  # seconds between tries, 4 in all
+_CACHE = "cache_size=-8192"  # KiB; the indexes of a day's corrections fit
 _LOG = "wal_autocheckpoint=4000"  # pages of the log before they move into the file: many are written twice
 _IN_LIST = 500  # values in one IN list: SQLite takes at most 999 parameters by default before 3.32
-_WRITER_LOCK = 0x455252  # one advisory lock serialises PostgreSQL writers as SQLite does its own
+_WRITER_LOCK = 0x455252  # the advisory lock of PostgreSQL writers: SQLite serialises its own
 
 
 def open_engine(url: str) -> Engine:
@@ -65,7 +65,10 @@ def _sqlite_pragmas(connection: object, _record: ConnectionPoolEntry) -> None:
 
 
 def _enter_wal(cursor: sqlite3.Cursor) -> None:
-    """Write-ahead logging; on a new file SQLite does not wait for others who switch it too, so we do."""
+    """Switch write-ahead logging on.
+
+    On a new file SQLite does not wait for other processes that do the same, so this function does.
+    """
     for pause in (*_WAL_PAUSES, None):
         try:
             cursor.execute("PRAGMA journal_mode=WAL")
@@ -127,19 +130,19 @@ def check_integrity(engine: Engine) -> None:
     if engine.dialect.name != "sqlite":
         return
     with transaction(engine, write=False) as connection:
-        found = connection.execute(text("PRAGMA quick_check(1)")).scalar_one()
-    if found != "ok":
-        raise LedgerError(f"the ledger is damaged: {found}", hint="restore the newest backup of data_dir")
+        verdict = connection.execute(text("PRAGMA quick_check(1)")).scalar_one()
+    if verdict != "ok":
+        raise LedgerError(f"the ledger is damaged: {verdict}", hint="restore the newest backup of data_dir")
 
 
 def schema_version(engine: Engine) -> str | None:
-    """The number of the newest migration that the ledger has; None before the first."""
+    """The number of the newest migration of the ledger, or None before the first."""
     with transaction(engine, write=False) as connection:
         return MigrationContext.configure(connection).get_current_revision()
 
 
 def is_founded(url: str) -> bool:
-    """Whether there is a ledger at ``url``; looking for one does not make a file or folder.
+    """Whether there is a ledger at ``url``. No file or folder is created.
 
     Raises:
         UnavailableError: the database does not answer.
@@ -161,7 +164,7 @@ def newest_version() -> str:
 
 
 def migrate(engine: Engine) -> None:
-    """Bring the ledger's schema to what this code speaks; safe when several processes start at once.
+    """Bring the ledger to the newest schema. Several processes may do so at once.
 
     Raises:
         LedgerError: the ledger was written by a newer Errata.

@@ -1,4 +1,4 @@
-"""When each worker process was last heard, and what it was doing."""
+"""Heartbeats: when each worker process was last heard of, and what it was doing."""
 
 from collections.abc import Iterable
 from datetime import datetime, timedelta
@@ -9,7 +9,7 @@ from daemon.core.clock import to_text
 from daemon.core.ledger.ledger import Ledger
 from daemon.core.ledger.schema import workers
 
-_KEPT = timedelta(days=1)
+_KEPT = timedelta(days=1)  # long enough to see in the morning what ended at night
 
 
 def beat(
@@ -22,7 +22,7 @@ def beat(
     memory_bytes: int,
     gpu_memory_bytes: int = 0,
 ) -> None:
-    """A worker says what it does; rows of processes that are long gone are swept."""
+    """Record what a worker does now, and delete the rows of processes that ended long ago."""
     gone = workers.c.seen_at < to_text(now - _KEPT)
     connection.execute(delete(workers).where((workers.c.name == name) | gone))
     row = {"name": name, "model": model, "state": state, "device": device, "memory_bytes": memory_bytes}
@@ -31,7 +31,7 @@ def beat(
 
 
 def heard(ledger: Ledger, model: str, names: Iterable[str]) -> None:
-    """Worker processes answered a ping."""
+    """Record that worker processes answered a ping."""
     with ledger.write() as connection:
         now = ledger.clock.now()
         for name in names:

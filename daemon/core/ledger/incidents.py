@@ -43,7 +43,7 @@ def open_incident(
 
 
 def open_damage(connection: Connection, now: datetime, model: str, revision: int, message: str) -> None:
-    """Open the incident of a revision with damaged blobs; one that exists stays as it is."""
+    """Open the incident of a revision with damaged blobs, unless there is one."""
     if find_incident(connection, model, revision, STORE_PROBE) is None:
         open_incident(connection, now, model, revision, STORE_PROBE, message, ProbeResult.UNKNOWN)
 
@@ -101,7 +101,7 @@ def close_rolled_back(
 
 
 def freeze_incidents(connection: Connection, ids: Iterable[int]) -> int:
-    """Mark those incidents as frozen that are still open; returns how many."""
+    """Mark those of the incidents as frozen that are still open, and return how many."""
     mine = incidents.c.id.in_(ids) & (incidents.c.state == IncidentState.OPEN)
     return connection.execute(update(incidents).where(mine).values(state=IncidentState.FROZEN)).rowcount
 

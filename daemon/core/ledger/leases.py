@@ -1,4 +1,4 @@
-"""Leases with a fencing token that only grows: who may write, and who has been overtaken."""
+"""Leases with a fencing token that only grows, so that a holder who was overtaken is refused."""
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -12,7 +12,7 @@ from daemon.core.ledger.schema import leases
 
 @dataclass(frozen=True)
 class Lease:
-    """A lease as its holder knows it; the token is what a commit shows."""
+    """A lease as its holder knows it. A commit is checked by its token."""
 
     name: str
     holder: str
@@ -22,7 +22,7 @@ class Lease:
 def acquire(
     connection: Connection, now: datetime, name: str, holder: str, seconds: float, note: str = ""
 ) -> Lease:
-    """Take the lease when it is free, has run out, or is ours; the token grows by one each time.
+    """Take a lease that is free, has expired or belongs to ``holder``. Its token grows by one.
 
     Raises:
         LeaseHeldError: somebody else holds it.
@@ -30,41 +30,26 @@ def acquire(
     row = connection.execute(select(leases).where(leases.c.name == name)).mappings().one_or_none()
     if row is not None and row["holder"] != holder and from_text(row["expires_at"]) > now:
         raise LeaseHeldError(f"{name} is held by {row['holder']} until {row['expires_at']}")
-    return _take(
-        connection, now, name, holder, seconds, note, exists=row is not None, token=row["token"] if row else 0
-    )
+    return _take(connection, now, name, holder, seconds, note)
 
 
 def overtake(connection: Connection, now: datetime, name: str, holder: str) -> Lease:
-    """Take a token without waiting; the lease runs out at once and its holder is refused at commit."""
-    row = connection.execute(select(leases).where(leases.c.name == name)).mappings().one_or_none()
-    return _take(
-        connection, now, name, holder, 0.0, "", exists=row is not None, token=row["token"] if row else 0
-    )
+    """Take a newer token without waiting, so that the present holder is refused at commit.
+
+    The lease expires at once.
+    """
+    return _take(connection, now, name, holder, 0.0, "")
 
 
-def _take(
-    connection: Connection,
-    now: datetime,
-    name: str,
-    holder: str,
-    seconds: float,
-    note: str,
-    *,
-    exists: bool,
-    token: int,
-) -> Lease:
-    values = {
-        "holder": holder,
-        "token": token + 1,
-        "expires_at": to_text(now + timedelta(seconds=seconds)),
-        "note": note,
-    }
-    if exists:
-        connection.execute(update(leases).where(leases.c.name == name).values(**values))
-    else:
-        connection.execute(insert(leases).values(name=name, **values))
-    return Lease(name, holder, token + 1)
+def _take(connection: Connection, now: datetime, name: str, holder: str, seconds: float, note: str) -> Lease:
+    mine = leases.c.name == name
+    before = connection.execute(select(leases.c.token).where(mine)).scalar()
+    token = (before or 0) + 1
+    values = {"holder": holder, "token": token, "note": note}
+    values |= {"expires_at": to_text(now + timedelta(seconds=seconds))}
+    change = insert(leases).values(name=name) if before is None else update(leases).where(mine)
+    connection.execute(change.values(**values))
+    return Lease(name, holder, token)
 
 
 def check(connection: Connection, lease: Lease) -> None:
@@ -79,7 +64,7 @@ def check(connection: Connection, lease: Lease) -> None:
 
 
 def renew(connection: Connection, now: datetime, lease: Lease, seconds: float) -> None:
-    """Move the end of the lease; the token stays.
+    """Move the end of the lease. The token stays.
 
     Raises:
         FencedError: a newer token was given out.
@@ -90,12 +75,12 @@ def renew(connection: Connection, now: datetime, lease: Lease, seconds: float) -
 
 
 def release(connection: Connection, now: datetime, lease: Lease) -> None:
-    """Let the lease run out now, if it is still ours."""
+    """End the lease now, if nobody has taken it since."""
     mine = (leases.c.name == lease.name) & (leases.c.token == lease.token)
     connection.execute(update(leases).where(mine).values(expires_at=to_text(now), note=""))
 
 
 def current_note(connection: Connection, now: datetime, name: str) -> str | None:
-    """What the holder of an unexpired lease says it works on; None when nobody holds it."""
+    """The note of an unexpired lease, or None when nobody holds it."""
     row = connection.execute(select(leases).where(leases.c.name == name)).mappings().one_or_none()
     return None if row is None or from_text(row["expires_at"]) <= now else str(row["note"])

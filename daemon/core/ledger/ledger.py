@@ -1,8 +1,8 @@
-"""The one truth: what was accepted, what is in the weights, and the two ways in which head moves.
+"""The ledger: transactions, and the ways in which head moves.
 
-A revision exists only because one transaction here says so. ``commit`` appends the outcome of an edit
-when the writer's fencing token is the newest and nobody moved head; ``rollback`` appends a revision whose
-content is an earlier one's. Nothing is ever deleted by either.
+A revision exists only once a transaction of this module has appended it. ``commit`` appends the outcome of
+an edit when the writer's fencing token is the newest and head is still the parent. ``rollback`` appends a
+revision with the content of an earlier one, ``rebuild`` one with head's facts in new tensors. None deletes.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -83,7 +83,7 @@ class Ledger:
     # -- how head moves ----------------------------------------------------------------------------
 
     def found(self, model: str, tensors: Mapping[str, str], recipe: str) -> None:
-        """Write revision 0, the base weights; a second call with the same tensors changes nothing.
+        """Append revision 0, the base weights. A second call with the same tensors changes nothing.
 
         Raises:
             LedgerError: the model's chain was founded on other weights or layers.
@@ -102,7 +102,7 @@ class Ledger:
                 )
 
     def commit(self, lease: Lease, proposal: Proposal) -> int:
-        """Append the revision that a batch led to, move head and settle every correction of the batch.
+        """Append the revision that a batch led to, and give every correction of the batch its state.
 
         Raises:
             FencedError: a newer writer or a rollback took the token. StaleHeadError: head is not the parent.
@@ -142,7 +142,7 @@ class Ledger:
         expected_head: int | None = None,
         in_transaction: Callable[[Connection, int], None] = lambda _connection, _number: None,
     ) -> int:
-        """Append a revision whose content is that of ``to``; what it takes back becomes ``reverted``.
+        """Append a revision with the content of ``to``. What it takes back becomes ``reverted``.
 
         An edit in progress loses its token and is planned again on the new head. ``in_transaction`` is called
         with the new number in the same transaction. It closes the incidents that led here, so that a second
@@ -183,15 +183,9 @@ class Ledger:
             )
             taken_back, restored = move_tenures(connection, model, to, number)
             count_active(connection, model, number)
-            audit.record(
-                connection,
-                now,
-                who,
-                "rollback",
-                f"{model}@{to}",
-                reason,
-                {"head": number, "from": current["number"], "reverted": taken_back, "restored": restored},
-            )
+            details = {"head": number, "from": current["number"]}
+            details |= {"reverted": taken_back, "restored": restored}
+            audit.record(connection, now, who, "rollback", f"{model}@{to}", reason, details)
             in_transaction(connection, number)
         return number
 
@@ -204,7 +198,9 @@ class Ledger:
         reason: str,
         expected_head: int,
     ) -> int:
-        """Append a revision with head's facts in other tensors, solved anew; head's own content adds none.
+        """Append a revision with head's facts in tensors that were solved anew, and return its number.
+
+        Where the content is head's own, nothing is appended.
 
         Raises:
             StaleHeadError: head is not ``expected_head``.

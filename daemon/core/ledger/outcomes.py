@@ -1,4 +1,4 @@
-"""What a probe found item by item, small enough for the ledger, so that revisions meet on the same items."""
+"""Results of a probe item by item, so that two revisions can be compared on the same items."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ _DIGITS = 5  # of a nat: far below what one item's likelihood is worth
 
 
 class Scale(StrEnum):
-    """What the values are: 1 and 0 for right and wrong, or a loss in nats, where less is better."""
+    """The kind of the values: 1 for right and 0 for wrong, or a loss in nats."""
 
     HITS = "hits"
     NATS = "nats"
@@ -17,7 +17,10 @@ class Scale(StrEnum):
 
 @dataclass(frozen=True)
 class Outcomes:
-    """One value an item. ``suite`` names a list of items; without ``ids`` their order identifies them."""
+    """One value for each item of a suite.
+
+    Without ``ids`` the items are identified by their order.
+    """
 
     scale: Scale
     suite: str
@@ -30,26 +33,27 @@ class Outcomes:
         return cls(Scale.HITS, suite, tuple(map(float, hits)), None if ids is None else tuple(ids))
 
     def to_json(self) -> dict[str, Any]:
-        """As the ledger keeps it: hits as one string of digits."""
-        said: dict[str, Any] = {"suite": self.suite}
+        """As the ledger stores it, with hits as one string of digits."""
+        stored: dict[str, Any] = {"suite": self.suite}
         if self.ids is not None:
-            said["ids"] = list(self.ids)
+            stored["ids"] = list(self.ids)
         if self.scale is Scale.HITS:
-            return said | {"hits": "".join("1" if value else "0" for value in self.values)}
-        return said | {"nats": [round(value, _DIGITS) for value in self.values]}
+            return stored | {"hits": "".join("1" if value else "0" for value in self.values)}
+        return stored | {"nats": [round(value, _DIGITS) for value in self.values]}
 
     @classmethod
-    def from_json(cls, said: Mapping[str, Any] | None) -> Self | None:
-        """What ``to_json`` wrote; None for nothing."""
-        if not said:
+    def from_json(cls, stored: Mapping[str, Any] | None) -> Self | None:
+        """Read what ``to_json`` wrote, or None where there is nothing."""
+        if not stored:
             return None
-        ids = tuple(said["ids"]) if "ids" in said else None
-        if "hits" in said:
-            return cls(Scale.HITS, said["suite"], tuple(float(digit == "1") for digit in said["hits"]), ids)
-        return cls(Scale.NATS, said["suite"], tuple(said["nats"]), ids)
+        ids = tuple(stored["ids"]) if "ids" in stored else None
+        if "hits" in stored:
+            hits = tuple(float(digit == "1") for digit in stored["hits"])
+            return cls(Scale.HITS, stored["suite"], hits, ids)
+        return cls(Scale.NATS, stored["suite"], tuple(stored["nats"]), ids)
 
     def losses(self, before: "Outcomes") -> list[float]:
-        """For each item of both: how much worse it is now than it was ``before``."""
+        """How much worse each item that both have is now than ``before``."""
         sign = -1.0 if self.scale is Scale.HITS else 1.0
         return [sign * (now - then) for then, now in self._pairs(before)]
 

@@ -1,4 +1,4 @@
-"""What a writer hands to the ledger: the outcome of one batch and the measurements of a revision."""
+"""What a worker gives the ledger: the outcome of a batch and the measurements of a revision."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from daemon.core.names import RevisionKind
 
 @dataclass(frozen=True)
 class ProbeRow:
-    """One measurement of a revision; ``bound`` is the floor or ceiling it was judged by."""
+    """One measurement of a revision, with the floor or ceiling that it was compared with."""
 
     probe: str
     version: int
@@ -34,9 +34,9 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Written:
-    """A correction that holds its fact from the new revision on.
+    """A correction that is in force from the new revision on.
 
-    Without a row nothing was written: the fact is held absent, or the model answers it by itself.
+    Without a row nothing was written: the fact is kept absent, or the model answers it without an edit.
     """
 
     correction_id: str

@@ -26,7 +26,10 @@ def record_publication(
     attempts: int = 1,
     message: str = "",
 ) -> None:
-    """Record that a place was given ``revision``; ``held`` is the newest one that it is known to have."""
+    """Record that a place was given a revision.
+
+    ``held`` is the newest revision that the place is known to have.
+    """
     mine = (publications.c.model == model) & (publications.c.place == place)
     connection.execute(delete(publications).where(mine))
     row = {"model": model, "place": place, "revision": revision, "held": held, "attempts": attempts}

@@ -1,4 +1,4 @@
-"""Revision numbers as an operator types them, and the hash that says what a revision holds."""
+"""Revision numbers as an operator types them, and the hash of a revision's content."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ def parse_revision(text: str) -> int:
     """The number in ``17`` or ``r17``.
 
     Raises:
-        NotFoundError: the text is no revision id; nothing else is ever made of it, no path, no key.
+        NotFoundError: the text is not a revision number.
     """
     match = _NUMBER.fullmatch(text)
     if match is None:

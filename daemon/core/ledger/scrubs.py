@@ -10,7 +10,7 @@ from daemon.core.ledger.schema import scrubs
 
 
 def last_scrub(connection: Connection) -> datetime | None:
-    """When the last scrub ended; None before the first."""
+    """When the last scrub ended, or None before the first."""
     last = connection.execute(select(scrubs.c.at).order_by(scrubs.c.id.desc()).limit(1)).scalar()
     return None if last is None else from_text(last)
 

@@ -25,12 +25,12 @@ def feed_switch(feed: str) -> str:
 
 
 def pause(ledger: Ledger, *, model: str, feed: str | None, who: str, reason: str) -> bool:
-    """Pause the model's edits, or one feed; returns whether that changed anything."""
+    """Pause the model's edits, or one feed, and return whether that changed anything."""
     return _turn_by_hand(ledger, model, feed, who, reason, on=True)
 
 
 def resume(ledger: Ledger, *, model: str, feed: str | None, who: str, reason: str) -> bool:
-    """Resume the model's edits, or one feed; returns whether that changed anything.
+    """Resume the model's edits, or one feed, and return whether that changed anything.
 
     To resume the edits also ends a freeze and closes its incidents.
     """

@@ -1,4 +1,4 @@
-"""Alembic's environment: migrations run on the connection that ``database.migrate`` hands over."""
+"""Alembic's environment, in which migrations run on the connection of ``database.migrate``."""
 
 from alembic import context
 

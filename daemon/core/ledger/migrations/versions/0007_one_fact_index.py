@@ -1,4 +1,4 @@
-"""0007: one index by fact is enough; the second one slowed admission down as the ledger grew."""
+"""0007: drop the second index by fact, which slowed admission down as the ledger grew."""
 
 from alembic import op
 

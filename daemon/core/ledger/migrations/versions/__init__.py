@@ -1,1 +1,1 @@
-"""Numbered migrations of the ledger's schema; each is frozen once it has landed."""
+"""Numbered migrations of the ledger's schema. What a migration does never changes once it has landed."""
