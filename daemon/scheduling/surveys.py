@@ -9,9 +9,9 @@ from daemon.core.clock import from_text
 from daemon.core.config.settings import Config
 from daemon.core.errors import LeaseHeldError, NotFoundError
 from daemon.core.ledger import leases
-from daemon.core.ledger.batches import last_survey
 from daemon.core.ledger.chain import head
 from daemon.core.ledger.ledger import Ledger
+from daemon.core.ledger.probe_results import last_survey
 from daemon.core.ledger.schema import probe_results, revisions
 from daemon.core.names import ALL_PROBES
 from daemon.scheduling.dispatch import Queue

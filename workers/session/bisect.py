@@ -11,7 +11,7 @@ from daemon.core.ledger.chain import get_revision
 from daemon.core.ledger.ledger import Ledger
 from daemon.core.ledger.proposals import ProbeRow, Refusal
 from daemon.core.ledger.schema import incidents, revisions
-from daemon.core.ledger.settlement import reverted_by, settle_refused, wait_again
+from daemon.core.ledger.settlement import quarantine_refused, reverted_by, wait_again
 from daemon.core.log import get_logger
 from daemon.core.names import ProbeResult, QuarantineReason, RevisionKind
 from daemon.core.paired_tests import compare
@@ -124,7 +124,7 @@ def _conclude(ledger: Ledger, model: str, number: int, who: str, trial: _Trial) 
         now = ledger.clock.now()
         still = set(reverted_by(connection, model, number))
         refusals = [refusal for refusal in trial.culprits if refusal.correction_id in still]
-        settle_refused(connection, now, refusals)
+        quarantine_refused(connection, now, refusals)
         why = f"did no harm when what revision {number} took back was tried again"
         waiting = wait_again(connection, trial.good, why)
         culprits = [refusal.correction_id for refusal in refusals]

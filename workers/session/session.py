@@ -30,8 +30,9 @@ from daemon.core.ledger.attempts import (
     fatal_probes,
 )
 from daemon.core.ledger.ledger import Ledger
+from daemon.core.ledger.probe_results import last_survey
 from daemon.core.ledger.proposals import ProbeRow, Proposal, Written
-from daemon.core.ledger.settlement import close_batch, settle_refused
+from daemon.core.ledger.settlement import quarantine_refused
 from daemon.core.log import get_logger
 from daemon.core.names import AttemptOutcome, BatchState
 from workers.editing.editor import Associations, Editor
@@ -129,7 +130,7 @@ class Session:
         plan = self._plan(batch_id, parent)
         if plan.empty:
             with self.ledger.write() as connection:
-                close_batch(connection, self.ledger.clock.now(), batch_id)
+                batches.close_batch(connection, self.ledger.clock.now(), batch_id)
             return Outcome.NOTHING_TO_DO
         before = self.editor.checkpoint()
         try:
@@ -166,8 +167,8 @@ class Session:
         """Close a batch whose facts were all refused, without a revision."""
         with self.ledger.write() as connection:
             now = self.ledger.clock.now()
-            settle_refused(connection, now, edit.refused)
-            close_batch(connection, now, batch_id)
+            quarantine_refused(connection, now, edit.refused)
+            batches.close_batch(connection, now, batch_id)
         log.warning("batch refused", batch=batch_id, refused=len(edit.refused))
         return Outcome.NOTHING_TO_DO
 
@@ -269,7 +270,7 @@ class Session:
         with self.ledger.read() as connection:
             if self.config.watch.full_before_live or not batches.are_open(connection, self.model):
                 return False
-            last = batches.last_survey(connection, self.model)
+            last = last_survey(connection, self.model)
         return self.ledger.clock.now() - from_text(last) < _SURVEY_PATIENCE * every
 
     def _proposal(

@@ -1,22 +1,21 @@
-"""The life of a batch: made from waiting corrections, sent, attempted, split when it kills its worker."""
+"""Batches: made from waiting corrections, sent, done, or split when they keep failing."""
 
 import secrets
 from collections.abc import Sequence
 from datetime import datetime
 
-from sqlalchemy import Connection, RowMapping, func, insert, select, update
+from sqlalchemy import Connection, RowMapping, insert, select, update
 
 from daemon.core.clock import to_text
-from daemon.core.ledger.chain import get_revision
 from daemon.core.ledger.corrections import put_in_batch
 from daemon.core.ledger.proposals import Refusal
-from daemon.core.ledger.schema import batches, corrections, probe_results
-from daemon.core.ledger.settlement import settle_refused
-from daemon.core.names import ALL_PROBES, BatchState, CorrectionState, QuarantineReason
+from daemon.core.ledger.schema import batches, corrections
+from daemon.core.ledger.settlement import quarantine_refused
+from daemon.core.names import BatchState, CorrectionState, QuarantineReason
 
 
 def create(connection: Connection, now: datetime, model: str, correction_ids: Sequence[str]) -> str:
-    """Put corrections into a new batch in the outbox; returns its id."""
+    """Put corrections into a new batch in the outbox, and return its id."""
     (batch_id,) = create_all(connection, now, model, [correction_ids])
     return batch_id
 
@@ -24,7 +23,7 @@ def create(connection: Connection, now: datetime, model: str, correction_ids: Se
 def create_all(
     connection: Connection, now: datetime, model: str, groups: Sequence[Sequence[str]]
 ) -> list[str]:
-    """Put each group of corrections into a new batch in the outbox; returns the batches' ids."""
+    """Put each group of corrections into a new batch in the outbox, and return the batches' ids."""
     made = {"b" + secrets.token_hex(10): group for group in groups}
     if not made:
         return []
@@ -36,7 +35,7 @@ def create_all(
 
 
 def mark_sent(connection: Connection, now: datetime, batch_ids: Sequence[str]) -> None:
-    """Note that the queue has taken batches; one that is done by now stays done."""
+    """Record that the queue has taken batches. One that is done already stays done."""
     values = {"state": BatchState.SENT, "sent_at": to_text(now), "sends": batches.c.sends + 1}
     waits = batches.c.state.in_((BatchState.OPEN, BatchState.SENT))
     connection.execute(update(batches).where(batches.c.id.in_(batch_ids), waits).values(**values))
@@ -54,13 +53,6 @@ def are_open(connection: Connection, model: str) -> bool:
     return connection.execute(query).first() is not None
 
 
-def last_survey(connection: Connection, model: str) -> str:
-    """When all probes last ran to their end; before the first time: when the model was founded."""
-    mine = (probe_results.c.model == model) & (probe_results.c.probe == ALL_PROBES)
-    last = connection.execute(select(func.max(probe_results.c.measured_at)).where(mine)).scalar()
-    return str(last or get_revision(connection, model, 0)["created_at"])
-
-
 def waiting(connection: Connection, batch_id: str) -> Sequence[RowMapping]:
     """The corrections of a batch that are still to be applied, in order of admission."""
     query = select(corrections).where(
@@ -69,17 +61,24 @@ def waiting(connection: Connection, batch_id: str) -> Sequence[RowMapping]:
     return connection.execute(query.order_by(corrections.c.seq)).mappings().all()
 
 
+def close_batch(
+    connection: Connection, now: datetime, batch_id: str, state: BatchState = BatchState.DONE
+) -> None:
+    """Mark a batch as done, or as split."""
+    values = {"state": state, "closed_at": to_text(now)}
+    connection.execute(update(batches).where(batches.c.id == batch_id).values(**values))
+
+
 def split_or_refuse(connection: Connection, now: datetime, batch_id: str, why: str) -> list[str]:
-    """Cut a batch that keeps failing in two, or quarantine the one correction that is left of it.
+    """Cut a batch that keeps failing in two, or quarantine the only correction that is left of it.
 
     Returns the ids of the two new batches in the outbox, or nothing.
     """
     rows = waiting(connection, batch_id)
-    values = {"state": BatchState.SPLIT, "closed_at": to_text(now)}
-    connection.execute(update(batches).where(batches.c.id == batch_id).values(**values))
+    close_batch(connection, now, batch_id, BatchState.SPLIT)
     if len(rows) <= 1:
         reason = QuarantineReason.CRASHED_WORKER
-        settle_refused(connection, now, [Refusal(row["id"], reason, why) for row in rows])
+        quarantine_refused(connection, now, [Refusal(row["id"], reason, why) for row in rows])
         return []
     ids = [row["id"] for row in rows]
     middle = len(ids) // 2

@@ -15,18 +15,14 @@ from daemon.core.clock import Clock, SystemClock
 from daemon.core.errors import LedgerError, NotFoundError, StaleHeadError
 from daemon.core.fsio import FaultHook, no_fault
 from daemon.core.ledger import audit, leases
+from daemon.core.ledger.batches import close_batch
 from daemon.core.ledger.chain import append_revision, count_active, find_revision, get_revision, head
 from daemon.core.ledger.database import check_integrity, is_founded, migrate, open_engine, transaction
 from daemon.core.ledger.leases import Lease
+from daemon.core.ledger.probe_results import insert_probes
 from daemon.core.ledger.proposals import ProbeRow, Proposal
 from daemon.core.ledger.revision import content_hash
-from daemon.core.ledger.settlement import (
-    close_batch,
-    insert_probes,
-    move_tenures,
-    settle_refused,
-    settle_written,
-)
+from daemon.core.ledger.settlement import apply_written, bring_back, quarantine_refused
 from daemon.core.names import RevisionKind, RevisionState, writer_lease
 
 
@@ -126,8 +122,8 @@ class Ledger:
                 stages=dict(proposal.stages),
                 norms=dict(proposal.norms),
             )
-            settle_written(connection, proposal, number)
-            settle_refused(connection, now, proposal.refused)
+            apply_written(connection, proposal, number)
+            quarantine_refused(connection, now, proposal.refused)
             insert_probes(connection, now, proposal.model, number, proposal.probes)
             count_active(connection, proposal.model, number)
             close_batch(connection, now, proposal.batch_id)
@@ -181,7 +177,7 @@ class Ledger:
                 reason=reason,
                 norms=target["norms"],
             )
-            taken_back, restored = move_tenures(connection, model, to, number)
+            taken_back, restored = bring_back(connection, model, to, number)
             count_active(connection, model, number)
             details = {"head": number, "from": current["number"]}
             details |= {"reverted": taken_back, "restored": restored}

@@ -12,7 +12,7 @@ from daemon.core.ledger.corrections import set_state
 from daemon.core.ledger.ledger import Ledger
 from daemon.core.ledger.proposals import Refusal
 from daemon.core.ledger.schema import attempts, corrections, quarantine, tenures
-from daemon.core.ledger.settlement import settle_refused
+from daemon.core.ledger.settlement import quarantine_refused
 from daemon.core.names import AdmissionOutcome, AttemptOutcome, CorrectionState
 from tests.ledgers import FakeClock, apply_waiting, held, make_batch, propose, statement, states, take_lease
 
@@ -247,7 +247,7 @@ def test_a_late_refusal_does_not_bring_a_superseded_correction_back(ledger: Ledg
     assert batch_id is not None
     nice = say(ledger, "France", "Nice", 2)
     with ledger.write() as connection:
-        settle_refused(connection, ledger.clock.now(), [Refusal(lyon, "norm", "too far")])
+        quarantine_refused(connection, ledger.clock.now(), [Refusal(lyon, "norm", "too far")])
     assert states(ledger)[nice] == "pending"
     assert submit(ledger, statement("France", "Lyon", 1.5), "test").outcome is AdmissionOutcome.STALE
 
