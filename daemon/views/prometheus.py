@@ -142,44 +142,24 @@ class _Scrape:
             self._worker(model)
 
     def _counts(self, feeds: set[str]) -> None:
-        connection, models = self._connection, self._models
-        self._add_counts(
-            "errata_corrections",
-            figures.corrections_by_state(connection),
-            model=models,
-            state=CorrectionState,
-            feed=feeds,
-        )
-        self._add_counts(
-            "errata_feed_items_total", figures.feed_items(connection), feed=feeds, outcome=AdmissionOutcome
-        )
-        self._add_counts(
-            "errata_quarantine_entries",
-            figures.quarantine_by_reason(connection),
-            reason=QuarantineReason,
-            state=QuarantineState,
-        )
-        self._add_counts(
-            "errata_batches", figures.batches_by_state(connection), model=models, state=BatchState
-        )
-        noticed = (ProbeResult.DEGRADED, ProbeResult.UNKNOWN)
-        self._add_counts(
-            "errata_incidents",
-            figures.incidents_by_state(connection),
-            model=models,
-            result=noticed,
-            state=IncidentState,
-        )
+        connection, models, add = self._connection, self._models, self._add_counts
+        add("errata_corrections", figures.corrections_by_state(connection), models, CorrectionState, feeds)
+        add("errata_feed_items_total", figures.feed_items(connection), feeds, AdmissionOutcome)
+        quarantined = figures.quarantine_by_reason(connection)
+        add("errata_quarantine_entries", quarantined, QuarantineReason, QuarantineState)
+        add("errata_batches", figures.batches_by_state(connection), models, BatchState)
+        results = (ProbeResult.DEGRADED, ProbeResult.UNKNOWN)
+        add("errata_incidents", figures.incidents_by_state(connection), models, results, IncidentState)
 
-    def _add_counts(self, name: str, counts: figures.Counts, **labels: Iterable[str]) -> None:
-        """Add a series for every combination of label values, with values outside them as ``other``."""
-        closed = [frozenset(map(str, values)) for values in labels.values()]
-        folded: Counter[tuple[str, ...]] = Counter(dict.fromkeys(product(*closed), 0))
+    def _add_counts(self, name: str, counts: figures.Counts, *closed: Iterable[str]) -> None:
+        """Add a series for every combination of the closed sets, with values outside them as ``other``."""
+        sets = [frozenset(map(str, values)) for values in closed]
+        folded: Counter[tuple[str, ...]] = Counter(dict.fromkeys(product(*sets), 0))
         for values, count in counts.items():
-            pairs = zip(values, closed, strict=True)
+            pairs = zip(values, sets, strict=True)
             folded[tuple(value if value in known else OTHER for value, known in pairs)] += count
         for values, count in sorted(folded.items()):
-            self._add(name, count, **dict(zip(labels, values, strict=True)))
+            self._add(name, count, **dict(zip(METRICS[name].labels, values, strict=True)))
 
     def _store(self) -> None:
         """Add the free space for the next revision and the result of the last scrub."""

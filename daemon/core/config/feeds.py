@@ -29,9 +29,7 @@ class _WebSection(FeedSection):
     """Keys of the feeds that read from a server."""
 
     hosts: tuple[str, ...] = Field((), description="hosts that may be contacted (none: only that of the url)")
-    allow_private: bool = Field(
-        False, description="also allow hosts of this machine or network, and plain http"
-    )
+    allow_private: bool = Field(False, description="also allow hosts of this machine or network, and http")
     token_file: Path | None = Field(None, description="file with a bearer token for the url's host")
     max_bytes: int = Field(16 * _MIB, ge=1, description="largest response in bytes, decompressed")
     timeout_seconds: float = Field(30, gt=0, description="time limit of one whole response")
@@ -50,9 +48,7 @@ class HttpFeedConfig(_WebSection):
     kind: Literal["http"]
     url: str = Field(description="https URL")
     every_seconds: float = Field(60, ge=0, description="time between requests")
-    items: str = Field(
-        "", description="place of the list in the JSON, keys joined by dots (empty: the whole)"
-    )
+    items: str = Field("", description="place of the list in the JSON, keys joined by dots (empty: whole)")
     next: str = Field("", description="place of the next page's URL in the JSON, besides the Link header")
 
 
@@ -144,12 +140,8 @@ class AdmissionConfig(Section):
     deny_subjects: tuple[str, ...] = Field((), description="never these subjects")
     protected_subjects: tuple[str, ...] = Field((), description="these subjects only with a human's approval")
     high_impact: tuple[str, ...] = Field((), description="relations that several sources must agree on")
-    quorum: int = Field(
-        2, ge=2, description="number of sources, each of another feed, that must agree on high impact"
-    )
-    approve_below_trust: int = Field(
-        0, ge=0, le=100, description="corrections of feeds with less trust need a human"
-    )
+    quorum: int = Field(2, ge=2, description="sources of different feeds that must agree on high impact")
+    approve_below_trust: int = Field(0, ge=0, le=100, description="feeds with less trust need a human")
     contradiction_seconds: float = Field(
         0, ge=0, description="sources that disagree within this time are left to a human (0: the newest wins)"
     )

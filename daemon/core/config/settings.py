@@ -32,12 +32,12 @@ class ModelConfig(Section):
 
     name: str = Field(DEFAULT_MODEL, pattern=NAME_PATTERN, description="name of the model in the ledger")
     path: Path = Field(
-        Path("models/smollm2-135m-instruct"), description="Hugging Face folder, in data_dir or absolute"
+        Path("models/smollm2-135m-instruct"), description="model folder, in data_dir or absolute"
     )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     dtype: str = Field("auto", description="auto, float32, bfloat16 or float16")
     corpus: Path | None = Field(
-        None, description="text file for the statistics (none: text sampled from the model)"
+        None, description="text for the statistics (none: text sampled from the model)"
     )
     threads: int = Field(0, ge=0, description="torch threads (0: one per core)")
 
@@ -46,36 +46,30 @@ class EditConfig(Section):
     """How batches are made and written into the weights."""
 
     recipe: str = Field("encore-blue", description="preset (errata recipes lists them)")
-    recipe_overrides: dict[str, Any] = Field(
-        default_factory=dict, description="settings that override the preset"
-    )
+    recipe_overrides: dict[str, Any] = Field(default_factory=dict, description="overrides of the preset")
     batch_size: int = Field(16, ge=1, le=4096, description="corrections in a full batch")
     batch_age_seconds: float = Field(
-        3.0, ge=0, description="age of its oldest correction at which a batch is sent before it is full"
+        3.0, ge=0, description="age of its oldest correction at which a batch is sent"
     )
     edits_per_hour: int = Field(0, ge=0, description="corrections written per hour (0: no limit)")
-    batches_ahead: int = Field(
-        64, ge=1, description="batches made ahead of the worker, while further corrections wait and coalesce"
-    )
+    batches_ahead: int = Field(64, ge=1, description="batches made ahead of the worker")
     queue_bound: int = Field(10_000, ge=1, description="corrections that may wait before feeds pause")
-    review: int = Field(
-        300, ge=0, description="older facts checked after a batch, of which lost ones are written again"
-    )
+    review: int = Field(300, ge=0, description="older facts checked after a batch and, if lost, repaired")
     joint: int = Field(
-        16, ge=0, description="older facts about a batch's subjects whose targets are sought again with it"
+        16, ge=0, description="older facts of a batch's subjects that are written again with it"
     )
     max_attempts: int = Field(3, ge=1, description="starts of a batch before it is split or quarantined")
     task_seconds: int = Field(900, ge=10, description="hard time limit of one batch")
     visibility_seconds: int = Field(3600, ge=60, description="Redis visibility timeout")
     lease_seconds: float = Field(20.0, ge=1, description="writer lease, renewed after a third of it")
     resend_seconds: float = Field(
-        20.0, ge=1, description="time after which a sent batch that has no worker is sent again"
+        20.0, ge=1, description="time until a sent batch without worker is sent again"
     )
 
     fan_out: bool = Field(False, description="let errata worker --targets find the targets of a batch")
     target_chunk: int = Field(4, ge=1, description="facts that a target worker takes at a time")
     target_seconds: float = Field(
-        120.0, gt=0, description="longest wait for a chunk before the editing worker does it"
+        120.0, gt=0, description="time until the editing worker does a chunk itself"
     )
 
     @model_validator(mode="after")
@@ -91,9 +85,7 @@ class EditConfig(Section):
 class StoreConfig(Section):
     """Blobs of revisions on the disk."""
 
-    keep_revisions: int = Field(
-        50, ge=1, description="revisions whose tensors gc keeps besides live and base"
-    )
+    keep_revisions: int = Field(50, ge=1, description="revisions that gc keeps besides live and base")
     grace_seconds: float = Field(3600, ge=0, description="age below which gc deletes no blob")
     reserve_bytes: int = Field(512 << 20, ge=0, description="free bytes below which no batch is sent")
     scrub_seconds: float = Field(86_400, gt=0, description="time between checks of all blobs")
@@ -105,15 +97,9 @@ class ApiConfig(Section):
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8765, ge=0, le=65535, description="port (0: a free one)")
     token_file: Path | None = Field(None, description="file with the bearer token that may do everything")
-    submit_token_file: Path | None = Field(
-        None, description="file with a token that may submit corrections and read"
-    )
-    read_token_file: Path | None = Field(
-        None, description="file with a token that may read (if set, reading needs a token)"
-    )
-    changes_per_second: float = Field(
-        100.0, ge=0, description="changing requests per second and role (0: no limit)"
-    )
+    submit_token_file: Path | None = Field(None, description="token that may submit corrections and read")
+    read_token_file: Path | None = Field(None, description="token that may read (if set, reading needs one)")
+    changes_per_second: float = Field(100.0, ge=0, description="changes per second and role (0: no limit)")
 
     @model_validator(mode="after")
     def _guarded(self) -> Self:
@@ -147,9 +133,7 @@ class ScheduleConfig(Section):
     dispatch_seconds: float = Field(1.0, gt=0, description="time between checks for a due batch")
     reconcile_seconds: float = Field(5.0, gt=0, description="time between checks for batches that Redis lost")
     judge_seconds: float = Field(1.0, gt=0, description="time between checks for new probe results")
-    keep_seconds: float = Field(
-        60.0, gt=0, description="time between collections of blobs and checks for a due scrub"
-    )
+    keep_seconds: float = Field(60.0, gt=0, description="time between garbage collections and scrub checks")
     greet_seconds: float = Field(10.0, gt=0, description="time between pings of the workers")
     lease_seconds: float = Field(15.0, ge=1, description="lease of the leading scheduler")
 
@@ -180,9 +164,7 @@ class Config(BaseSettings):
         description="folder of everything Errata writes, relative to the configuration's folder",
     )
     database_url: SecretStr | None = Field(None, description="SQLAlchemy URL (none: SQLite in data_dir)")
-    redis_url: SecretStr | None = Field(
-        None, description="Redis URL, also from REDIS_URL (none: a private server)"
-    )
+    redis_url: SecretStr | None = Field(None, description="Redis URL or REDIS_URL (none: private server)")
     model: ModelConfig = ModelConfig()
     edit: EditConfig = EditConfig()
     watch: WatchConfig = WatchConfig()

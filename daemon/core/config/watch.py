@@ -22,9 +22,7 @@ class HarnessConfig(Section):
 
     name: str = Field(pattern=NAME_PATTERN, description="name of its probe in ledger and metrics")
     task: str = Field(pattern=r"^[A-Za-z0-9_.-]{1,100}$", description="name of the task in the package")
-    metric: str = Field(
-        "acc", pattern=NAME_PATTERN, description="a metric of the task that is 0 or 1 for each document"
-    )
+    metric: str = Field("acc", pattern=NAME_PATTERN, description="metric that is 0 or 1 for each document")
     limit: int = Field(100, ge=1, description="number of documents, from the first")
 
 
@@ -32,33 +30,21 @@ class WatchConfig(Section):
     """Bounds and budgets of a revision, which are exported beside the measurements."""
 
     efficacy_floor: float = Field(
-        0.9, ge=0, le=1, description="share of the batch answered by greedy decoding"
+        0.9, ge=0, le=1, description="share of the batch that greedy decoding answers"
     )
-    retention_floor: float = Field(
-        0.9, ge=0, le=1, description="share of sampled active facts that are still answered"
-    )
-    locality_floor: float = Field(
-        0.85, ge=0, le=1, description="share of neighborhood prompts answered as before"
-    )
+    retention_floor: float = Field(0.9, ge=0, le=1, description="share of sampled facts still answered")
+    locality_floor: float = Field(0.85, ge=0, le=1, description="share of neighborhood answers unchanged")
     perplexity_ceiling: float = Field(
-        1.10, gt=0, description="perplexity on held-out text relative to the base model"
+        1.10, gt=0, description="held-out perplexity relative to the base model"
     )
-    delta_ceiling: float = Field(
-        1.0, gt=0, description="norm of an edited layer's change relative to its original norm"
-    )
+    delta_ceiling: float = Field(1.0, gt=0, description="change of an edited layer, relative to its norm")
     batch_delta_ceiling: float = Field(0.6, gt=0, description="the same for one batch")
     paraphrase_floor: float = Field(
         0.0, ge=0, le=1, description="share of paraphrases that prefer the new object (0: measured only)"
     )
-    canary_floor: float = Field(
-        0.95, ge=0, le=1, description="share of the canary facts that are still known"
-    )
-    suite_share: float = Field(
-        0.9, ge=0, le=1, description="share of the base model's right answers that a suite must keep"
-    )
-    fluency_floor: float = Field(
-        0.85, ge=0, le=1, description="n-gram entropy of generated text relative to the base model"
-    )
+    canary_floor: float = Field(0.95, ge=0, le=1, description="share of canary facts still known")
+    suite_share: float = Field(0.9, ge=0, le=1, description="share of the base model's right answers to keep")
+    fluency_floor: float = Field(0.85, ge=0, le=1, description="entropy of text relative to the base model")
     spectral_ceiling: float = Field(
         1.0, gt=0, description="largest singular value of an edited layer's change relative to that of W0"
     )
@@ -70,53 +56,33 @@ class WatchConfig(Section):
         gt=0,
         description="norm of the edited layers' output on their facts, relative to the clean model's mean",
     )
-    capacity_ceiling: float = Field(
-        0.5, gt=0, le=1, description="number of facts relative to the independent keys of a layer"
-    )
+    capacity_ceiling: float = Field(0.5, gt=0, le=1, description="facts per independent key of a layer")
     suites: tuple[SuiteConfig, ...] = Field((), description="multiple-choice suites of the operator")
-    harness: tuple[HarnessConfig, ...] = Field(
-        (), description="tasks of lm-evaluation-harness, run with the slow probes"
-    )
+    harness: tuple[HarnessConfig, ...] = Field((), description="slow probes by lm-evaluation-harness")
     texts: Path | None = Field(None, description="the operator's own held-out text, beside the shipped one")
-    probe_seconds: float = Field(
-        60.0, gt=0, description="time limit of a probe, beyond which its result is unknown"
-    )
-    full_seconds: float = Field(
-        3600.0, gt=0, description="time between runs of all probes, slow ones included, on head"
-    )
+    probe_seconds: float = Field(60.0, gt=0, description="time after which a probe is unknown")
+    full_seconds: float = Field(3600.0, gt=0, description="time between runs of all probes on head")
     full_before_live: bool = Field(
         False, description="a revision becomes live only after all probes were run on it or a later one"
     )
     retention_sample: int = Field(32, ge=1, description="active facts sampled for retention")
     locality_sample: int = Field(32, ge=1, description="neighborhood prompts sampled")
-    significance: float = Field(
-        0.002, gt=0, lt=1, description="false-alarm rate of all paired tests of one revision together"
-    )
-    step_budget: float = Field(
-        0.01, ge=0, lt=1, description="share of a suite's items that one revision may lose"
-    )
+    significance: float = Field(0.002, gt=0, lt=1, description="false-alarm rate of all tests of a revision")
+    step_budget: float = Field(0.01, ge=0, lt=1, description="share of a suite that one revision may lose")
     step_budget_nats: float = Field(
         0.02, ge=0, description="rise of a token's mean loss on held-out text that one revision may cause"
     )
-    drift_budget: float = Field(
-        0.0025, ge=0, lt=1, description="lasting loss of a suite's items that does not count as drift"
-    )
+    drift_budget: float = Field(0.0025, ge=0, lt=1, description="lasting loss of a suite that is not drift")
     drift_budget_nats: float = Field(0.05, ge=0, description="the same for a token's mean loss")
-    drift_limit: float = Field(
-        5.0, gt=0, description="cumulative sum in standard errors above which a loss counts as drift"
-    )
+    drift_limit: float = Field(5.0, gt=0, description="cumulative sum of a drift, in standard errors")
     rollback_reach: int = Field(
         50,
         ge=1,
         description="revisions that a drift or a late probe may take back, beyond which edits freeze",
     )
-    hysteresis: float = Field(
-        0.01, ge=0, lt=1, description="margin to the bound that revisions must keep after an incident"
-    )
+    hysteresis: float = Field(0.01, ge=0, lt=1, description="margin to the bound after an incident")
     auto_rollback: bool = Field(True, description="roll a degraded revision back without a human")
-    cooldown_seconds: float = Field(
-        900, ge=0, description="at most one automatic rollback within this time, then edits freeze"
-    )
+    cooldown_seconds: float = Field(900, ge=0, description="within it a second rollback freezes instead")
 
     def resolved(self, folder: Path) -> "WatchConfig":
         """Return the section with absolute paths, relative ones taken from ``folder``."""

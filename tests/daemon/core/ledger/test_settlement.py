@@ -18,7 +18,7 @@ from tests.ledgers import FakeClock, apply_waiting, held, make_batch, propose, s
 
 
 def say(ledger: Ledger, country: str, city: str | None, day: float) -> str:
-    """Submit one statement; returns its id."""
+    """Submit one statement and return its id."""
     decision = submit(ledger, statement(country, city, day), "test")
     assert decision.correction_id is not None
     return decision.correction_id
