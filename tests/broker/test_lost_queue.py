@@ -34,7 +34,7 @@ def station(redis_binary: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 
 def pause_worker(station: Station) -> None:
-    """The worker stands still, so that messages pile up; never in the middle of a write to the ledger."""
+    """Stop the worker outside writes to the ledger, so that messages pile up."""
     assert station.worker is not None
     deadline = time.monotonic() + 30
     while True:

@@ -1,4 +1,4 @@
-"""The Celery application of a worker with a toy in place of the language model; all else is a worker's."""
+"""The Celery application of a worker with a toy in place of the language model."""
 
 from celery import Celery
 

@@ -24,7 +24,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def tally(request: pytest.FixtureRequest) -> Counter[str]:
-    """What was counted so far; a test adds one after each life that ended well."""
+    """Return the counts so far, to which a test adds one after each killed process that recovered."""
     return request.config.stash[LIVES]
 
 

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -63,7 +64,7 @@ class Later:
 
 
 class Life:
-    """A process's view of the installation under ``folder``; it is also the holder of the session."""
+    """The installation under ``folder`` in one process, and the holder of its session."""
 
     def __init__(
         self,
@@ -221,7 +222,7 @@ class Life:
                 assert answer not in ANSWERS, (subject, answer)
 
     def end(self) -> dict[str, str]:
-        """How each correction ended; also checks that the store holds nothing else than the ledger names."""
+        """Return the state of each correction, and check that the store holds only blobs of the ledger."""
         files = {path.stem for path in self.config.store_path.glob("*/*.safetensors")}
         assert files == self._reachable()
         assert not list(self.config.store_path.rglob(".part-*"))
@@ -274,7 +275,7 @@ def die(_name: str) -> None:
 
 
 def fork(what: Callable[[], object]) -> int:
-    """Do something in a child that has all that is imported here already; returns its process id."""
+    """Run a function in a child process with the modules imported here, and return its process id."""
     pid = os.fork()
     if pid == 0:
         status = 1
@@ -297,3 +298,14 @@ def ended(pid: int) -> int:
     code = os.waitstatus_to_exitcode(status)
     assert code in (0, -signal.SIGKILL), f"the life ended with status {code}"
     return code
+
+
+def lives_on(folder: Path, end: dict[str, str], ahead: float = 60.0) -> None:
+    """Check that the files of a crash are sound and that a new process reaches the same end."""
+    life = Life(folder, ahead=ahead)
+    life.check()
+    life.go_on()
+    life.check()
+    assert life.end() == end
+    life.close()
+    shutil.rmtree(folder)

@@ -23,7 +23,7 @@ from workers.revisions.recovery import rebuild
 
 @pytest.fixture
 def life(template: Path) -> Iterator[Life]:
-    """Two edits and two rollbacks; the third batch waits."""
+    """Make two edits and two rollbacks, with a third batch waiting."""
     folder = copy_of(template)
     made = Life(folder)
     for _ in range(2):

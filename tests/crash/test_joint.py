@@ -69,7 +69,7 @@ def test_none_is_where_that_is_turned_off(life: Life) -> None:
 
 @pytest.fixture
 def writes(monkeypatch: pytest.MonkeyPatch) -> list[set[str]]:
-    """A seat is never learned; the prompts of every write, those of one write together."""
+    """Return the prompts of every write, with an editor that never learns a seat."""
     verify, write = ToyEditor.verify, ToyEditor._write_full
     seen: list[set[str]] = []
 

@@ -15,7 +15,7 @@ import pytest
 
 from tests.conftest import is_full
 from tests.crash.conftest import copy_of
-from tests.crash.life import Failpoint, Life, die, ended, fork
+from tests.crash.life import Failpoint, Life, die, ended, fork, lives_on
 
 Reference = tuple[list[str], dict[str, str]]
 
@@ -26,19 +26,8 @@ def chosen(points: list[int], share: int) -> list[int]:
 
 
 def killed(folder: Path, at: int, ahead: float = 0.0) -> bool:
-    """Live in another process that dies at its ``at``-th point; whether it came that far."""
+    """Run in a process that dies at its ``at``-th point, and return whether it reached it."""
     return ended(fork(lambda: Life(folder, Failpoint(at, die), ahead).go_on())) != 0
-
-
-def lives_on(folder: Path, end: dict[str, str], ahead: float = 60.0) -> None:
-    """After a crash: what lies there is sound, and a new process brings it to the same end."""
-    life = Life(folder, ahead=ahead)
-    life.check()
-    life.go_on()
-    life.check()
-    assert life.end() == end
-    life.close()
-    shutil.rmtree(folder)
 
 
 def test_every_declared_point_is_passed(reference: Reference) -> None:

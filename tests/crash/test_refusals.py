@@ -1,4 +1,4 @@
-"""What a guard refuses leaves its batch; the others are written, at one more attempt where it is named."""
+"""A refused correction leaves its batch and the others are written."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -14,7 +14,7 @@ import pytest
 
 from tests.conftest import absent, is_full
 from tests.crash.conftest import close_whole, copy_of
-from tests.crash.life import Life, ended, fork
+from tests.crash.life import Life, ended, fork, lives_on
 
 WRITING = ("write", "pwrite64", "fsync", "fdatasync", "rename", "openat", "unlink", "ftruncate", "mkdir")
 REFUSALS = {
@@ -36,7 +36,7 @@ def waiting(template: Path) -> Path:
 
 
 def traced_edit(folder: Path, *options: str) -> tuple[int, str]:
-    """Deliver the batch under strace; how the process ended, and what was traced."""
+    """Deliver the batch under strace and return the exit status and the trace."""
     ready, go = os.pipe(), os.pipe()
 
     def edit() -> None:
@@ -82,19 +82,9 @@ def calls(waiting: Path) -> Counter[str]:
 
 
 def points(calls: Counter[str], names: tuple[str, ...], share: int) -> list[tuple[str, int]]:
-    """Call and place of every one of them; of a sample in the normal run."""
+    """Return system call and number of every point, or of a sample in the normal run."""
     all_of_them = [(name, at) for name in names for at in range(1, calls[name] + 1)]
     return all_of_them if is_full() else all_of_them[::share]
-
-
-def lives_on(folder: Path, end: dict[str, str]) -> None:
-    life = Life(folder, ahead=60.0)
-    life.check()
-    life.go_on()
-    life.check()
-    assert life.end() == end
-    life.close()
-    shutil.rmtree(folder)
 
 
 Reference = tuple[list[str], dict[str, str]]

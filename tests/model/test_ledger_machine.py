@@ -71,7 +71,7 @@ class Model:
         return any(one.state in states for one in self.said.values())
 
     def admit(self, new: Said, *, released: bool = False) -> str:
-        """Place a statement by the rules of newest-wins, the slow way; returns the outcome."""
+        """Apply newest-wins to a statement in the simplest way and return the outcome."""
         carrier = max(self.of(new.country, *CARRYING), key=lambda one: one.key, default=None)
         value = carrier.city if carrier else None
         agreeing = [one for one in self.of(new.country, "confirmed") if one.city == value]
@@ -134,7 +134,7 @@ class Flight:
 
 
 class LedgerMachine(RuleBasedStateMachine):
-    """The rules are what feeds, workers and operators do; the invariants are what a reader relies on."""
+    """A state machine whose rules are the acts of feeds, workers and operators."""
 
     copied: ClassVar[Copied]
     statements = Bundle("statements")
