@@ -1,4 +1,4 @@
-"""The documents are true: commands run or are parsed; keys, links, settings and examples are real."""
+"""The documents are true: commands run or are parsed, and keys, links, settings and examples are real."""
 
 import importlib.util
 import json
@@ -131,7 +131,7 @@ def filled(words: list[str]) -> list[str]:
 
 @cache
 def program() -> Any:
-    """The command errata; made once."""
+    """Return the command errata, made once."""
     return typer.main.get_command(make_cli())
 
 
