@@ -7,7 +7,7 @@ from fastapi import FastAPI, Query, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from sqlalchemy import func, select
+from sqlalchemy import Connection, func, select
 
 from daemon.api.alerts import add_alerts
 from daemon.api.corrections import WHO, add_corrections, signed_feeds
@@ -82,10 +82,11 @@ def _add_health(app: FastAPI, ledger: Ledger, config: Config) -> None:
     @app.get("/readyz")
     def readyz() -> JSONResponse:
         """Answer whether ledger and Redis respond and the model has a head, with 503 if not."""
+        newest_audit_row, model = select(func.max(audit.c.id)), config.model.name
         checks = {
-            "ledger": _check(lambda: _read_something(ledger)),
+            "ledger": _check(lambda: _read(ledger, lambda connection: connection.execute(newest_audit_row))),
             "redis": _check(lambda: ping(config)),
-            "head": _check(lambda: _read_head(ledger, config.model.name)),
+            "head": _check(lambda: _read(ledger, lambda connection: chain.head(connection, model))),
         }
         ok = all(check["ok"] for check in checks.values())
         return JSONResponse({"ok": ok, "checks": checks}, status_code=200 if ok else 503)
@@ -154,11 +155,6 @@ def _check(look: Callable[[], object]) -> dict[str, Any]:
     return {"ok": True}
 
 
-def _read_head(ledger: Ledger, model: str) -> None:
+def _read(ledger: Ledger, look: Callable[[Connection], object]) -> None:
     with ledger.read() as connection:
-        chain.head(connection, model)
-
-
-def _read_something(ledger: Ledger) -> None:
-    with ledger.read() as connection:
-        connection.execute(select(func.max(audit.c.id)))
+        look(connection)

@@ -116,6 +116,7 @@ def rollback(
     """
     if (to is None) is not last_good:
         raise typer.BadParameter("give --to REV or --last-good")
+    from daemon.core.ledger.chain import get_revision
     from daemon.core.ledger.revision import parse_revision
     from daemon.watch.rollback import roll_back
 
@@ -134,7 +135,7 @@ def rollback(
             expected_head=expected,
         )
         with ledger.read() as connection:
-            content_of = _content_of(connection, config.model.name, head)
+            content_of = get_revision(connection, config.model.name, head)["content_of"]
     if then is not None:
         arguments = [str(head), *(["--json"] if as_json else [])]
         with then.make_context("bisect", arguments, context.parent) as inner:
@@ -193,12 +194,6 @@ def _turn(context: typer.Context, feed: str | None, reason: str, as_json: bool, 
     document = {"model": config.model.name, "feed": feed, "paused": on, "changed": changed}
     what = f"feed {feed}" if feed else f"model {config.model.name}"
     answer(document, f"{what} is {paused_text(changed, on=on)}", as_json)
-
-
-def _content_of(connection: Any, model: str, number: int) -> int:
-    from daemon.core.ledger.chain import get_revision
-
-    return int(get_revision(connection, model, number)["content_of"])
 
 
 def _complete(item: dict[str, Any]) -> dict[str, Any]:

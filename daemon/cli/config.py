@@ -114,11 +114,10 @@ def describe(config: "Config", file: Path | None) -> list[dict[str, Any]]:
     from daemon.core.config.settings import known_keys
 
     written = tomllib.loads(file.read_text(encoding="utf-8")) if file else {}
-    rows = []
-    for key, meaning in known_keys().items():
-        value = _value(config, key)
-        rows.append({"key": key, "value": value, "from": _origin(key, written), "meaning": meaning})
-    return rows
+    return [
+        {"key": key, "value": _value(config, key), "from": _origin(key, written), "meaning": meaning}
+        for key, meaning in known_keys().items()
+    ]
 
 
 def _value(config: "BaseModel", key: str) -> Any:

@@ -87,7 +87,7 @@ def _sections() -> Iterator[str]:
 
 
 def _tables(name: str, annotation: Any) -> Iterator[tuple[str, type[BaseModel]]]:
-    """Heading and model of each table that a key stands for, none for a plain value."""
+    """Heading and model of each table that a key holds, none for a plain value."""
     for one in _leaves(annotation):
         if isinstance(one, type) and issubclass(one, BaseModel):
             kinds = " or ".join(_choices(one.model_fields["kind"])) if "kind" in one.model_fields else ""
