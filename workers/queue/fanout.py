@@ -98,11 +98,8 @@ class FanOut:
         if len(parts) < 2:
             return find_targets(model, requests, layer, recipe, prefixes)
         store = Store(self._root)
-        weights = {
-            name: store.put({name: model.stored_weight(at)})
-            for at in recipe.layers
-            for name in (model.tensor_name(at),)
-        }
+        edited = {model.tensor_name(at): model.stored_weight(at) for at in recipe.layers}
+        weights = {name: store.put({name: tensor}) for name, tensor in edited.items()}
         jobs = [
             TargetJob(tuple(requests[i] for i in part), layer, recipe, tuple(prefixes), weights).save(store)
             for part in parts

@@ -23,10 +23,6 @@ Report = Callable[[int, int], None]
 """Called with the number of corrections judged so far and the number of all."""
 
 
-def unreported(_done: int, _total: int) -> None:
-    """Default report that shows nothing."""
-
-
 @dataclass(frozen=True)
 class Bisection:
     """What became of the corrections that the rollback ``revision`` reverted."""
@@ -37,7 +33,7 @@ class Bisection:
     trials: int = 0
 
 
-def bisect(rehearsal: Rehearsal, number: int | None, who: str, report: Report = unreported) -> Bisection:
+def bisect(rehearsal: Rehearsal, number: int | None, who: str, report: Report = lambda *_: None) -> Bisection:
     """Try the corrections that rollback ``number`` (None: the newest) reverted, in halves, to find culprits.
 
     A half that leaves all probes good stays in the copy, and the next one is tried on top of it. Corrections
