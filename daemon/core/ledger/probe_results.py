@@ -26,7 +26,7 @@ def insert_probes(
 
 
 def last_survey(connection: Connection, model: str) -> str:
-    """When all probes last ran to their end; before the first time, when the model was founded."""
+    """When all probes last ran to their end, or when the model was founded before the first time."""
     surveys = (probe_results.c.model == model) & (probe_results.c.probe == ALL_PROBES)
     last = connection.execute(select(func.max(probe_results.c.measured_at)).where(surveys)).scalar()
     return str(last or get_revision(connection, model, 0)["created_at"])

@@ -26,7 +26,7 @@ def begin_tenure(
 
 
 def end_tenures_of_fact(connection: Connection, model: str, fact_id: str, until: int) -> list[str]:
-    """End what is in force about a fact; returns the ids of the corrections that were."""
+    """End what is in force about a fact, and return the ids of the corrections that were."""
     in_force = (tenures.c.model == model) & (tenures.c.fact_id == fact_id) & tenures.c.until.is_(None)
     ids = connection.execute(select(tenures.c.correction_id).where(in_force)).scalars().all()
     connection.execute(update(tenures).where(in_force).values(until=until))
