@@ -2,12 +2,12 @@
 # Sourced by quickstart.sh and test.sh, in the root of the checkout:
 #
 #   install_errata EXTRAS   makes .venv and installs the project into it, editable; does nothing when
-#                           the extras are there and pyproject.toml and deploy/constraints.txt as they were
+#                           the extras are installed and pyproject.toml and deploy/constraints.txt are unchanged
 #
 # ERRATA_PYTHON   the Python (3.11 or newer) to use; without it the first that fits.
-# ERRATA_TORCH    the requirement for torch instead of the one in deploy/constraints.txt. A GPU machine says
-#                 ERRATA_TORCH=torch (its index's ordinary wheel brings CUDA) or names a build, for example
-#                 ERRATA_TORCH='torch==2.13.0+cu130' with PIP_EXTRA_INDEX_URL saying where that build is.
+# ERRATA_TORCH    the requirement for torch instead of the one in deploy/constraints.txt. On a GPU machine set
+#                 ERRATA_TORCH=torch (its index's ordinary wheel brings CUDA) or a build, for example
+#                 ERRATA_TORCH='torch==2.13.0+cu130' with PIP_EXTRA_INDEX_URL as the index of that build.
 #                 The same way, with +cpu, spares a machine without a GPU the gigabytes of CUDA.
 
 say() { printf 'errata: %s\n' "$*" >&2; }
@@ -34,7 +34,7 @@ find_python() {
     die "Python 3.11 or newer is needed (apt-get install python3 python3-venv, or set ERRATA_PYTHON)"
 }
 
-# Runs a long command with its output in a file and a sign of life on the screen.
+# Runs a long command with its output in a file, and prints its newest line every ten seconds.
 with_progress() {
     log=$1
     shift

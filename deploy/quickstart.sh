@@ -1,10 +1,10 @@
 #!/bin/sh
 # Errata from nothing: environment, model, a feed of corrections, edited weights, a rollback and back.
 #
-#   sh deploy/quickstart.sh           goes on watching the sample feed until Ctrl-C
+#   sh deploy/quickstart.sh           keeps watching the sample feed until Ctrl-C
 #   sh deploy/quickstart.sh --once    ends when the sample feed is drained
 #
-# Everything is in this folder: .venv, .errata, errata.toml. deploy/install.sh tells of ERRATA_PYTHON, ERRATA_TORCH.
+# Everything is in this folder: .venv, .errata, errata.toml. deploy/install.sh explains ERRATA_PYTHON and ERRATA_TORCH.
 set -eu
 cd "$(dirname "$0")/.."
 # shellcheck source=deploy/install.sh
@@ -20,6 +20,6 @@ esac
 install_errata gpu,gguf,embedded
 if [ ! -e errata.toml ]; then
     cp deploy/errata.example.toml errata.toml
-    say "wrote errata.toml; it says where the feed is"
+    say "wrote errata.toml, which names the sample feed"
 fi
 exec .venv/bin/errata tour "$@"

@@ -9,7 +9,7 @@
 #
 # ERRATA_MODEL_PATH      folder of SmolLM2-135M-Instruct; made in .errata/models when missing
 # ERRATA_TEST_NO_APT=1   never call apt-get
-# deploy/install.sh tells of ERRATA_PYTHON and ERRATA_TORCH.
+# deploy/install.sh explains ERRATA_PYTHON and ERRATA_TORCH.
 set -eu
 cd "$(dirname "$0")/.."
 # shellcheck source=deploy/install.sh
@@ -38,7 +38,7 @@ if [ "${1:-}" = --guarantees ]; then
     guarantees=1
 fi
 
-# Runs one stage, whatever became of those before it, and notes how it ended.
+# Runs one stage, also after a failed one, and notes its result.
 stage() {
     title=$1
     shift
@@ -74,7 +74,7 @@ system_packages() {
     if [ "$(id -u)" -ne 0 ]; then
         sudo='sudo -n'
     fi
-    # packages start services; nobody's own machine gets them unasked
+    # packages may start services, so without root or CI nothing is installed
     if [ -n "${ERRATA_TEST_NO_APT:-}" ] || ! command -v apt-get >/dev/null ||
         { [ -n "$sudo" ] && { [ -z "${CI:-}" ] || ! $sudo true 2>/dev/null; }; }; then
         say "not here:$missing; their tests are skipped (apt-get install$missing)"
@@ -98,7 +98,7 @@ bin=$PWD/.venv/bin
 "$bin/python" -m workers.models.fetch "$ERRATA_MODEL_PATH" &
 fetching=$!
 
-# two processes of one thread each: more would starve what the tests start themselves; a file stays on one
+# two processes of one thread each: more would starve the servers that tests start; the tests of a file stay together
 beside='--numprocesses 2 --dist loadfile --no-loadscope-reorder'
 OMP_NUM_THREADS=1
 export OMP_NUM_THREADS
@@ -115,10 +115,10 @@ if [ -n "$guarantees" ]; then
     exit "$failed"
 fi
 
-"$bin/mypy" >.venv/mypy.log 2>&1 & # beside the tests, which wait for others now and then
+"$bin/mypy" >.venv/mypy.log 2>&1 & # beside the tests, which often wait
 typing=$!
 
-# What mypy said, and how it ended.
+# Prints mypy's output and returns its exit status.
 typed() {
     ended=0
     wait "$typing" || ended=$?

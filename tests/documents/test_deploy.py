@@ -1,4 +1,4 @@
-"""What lies in deploy/: sound for its own checkers, and true to the code: keys, ports, commands."""
+"""The files in deploy/ pass their own checkers and agree with the code about keys, ports and commands."""
 
 import re
 import shutil
@@ -37,12 +37,12 @@ TOOLS = {"ERRATA_CONFIG", "ERRATA_TORCH", "ERRATA_PYTHON", "ERRATA_MODEL_PATH"}
 
 
 def label(one: object) -> str:
-    """What a parametrised test is called by."""
+    """The name of a parametrised test."""
     return one if isinstance(one, str) else ""
 
 
 def documents() -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every object of the base, as it is written."""
+    """Every Kubernetes object of the base as written."""
     for path in MANIFESTS:
         if path.name != "kustomization.yaml":
             for document in yaml.safe_load_all(path.read_text()):
@@ -95,7 +95,7 @@ def test_the_kustomizations_name_every_file_and_render() -> None:
 def test_systemd_finds_nothing_wrong_and_little_exposed(tmp_path: Path) -> None:
     if shutil.which("systemd-analyze") is None:
         absent("no systemd-analyze here: apt-get install systemd")
-    for unit in UNITS:  # the program of the unit must exist: that of this environment stands in
+    for unit in UNITS:  # the unit's program must exist, so this environment's takes its place
         text = unit.read_text().replace("/opt/errata/bin/errata", str(BIN / "errata"))
         (tmp_path / unit.name).write_text(text)
     places = [tmp_path / unit.name for unit in UNITS]
