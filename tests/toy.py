@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from daemon.core.config.settings import Config
-from workers.editing.editor import Associations, Editor, Verdict
+from workers.editing.editor import Associations, Editor, Reading
 from workers.editing.prompts import EditRequest
 from workers.editing.recipes import Recipe
 
@@ -113,13 +113,13 @@ class ToyEditor(Editor):
     def __init__(self, width: int = D_IN) -> None:
         super().__init__(ToyModel(width), ToyStatistics(width), RECIPE)  # type: ignore[arg-type]
 
-    def _write_full(self, requests: Sequence[EditRequest]) -> Associations:
+    def write_pairs(self, requests: Sequence[EditRequest]) -> Associations:
         written = Associations([request.id for request in requests], {}, {})
         for layer in self.layers:
             width = self.model.weight(layer).shape[1]
             keys = torch.stack([drawn(f"{layer}:{r.prompt}", width) for r in requests])
             values = torch.stack([self._target(r) for r in requests])
-            self._write_layer(written, layer, keys, values)
+            self.write_layer(written, layer, keys, values)
         return written
 
     def _target(self, request: EditRequest) -> torch.Tensor:
@@ -132,9 +132,9 @@ class ToyEditor(Editor):
     def mend(self, _requests: Sequence[EditRequest], written: Associations) -> Associations:
         return written
 
-    def verify(self, requests: Sequence[EditRequest]) -> list[Verdict]:
+    def verify(self, requests: Sequence[EditRequest]) -> list[Reading]:
         answers = self.model.greedy([request.prompt for request in requests], 8)
-        return [Verdict(answer == r.target, answer) for answer, r in zip(answers, requests, strict=True)]
+        return [Reading(answer == r.target, answer) for answer, r in zip(answers, requests, strict=True)]
 
 
 def said(subject: str, answer: str | None, day: int, **more: Any) -> dict[str, Any]:

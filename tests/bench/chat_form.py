@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from daemon.core.config.settings import load_config
+from workers.bench.baselines.registry import resolve
 from workers.editing.editor import Editor
 from workers.editing.model import EditableModel
 from workers.editing.prompts import EditRequest
-from workers.editing.recipes import resolve
 from workers.models.open import open_model
 from workers.queue.assemble import statistics_for
 from workers.serving.generation import Sampling, encode_chat, stream

@@ -12,7 +12,7 @@ from daemon.core.ledger.schema import tenures
 from tests.crash.life import Life
 from tests.crash.test_known import teach
 from tests.toy import D_IN, UNKNOWN, ToyEditor, drawn, prompt_of, said, toy_config
-from workers.editing.editor import Associations, Verdict
+from workers.editing.editor import Associations, Reading
 from workers.editing.prompts import EditRequest
 
 
@@ -73,7 +73,7 @@ def writes(monkeypatch: pytest.MonkeyPatch) -> list[set[str]]:
     verify, write = ToyEditor.verify, ToyEditor._write_full
     seen: list[set[str]] = []
 
-    def unlearned(editor: ToyEditor, requests: Sequence[EditRequest]) -> list[Verdict]:
+    def unlearned(editor: ToyEditor, requests: Sequence[EditRequest]) -> list[Reading]:
         verdicts = verify(editor, requests)
         return [
             replace(v, ok=v.ok and "seat" not in r.prompt) for r, v in zip(requests, verdicts, strict=True)

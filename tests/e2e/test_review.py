@@ -9,9 +9,9 @@ import torch
 from tests.conftest import is_full
 from tests.house import CORPUS
 from tests.workers.session.test_review import fact
+from workers.bench.baselines.registry import resolve
 from workers.editing.editor import Associations, Editor
 from workers.editing.model import load_model
-from workers.editing.recipes import resolve
 from workers.editing.statistics import compute
 from workers.revisions.facts import Pair
 from workers.revisions.pairs import load_pairs, save_pairs

@@ -6,14 +6,19 @@ import pytest
 
 from tests.numerics.models import PREFIXES, taught, taught_model, teach
 from tests.once import made_once
+from workers.bench.baselines.registry import Published
 from workers.editing.editor import Editor
 from workers.editing.model import EditableModel
 from workers.editing.prompts import EditRequest
-from workers.editing.recipes import Recipe
 from workers.editing.statistics import Statistics, compute
 from workers.editing.targets import find_targets
 
-RECIPE = Recipe(
+RECIPE = Published(  # Adam, but all else as in production
+    residual="full",
+    stop="mpes",
+    first_prompts=3,
+    early_steps=4,
+    mends=2,
     layers=(0, 1),
     lambda_prior=0.02,
     lambda_norm=1e-3,

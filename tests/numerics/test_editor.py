@@ -139,11 +139,11 @@ def test_forgetting_what_is_broken_leaves_nothing_behind(editor: Editor, changes
     assert same(editor.published(), before)
 
 
-def test_a_checkpoint_takes_everything_back(editor: Editor, changes: list[EditRequest]) -> None:
+def test_a_snapshot_takes_everything_back(editor: Editor, changes: list[EditRequest]) -> None:
     editor.write(changes[:2])
-    checkpoint, before = editor.checkpoint(), editor.published()
+    snapshot, before = editor.snapshot(), editor.published()
     written = editor.write(changes[2:])
-    editor.rollback_to(checkpoint)
+    editor.rollback_to(snapshot)
     assert same(editor.published(), before)
     editor.remember(written)
     editor.forget(written)
@@ -213,7 +213,7 @@ def test_delta_norms_measure_the_batch_and_the_whole(editor: Editor, changes: li
     base = {layer: editor.model.weight(layer).clone() for layer in (0, 1)}
     editor.write(changes[:2])
     first = {layer: editor.model.weight(layer).clone() for layer in (0, 1)}
-    editor.checkpoint()
+    editor.mark()
     editor.write(changes[2:])
     for layer, (batch, total) in editor.delta_norms().items():
         now = editor.model.weight(layer)
@@ -225,7 +225,7 @@ def test_delta_norms_measure_the_batch_and_the_whole(editor: Editor, changes: li
 def test_the_guard_refuses_weights_that_moved_too_far(
     editor: Editor, batch: float, total: float, changes: list[EditRequest]
 ) -> None:
-    editor.checkpoint()
+    editor.mark()
     editor.guard(batch, total)
     editor.write(changes[:1])
     editor.guard(1e9, 1e9)
@@ -238,7 +238,7 @@ def test_the_guard_refuses_nan_although_no_norm_exceeds_its_limit(
     editor: Editor, changes: list[EditRequest]
 ) -> None:
     editor.write(changes[:1])
-    editor.checkpoint()
+    editor.mark()
     editor._memories[1].weight = editor._memories[1].weight * float("nan")
     with pytest.raises(EditError) as refused:
         editor.guard(float("inf"), float("inf"))

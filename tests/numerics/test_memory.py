@@ -4,6 +4,9 @@ import pytest
 import torch
 
 from daemon.core.errors import EditError
+from workers.bench.baselines.alphaedit import ProjectedMemory, null_space
+from workers.bench.baselines.emmet import EqualityMemory
+from workers.bench.baselines.memit import BatchMemory
 from workers.editing.memory import Memory, on_grid
 
 D_IN, D_OUT = 24, 10
@@ -175,7 +178,7 @@ def test_a_key_that_could_not_be_forgotten_is_refused() -> None:
 def test_without_history_each_write_sees_the_prior_alone() -> None:
     """MEMIT: Δ = R Kᵀ (A0 + K Kᵀ)⁻¹ on top of whatever is there."""
     base, A0, (keys, values) = randn(D_OUT, D_IN), prior(), pairs(8)
-    memory, weight = Memory(base, A0, history=False), base
+    memory, weight = BatchMemory(base, A0), base
     for k, v in zip(keys.split(4), values.split(4), strict=True):
         memory.write(k, v)
         weight = weight + (v.T - weight @ k.T) @ k @ torch.linalg.inv(A0 + k.T @ k)
@@ -190,7 +193,7 @@ def test_the_projector_is_alphaedit() -> None:
     null = torch.linalg.qr(randn(D_IN, 15)).Q
     P = null @ null.T
     eye = torch.eye(D_IN, dtype=torch.float64)
-    memory, weight, before = Memory(base, 2.0 * eye, projector=P), base, torch.zeros(D_IN, D_IN).double()
+    memory, weight, before = ProjectedMemory(base, 2.0 * eye, P), base, torch.zeros(D_IN, D_IN).double()
     for k, v in zip(keys.split(4), values.split(4), strict=True):
         memory.write(k, v)
         right = torch.linalg.inv(before @ P + k.T @ k @ P + 2.0 * eye)
@@ -198,9 +201,38 @@ def test_the_projector_is_alphaedit() -> None:
         before = before + k.T @ k
     assert_near(memory.weight, weight, 1e-11)
     assert float(((memory.weight - base) @ (eye - P)).norm()) < 1e-11
+    goals = randn(2, D_OUT)
+    assert_near(memory.strength(keys[:2]), (keys[:2] @ P).square().sum(1) / 2.0, 1e-12)
+    memory.write(keys[:2], memory.values_for(keys[:2], goals, least=1e-12))
+    assert_near(memory.weight @ keys[:2].T, goals.T, 1e-9)
+    memory = ProjectedMemory(base, 2.0 * eye, P)
+    memory.write(keys, values)
+    assert_near(memory.weight, weight, 1e-11)
     memory.forget(keys[:4], values[:4])
     memory.forget(keys[4:], values[4:])
     assert torch.equal(memory.weight, base)
+
+
+def test_the_null_space_is_that_of_small_eigenvalues() -> None:
+    axes = torch.linalg.qr(randn(4, 4)).Q
+    C = axes @ torch.diag(torch.tensor([0.0, 1e-3, 0.5, 2.0]).double()) @ axes.T
+    assert_near(null_space(C, 1e-2), axes[:, :2] @ axes[:, :2].T, 1e-12)
+    with pytest.raises(EditError, match="no eigenvalue"):
+        null_space(C + torch.eye(4), 1e-2)
+
+
+def test_with_equality_each_write_reaches_its_values_at_the_least_change() -> None:
+    """EMMET: W k = v exactly, and of all such Δ the one that is least under C."""
+    base, A0, (keys, values) = randn(D_OUT, D_IN), prior(), pairs(4)
+    memory = EqualityMemory(base, A0)
+    memory.write(keys, values)
+    assert_near(memory.weight @ keys.T, values.T, 1e-11)
+    delta = memory.weight - base
+    other = randn(D_OUT, D_IN)
+    other -= other @ keys.T @ torch.linalg.pinv(keys.T)  # leaves W k as it is
+    assert abs(float(torch.trace(delta @ A0 @ other.T))) < 1e-9 * float(
+        delta.norm() * A0.norm() * other.norm()
+    )
 
 
 def test_values_are_found_that_bring_the_layer_to_its_goals() -> None:

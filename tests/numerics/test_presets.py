@@ -9,11 +9,12 @@ import torch
 from daemon.core.errors import ConfigError
 from tests.numerics.conftest import RECIPE
 from tests.numerics.models import random_model
+from workers.bench.baselines.prune import restrained
+from workers.bench.baselines.registry import METHODS
 from workers.editing.editor import Editor
-from workers.editing.memory import restrained
 from workers.editing.model import EditableModel
 from workers.editing.prompts import EditRequest, encode_fact
-from workers.editing.recipes import PRESETS, Recipe
+from workers.editing.recipes import Recipe
 from workers.editing.statistics import Statistics
 from workers.editing.targets import find_targets
 
@@ -42,13 +43,18 @@ def statistics() -> Statistics:
 
 
 def preset(name: str) -> Recipe:
-    layers = LAYERS if len(PRESETS[name].layers) > 2 else (0, 2)
+    recipe = METHODS[name].recipe
+    layers = LAYERS if len(recipe.layers) > 2 else (0, 2)
     kept = ("clamp", "learning_rate", "steps", "decay", "anchor_limit")
     settings = {key: getattr(RECIPE, key) for key in kept}
     # few steps: rounding has no time to grow
-    return PRESETS[name].model_copy(
+    return recipe.model_copy(
         update={**settings, "layers": layers, "mends": 0, "lambda_prior": 0.5, "steps": 6}
     )
+
+
+def editor_of(model: EditableModel, statistics: Statistics, recipe: Recipe) -> Editor:
+    return METHODS[recipe.name].load()(model, statistics, recipe)
 
 
 def seen(model: EditableModel, facts: Sequence[EditRequest], layer: int, prefixes: Sequence[str]):
@@ -97,12 +103,12 @@ def by_hand(model: EditableModel, recipe: Recipe, statistics: Statistics) -> Wei
     past = {layer: torch.zeros(D_IN, D_IN, dtype=torch.float64) for layer in recipe.layers}
     last = recipe.layers[-1]
     for batch in BATCHES:
-        if recipe.residual == "shared":
+        if not recipe.own_targets:
             found = find_targets(model, batch, last, recipe, statistics.prefixes)
             goal = (found.stream + found.deltas).T
         for place, layer in enumerate(recipe.layers):
             K, _ = seen(model, batch, layer, statistics.prefixes)
-            if recipe.residual == "shared":
+            if not recipe.own_targets:
                 R = (goal - seen(model, batch, last, statistics.prefixes)[1]) / (len(recipe.layers) - place)
             else:
                 R = find_targets(model, batch, layer, recipe, statistics.prefixes).deltas.T
@@ -120,7 +126,7 @@ def test_a_preset_is_its_formula(name: str, statistics: Statistics) -> None:
     if name.startswith("alphaedit"):
         recipe = recipe.model_copy(update={"lambda_prior": 0.0})
     wanted = by_hand(EditableModel(copy.deepcopy(model.lm), model.tokenizer), recipe, statistics)
-    editor = Editor(model, statistics, recipe)
+    editor = editor_of(model, statistics, recipe)
     base = {layer: model.weight(layer).clone() for layer in recipe.layers}
     for batch in BATCHES:
         editor.write(batch)
@@ -136,7 +142,7 @@ def test_prune_restrains_the_sum_of_all_updates_once(statistics: Statistics) -> 
     model = random_model("llama")
     recipe = preset("prune").model_copy(update={"steps": 40})
     base = {layer: model.weight(layer).clone() for layer in recipe.layers}
-    editor = Editor(model, statistics, recipe)
+    editor = editor_of(model, statistics, recipe)
     for batch in BATCHES:
         editor.write(batch)
     bent = 0
@@ -159,7 +165,10 @@ def test_prune_restrains_the_sum_of_all_updates_once(statistics: Statistics) -> 
 
 
 def test_no_preset_is_a_copy_of_another() -> None:
-    settings = [recipe.model_dump(exclude={"name", "summary"}) for recipe in PRESETS.values()]
+    settings = [
+        one.recipe.model_dump(exclude={"name", "summary"}) | {"editor": one.editor}
+        for one in METHODS.values()
+    ]
     assert all(one != other for i, one in enumerate(settings) for other in settings[:i])
 
 
@@ -167,5 +176,5 @@ def test_a_shared_residual_does_not_fit_a_norm_behind_the_projection(statistics:
     model = random_model("gemma2")
     before = model.weight(0).clone()
     with pytest.raises(ConfigError, match="encore-blue"):
-        Editor(model, statistics, preset("encore")).write(BATCHES[0])
+        editor_of(model, statistics, preset("encore")).write(BATCHES[0])
     assert torch.equal(model.weight(0), before)

@@ -202,7 +202,7 @@ def test_a_bare_prompt_with_another_key_is_left_to_mending(
             assert said.tolist() == row.ids[row.target_start :]
     search = _Search(model, changes, LAYER, AT_ONCE, PREFIXES, columns=64)
     assert len(search.rows.fact) == 3 * len(changes)  # two prefixed, and «is a»
-    for never_mends in ({"mends": 0}, {"residual": "shared"}, {"history": False}):
+    for never_mends in ({"mends": 0}, {"residual": "shared"}):
         unmended = sought(model, changes, AT_ONCE.model_copy(update=never_mends))
         torch.testing.assert_close(unmended.deltas, with_all.deltas)  # who mends nothing looks at all of them
 

@@ -1,4 +1,4 @@
-"""What an edit costs: stages, forward units, and whether the cost grows with what was written before."""
+"""Measure what an edit costs by stage, in forward units, and whether it grows with the facts held."""
 
 import shutil
 import tempfile
@@ -11,6 +11,7 @@ from statistics import median
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
+from workers.bench.baselines.registry import method
 from workers.bench.facts import BenchFact
 from workers.bench.lab import Lab, forward_unit, timed
 from workers.bench.report import Report
@@ -40,20 +41,21 @@ SHAPES = {
         "vocab_size": 49152,
     },
 }
-_FIXED = {"stop": "never", "steps": 10, "later_steps": 2, "mends": 0, "clamp": 1e9, "anchor_limit": 1e9}
-_GROWTH_BATCHES = 200
-_UNIT = "forward unit"  # the last row of a write
+# Random weights: 10 and 2 steps, as a real search takes them, with nothing that ends or refuses one earlier.
+_FIXED = {"steps": 10, "later_steps": 2, "extra_steps": 10, "mends": 0, "clamp": 1e9, "anchor_limit": 1e9}
+_GROWTH_BATCHES = 200  # enough that a cost that grows with history would double
+_UNIT = "forward unit"  # stage of the last row of a write
 
 
 class StageClock:
-    """Seconds by stage, the device's queue included."""
+    """Measures seconds by stage, the device's queue included."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
     @contextmanager
     def measure(self, stage: str) -> Iterator[None]:
-        """Add the time of the block to ``stage``; a stage within another is only the inner one's."""
+        """Add the time of the block to ``stage``, without that of the stages within it."""
         before, start = sum(self.seconds.values()), time.perf_counter()
         try:
             yield
@@ -66,7 +68,7 @@ class StageClock:
 
 
 def run_cost(lab: Lab, facts: Sequence[BenchFact], recipe: Recipe, report: Report, step: Step) -> None:
-    """One batch, stage by stage; the first write of a process warms up and is not counted."""
+    """Measure one batch stage by stage, after a first write that warms the process up."""
     editor = lab.editor(recipe)
     if not report.has(stage=_UNIT):
         step("warm up", 0, 3)
@@ -90,19 +92,18 @@ def run_shape(
     report: Report,
     step: Step,
 ) -> None:
-    """One batch on random weights of a model's shape. They never reach MPES: 10 and 2 steps are taken."""
+    """Measure one batch on random weights of a model's shape, which take 10 and 2 steps a target."""
     step(f"build {shape}", 0, 2)
     model = _random(shape, tokenizer)
-    fixed = recipe.model_copy(update={**_FIXED, "layers": _boundary(recipe, model.n_layers)})
+    fixed = recipe.changed(_FIXED | {"layers": _boundary(recipe, model.n_layers)}, model.n_layers)
     requests = [fact.request for fact in facts]
     statistics = _flat_statistics(model, fixed.layers)
-    warm = Editor(model, statistics, fixed)
-    warm.write(requests[:2])
-    warm.restore(Associations([], {}, {}))
+    editor = method(recipe.name).load()(model, statistics, fixed)
+    editor.write(requests[:2])
+    editor.restore(Associations([], {}, {}))
     step(f"write on {shape}", 1, 2)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    editor = Editor(model, statistics, fixed)
     _write_in_stages(editor, requests, forward_unit(model), report)
     peak = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None
     report.add(
@@ -113,7 +114,7 @@ def run_shape(
 
 def _write_in_stages(editor: Editor, requests: Sequence[EditRequest], unit: float, report: Report) -> None:
     clock = StageClock()
-    timed_editor = Editor(editor.model, editor.statistics, editor.recipe, clock.measure)
+    timed_editor = type(editor)(editor.model, editor.statistics, editor.recipe, clock.measure)
     seconds = timed(lambda: timed_editor.write(requests))
     clock.seconds["other"] = max(0.0, seconds - sum(clock.seconds.values()))
     for stage, spent in [*clock.seconds.items(), ("all", seconds)]:
@@ -127,7 +128,7 @@ def _write_in_stages(editor: Editor, requests: Sequence[EditRequest], unit: floa
 
 
 def _growth(editor: Editor, size: int, report: Report) -> None:
-    """Solve, publish and save of 200 batches of random pairs: is the last as cheap as the second?"""
+    """Solve, publish and save 200 batches of random pairs, and compare the last with the first."""
     generator = torch.Generator().manual_seed(0)
     folder = Path(tempfile.mkdtemp(prefix="errata-bench-"))
     store = Store(folder)
@@ -166,14 +167,14 @@ def _random(shape: str, tokenizer: PreTrainedTokenizerFast) -> EditableModel:
 
 
 def _boundary(recipe: Recipe, n_layers: int) -> tuple[int, ...]:
-    """Layers 4 and 8 of 32, and what corresponds to them."""
-    if recipe.residual == "shared":
+    """Return the layers that correspond to 4 and 8 of 32."""
+    if not recipe.own_targets:
         return recipe.layers
     return (round(4 * n_layers / 32), round(8 * n_layers / 32))
 
 
 def _flat_statistics(model: EditableModel, layers: Sequence[int]) -> Statistics:
-    """C = I and no anchor to speak of: random weights have no statistics worth the time."""
+    """Return statistics with C = I and no norm limit, for real ones of random weights say nothing."""
     moments = {layer: torch.eye(model.weight(layer).shape[1]) for layer in layers}
     prefixes = (
         "The weather has been fine today. ",
@@ -188,7 +189,7 @@ def _flat_statistics(model: EditableModel, layers: Sequence[int]) -> Statistics:
 def _floor(
     model: EditableModel, statistics: Statistics, requests: Sequence[EditRequest], recipe: Recipe
 ) -> float:
-    """FLOPs that the method cannot do without: 2 a parameter and token forward, 2 more backward to δ."""
+    """Return the FLOPs that the method needs at least: 2 a parameter and token forward, 2 more back to δ."""
     per_layer = sum(p.numel() for p in model.layers[0].parameters())
     head = model.lm.get_output_embeddings().weight.numel()
     texts = [

@@ -1,4 +1,4 @@
-"""The bench's own set-up: a model with statistics, and a fresh editor for each recipe."""
+"""The set-up of a bench: a model with statistics, and a fresh editor for each recipe."""
 
 import hashlib
 import time
@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import torch
 
+from workers.bench.baselines.registry import method
 from workers.editing.editor import Associations, Editor
 from workers.editing.model import EditableModel
 from workers.editing.recipes import Recipe
@@ -21,7 +22,7 @@ _UNIT_ROWS, _UNIT_TOKENS = 8, 125
 
 @dataclass
 class Lab:
-    """One model for all runs; whoever takes an editor starts from the base weights."""
+    """One model for all runs, at its base weights whenever no editor is taken."""
 
     model: EditableModel
     statistics: Path
@@ -29,9 +30,9 @@ class Lab:
     progress: Progress | None = None
 
     def editor(self, recipe: Recipe) -> Editor:
-        """A fresh editor; the model is put back to its base weights by ``release``."""
-        found = load_or_compute(self.model, recipe.layers, self.statistics, self.corpus, self.progress)
-        return Editor(self.model, found, recipe)
+        """Return a fresh editor, to be given back by ``release``."""
+        statistics = load_or_compute(self.model, recipe.layers, self.statistics, self.corpus, self.progress)
+        return method(recipe.name).load()(self.model, statistics, recipe)
 
     def release(self, editor: Editor) -> None:
         """Take an editor's changes out of the model."""
@@ -39,11 +40,11 @@ class Lab:
 
 
 def engine() -> str:
-    """A name of the code that edits: rows that two engines gave do not belong into one table."""
+    """Return a hash of the code that edits: rows of two versions do not belong into one table."""
     digest = hashlib.sha256()
-    folder = resources.files("workers.editing")
-    for name in sorted(one.name for one in folder.iterdir() if one.name.endswith(".py")):
-        digest.update((folder / name).read_bytes())
+    for folder in (resources.files("workers.editing"), resources.files("workers.bench.baselines")):
+        for name in sorted(one.name for one in folder.iterdir() if one.name.endswith(".py")):
+            digest.update((folder / name).read_bytes())
     return digest.hexdigest()[:12]
 
 
@@ -57,19 +58,19 @@ def forward_unit(model: EditableModel, repeats: int = 3) -> float:
 
 
 def timed(work: Callable[[], object]) -> float:
-    """Seconds that a call takes, the device's queue included."""
-    _settle()
+    """Return the seconds that a call takes, the device's queue included."""
+    _wait_for_device()
     start = time.perf_counter()
     work()
-    _settle()
+    _wait_for_device()
     return time.perf_counter() - start
 
 
 def batches(items: Sequence[Item], size: int) -> list[Sequence[Item]]:
-    """Consecutive parts of at most ``size``."""
+    """Return consecutive parts of at most ``size`` items."""
     return [items[start : start + size] for start in range(0, len(items), size)]
 
 
-def _settle() -> None:
+def _wait_for_device() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()

@@ -64,7 +64,7 @@ class Scorer:
 
     def greedy(self, facts: Sequence[BenchFact]) -> list[bool]:
         """For each fact whether greedy decoding begins with its new object."""
-        return [verdict.ok for verdict in self._editor.verify([fact.request for fact in facts])]
+        return [reading.ok for reading in self._editor.verify([fact.request for fact in facts])]
 
 
 def _preferred(

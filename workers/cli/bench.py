@@ -1,7 +1,10 @@
 """The commands of ``errata bench``."""
 
+import inspect
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import MISSING, dataclass, fields
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,102 +16,126 @@ from daemon.core.names import Role
 from daemon.core.terminal import make_console
 
 if TYPE_CHECKING:
+    from workers.bench.facts import BenchFact
+    from workers.editing.recipes import Recipe
     from workers.progress import Step
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Measure editing on CounterFact and zsRE: tables, JSON lines and curves (extra bench). A run that "
-    "was interrupted is gone on with by the same command; results of other runs move to the folder earlier.",
+    help="Measure editing on CounterFact and zsRE: tables, JSON lines and curves (extra bench). Run the same "
+    "command again to resume an interrupted run; results of other runs move to the folder earlier.",
 )
 
 Count = Annotated[int, typer.Option("--n", min=1, help="facts")]
 Batch = Annotated[int, typer.Option(min=1, help="facts in one batch")]
-Seed = Annotated[
-    int | None, typer.Option(help="draw the facts from the whole file; without it, its first ones")
-]
-Data = Annotated[
-    Path | None,
-    typer.Option(help="the data set's file; without it, the one beside the checkout or the hub's"),
-]
-Out = Annotated[
-    Path | None, typer.Option(help="folder of results; without it, bench/<name> in the data directory")
-]
-Presets = Annotated[
-    list[str] | None, typer.Option("--recipe", help="preset, may be repeated; 'all' for every one")
-]
-Settings = Annotated[
-    list[str] | None, typer.Option("--set", help="recipe setting as name=JSON, may be repeated")
-]
-Fresh = Annotated[bool, typer.Option("--fresh", help="begin anew, even where a run was interrupted")]
+
 _METRICS = ("es", "ps", "ns", "s", "es_argmax", "ps_argmax", "ns_argmax", "greedy", "perplexity")
 _SEQUENCE_CURVES = ("greedy", "first_100", "ps", "ns", "perplexity")
 _REVISION_CURVES = ("greedy", "others", "ps", "ns", "perplexity")
 
 
+@dataclass(frozen=True)
+class Common:
+    """The options that every bench has."""
+
+    context: typer.Context
+    recipe: Annotated[
+        list[str] | None, typer.Option("--recipe", help="recipe, may be repeated; 'all' for every one")
+    ] = None
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="recipe setting as name=JSON, may be repeated")
+    ] = None
+    seed: Annotated[
+        int | None, typer.Option(help="draw the facts from the whole file; without it, its first ones")
+    ] = None
+    data: Annotated[
+        Path | None,
+        typer.Option(help="the data set's file; without it, the one beside the checkout or the hub's"),
+    ] = None
+    out: Annotated[
+        Path | None, typer.Option(help="folder of results; without it, bench/<name> in the data directory")
+    ] = None
+    fresh: Annotated[bool, typer.Option("--fresh", help="start over instead of resuming")] = False
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON document instead of a table")] = (
+        False
+    )
+
+    def facts(self, name: str, n: int) -> "list[BenchFact]":
+        """Return ``n`` facts of a data set."""
+        from workers.bench.facts import load_facts
+
+        return load_facts(name, n, self.seed, self.data)
+
+
+def bench_command(work: Callable[..., None]) -> Callable[..., None]:
+    """Register a command whose first parameter is a ``Common``, the others being options of its own."""
+    own = list(inspect.signature(work).parameters.values())[1:]
+    shared = [
+        inspect.Parameter(
+            one.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            annotation=one.type,
+            default=inspect.Parameter.empty if one.default is MISSING else one.default,
+        )
+        for one in fields(Common)
+    ]
+    parameters = [shared[0], *(one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in own), *shared[1:]]
+
+    @wraps(work)
+    def command(**values: Any) -> None:
+        common = Common(**{one.name: values.pop(one.name) for one in shared})
+        work(common, **values)
+
+    vars(command)["__signature__"] = inspect.Signature(parameters)
+    command.__annotations__ = {one.name: one.annotation for one in parameters}
+    return app.command()(needs(Role.READ)(command))
+
+
 class Bench:
-    """One run of a bench: its recipes, its lab, and what it leaves behind.
+    """One run of a bench: its recipes, its lab, and its results.
 
     It is the same run as an earlier one when its options, recipes, model and editing code are the same.
     """
 
-    def __init__(
-        self,
-        context: typer.Context,
-        name: str,
-        options: dict[str, Any],
-        recipes: Sequence[str] | None,
-        settings: Sequence[str] | None,
-        out: Path | None,
-        *,
-        fresh: bool,
-    ) -> None:
+    def __init__(self, common: Common, name: str, **options: Any) -> None:
+        from workers.bench.baselines.registry import METHODS, resolve
         from workers.bench.lab import Lab, engine
         from workers.bench.report import Report
         from workers.models.open import open_model
 
-        config = load(context)
-        self.console = Console(stderr=True)
+        config = load(common.context)
+        self.console, self._name, self._as_json = Console(stderr=True), name, common.as_json
         self.lab = Lab(open_model(config), config.data_dir / "statistics", config.model.corpus)
-        self.recipes = self._resolve(recipes or [config.edit.recipe], config.edit.recipe_overrides, settings)
+        names = common.recipe or [config.edit.recipe]
+        overrides = dict(config.edit.recipe_overrides) | _settings(common.settings)
+        self.recipes: list[Recipe] = [
+            resolve(one, overrides, self.lab.model.n_layers)
+            for one in (METHODS if "all" in names else dict.fromkeys(names))
+        ]
         same = {
             "bench": name,
             **options,
+            "seed": common.seed,
+            "data": common.data,
             "recipes": [one.model_dump() for one in self.recipes],
             "model": config.model_path,
             "dtype": str(self.lab.model.dtype),
             "engine": engine(),
         }
-        self.report = Report(out or config.data_dir / "bench" / name, same, fresh=fresh)
-        self._name = name
+        self.report = Report(common.out or config.data_dir / "bench" / name, same, fresh=common.fresh)
         if self.report.resumed:
             self.console.print(
-                f"going on behind {self.report.resumed} rows in {self.report.folder} (--fresh begins anew)"
+                f"resuming after {self.report.resumed} rows in {self.report.folder} (--fresh starts over)"
             )
 
-    def _resolve(
-        self, names: Sequence[str], base: dict[str, Any], settings: Sequence[str] | None
-    ) -> list[Any]:
-        """The presets with settings changed."""
-        from workers.editing.recipes import PRESETS, resolve
-
-        chosen = list(PRESETS) if "all" in names else list(dict.fromkeys(names))
-        overrides = dict(base) | _settings(settings)
-        return [resolve(name, overrides, self.lab.model.n_layers) for name in chosen]
-
-    def run(
-        self,
-        work: "Callable[[Step], None]",
-        columns: Sequence[str],
-        curves: Sequence[str],
-        as_json: bool,
-    ) -> None:
+    def run(self, work: "Callable[[Step], None]", columns: Sequence[str], curves: Sequence[str] = ()) -> None:
         """Do the work under a progress bar, then show the table and draw the curves against the edits."""
         from workers.progress import progress_bars
 
         with progress_bars(self.console) as step:
             self.lab.progress = lambda done, total: step("statistics", done, total)
             work(step)
-        if as_json:
+        if self._as_json:
             typer.echo(json.dumps(self.report.rows))
         else:
             make_console().print(self.report.table(f"errata bench {self._name}", columns))
@@ -118,224 +145,118 @@ class Bench:
         self.console.print(f"results: {self.report.folder}")
 
 
-@app.command()
-@needs(Role.READ)
-def counterfact(
-    context: typer.Context,
-    n: Count = 24,
-    batch: Batch = 24,
-    recipe: Presets = None,
-    settings: Settings = None,
-    seed: Seed = None,
-    data: Data = None,
-    out: Out = None,
-    fresh: Fresh = False,
-    as_json: Json = False,
-) -> None:
+@bench_command
+def counterfact(common: Common, n: Count = 24, batch: Batch = 24) -> None:
     """One table of all metrics, a row a recipe, the base model first.
 
     Examples: errata bench counterfact --n 24 --batch 24 | errata bench counterfact --recipe all
     """
-    _table(context, "counterfact", n, batch, recipe, settings, seed, data, out, fresh, as_json)
+    _table(common, "counterfact", n, batch)
 
 
-@app.command()
-@needs(Role.READ)
-def zsre(
-    context: typer.Context,
-    n: Count = 24,
-    batch: Batch = 24,
-    recipe: Presets = None,
-    settings: Settings = None,
-    seed: Seed = None,
-    data: Data = None,
-    out: Out = None,
-    fresh: Fresh = False,
-    as_json: Json = False,
-) -> None:
+@bench_command
+def zsre(common: Common, n: Count = 24, batch: Batch = 24) -> None:
     """The same on zsRE's questions; the neighborhood is an unrelated question.
 
     Example: errata bench zsre --n 24 --recipe encore-blue
     """
-    _table(context, "zsre", n, batch, recipe, settings, seed, data, out, fresh, as_json)
+    _table(common, "zsre", n, batch)
 
 
-def _table(
-    context: typer.Context,
-    name: str,
-    n: int,
-    batch: int,
-    recipe: list[str] | None,
-    settings: list[str] | None,
-    seed: int | None,
-    data: Path | None,
-    out: Path | None,
-    fresh: bool,
-    as_json: bool,
-) -> None:
-    from workers.bench.facts import load_facts
+def _table(common: Common, name: str, n: int, batch: int) -> None:
     from workers.bench.runs import run_table
 
-    facts = load_facts(name, n, seed, data)
-    options = {"n": n, "batch": batch, "seed": seed, "data": data}
-    bench = Bench(context, name, options, recipe, settings, out, fresh=fresh)
+    facts = common.facts(name, n)
+    bench = Bench(common, name, n=n, batch=batch)
     bench.run(
         lambda step: run_table(bench.lab, facts, bench.recipes, batch, bench.report, step),
         ("recipe", *_METRICS, "units_per_fact"),
-        (),
-        as_json,
     )
 
 
-@app.command()
-@needs(Role.READ)
+@bench_command
 def sequence(
-    context: typer.Context,
+    common: Common,
     n: Count = 300,
     batch: Batch = 20,
-    recipe: Presets = None,
-    settings: Settings = None,
     every: Annotated[int, typer.Option(min=1, help="measure after so many facts")] = 100,
     review: Annotated[
         int, typer.Option(min=0, help="old facts asked after each batch; those that slipped are mended")
     ] = 300,
-    seed: Seed = None,
-    data: Data = None,
-    out: Out = None,
-    fresh: Fresh = False,
-    as_json: Json = False,
 ) -> None:
     """Lifelong editing: batch after batch, measured on all facts so far, with curves.
 
-    Stopped at any moment, the same command goes on from the last batch.
+    Run the same command again to resume after the last batch.
 
     Example: errata bench sequence --n 300 --batch 20 --recipe encore-blue --recipe memit
     """
-    from workers.bench.facts import load_facts
     from workers.bench.runs import run_sequence
 
-    facts = load_facts("counterfact", n, seed, data)
-    options = {"n": n, "batch": batch, "seed": seed, "review": review, "every": every, "data": data}
-    bench = Bench(context, "sequence", options, recipe, settings, out, fresh=fresh)
-    layers = bench.recipes[0].layers
-    norms = [f"norm_{layer}" for layer in layers]
+    facts = common.facts("counterfact", n)
+    bench = Bench(common, "sequence", n=n, batch=batch, review=review, every=every)
+    norms = _norms(bench)
 
     def work(step: "Step") -> None:
         for one in bench.recipes:
             run_sequence(bench.lab, facts, one, batch, review, every, bench.report, step)
 
-    columns = (
-        "recipe",
-        "n",
-        "greedy",
-        "first_100",
-        "es",
-        "ps",
-        "ns",
-        "perplexity",
-        *norms,
-        "capacity",
-        "mended",
-        "refused",
-        "units_per_fact",
-    )
-    bench.run(work, columns, (*_SEQUENCE_CURVES, *norms, "capacity"), as_json)
+    scores = ("greedy", "first_100", "es", "ps", "ns", "perplexity")
+    counts = ("capacity", "mended", "refused", "units_per_fact")
+    bench.run(work, ("recipe", "n", *scores, *norms, *counts), (*_SEQUENCE_CURVES, *norms, "capacity"))
 
 
-@app.command()
-@needs(Role.READ)
+@bench_command
 def revisions(
-    context: typer.Context,
+    common: Common,
     facts: Annotated[int, typer.Option(min=2, help="facts that are revised")] = 20,
     rounds: Annotated[int, typer.Option(min=1, help="how often")] = 10,
-    recipe: Presets = None,
-    settings: Settings = None,
-    seed: Seed = None,
-    data: Data = None,
-    out: Out = None,
-    fresh: Fresh = False,
-    as_json: Json = False,
 ) -> None:
     """Revise the same facts again and again, forgetting the old value first and by history alone.
 
     Example: errata bench revisions --facts 20 --rounds 10
     """
-    from workers.bench.facts import load_facts
     from workers.bench.runs import run_revisions
 
-    drawn = load_facts("counterfact", 2 * facts, seed, data)
-    options = {"facts": facts, "rounds": rounds, "seed": seed, "data": data}
-    bench = Bench(context, "revisions", options, recipe, settings, out, fresh=fresh)
-    one = bench.recipes[0]
-    norms = tuple(f"norm_{layer}" for layer in one.layers)
-    columns = ("recipe", "round", "n", "greedy", "others", "ps", "ns", *norms, "perplexity", "refused")
+    drawn = common.facts("counterfact", 2 * facts)
+    bench = Bench(common, "revisions", facts=facts, rounds=rounds)
+    norms = _norms(bench)
     bench.run(
-        lambda step: run_revisions(bench.lab, drawn, one, rounds, bench.report, step),
-        columns,
+        lambda step: run_revisions(bench.lab, drawn, bench.recipes[0], rounds, bench.report, step),
+        ("recipe", "round", "n", "greedy", "others", "ps", "ns", *norms, "perplexity", "refused"),
         (*_REVISION_CURVES, *norms),
-        as_json,
     )
 
 
-@app.command()
-@needs(Role.READ)
+@bench_command
 def retract(
-    context: typer.Context,
+    common: Common,
     n: Count = 60,
     batch: Batch = 20,
     retract: Annotated[int, typer.Option(min=1, help="facts to take back, in random order")] = 20,
-    recipe: Presets = None,
-    settings: Settings = None,
-    seed: Seed = None,
-    data: Data = None,
-    out: Out = None,
-    fresh: Fresh = False,
-    as_json: Json = False,
 ) -> None:
     """Take facts back one by one, in random order; then all of them.
 
     Example: errata bench retract --n 60 --retract 20
     """
-    from workers.bench.facts import load_facts
     from workers.bench.runs import run_retract
 
-    drawn = load_facts("counterfact", n, seed, data)
-    options = {"n": n, "retract": retract, "batch": batch, "seed": seed, "data": data}
-    bench = Bench(context, "retract", options, recipe, settings, out, fresh=fresh)
-    one = bench.recipes[0]
+    drawn, seed = common.facts("counterfact", n), common.seed
+    bench = Bench(common, "retract", n=n, retract=retract, batch=batch)
     bench.run(
-        lambda step: run_retract(bench.lab, drawn, one, batch, retract, seed, bench.report, step),
-        (
-            "what",
-            "n",
-            "greedy",
-            "es",
-            "ps",
-            "ns",
-            "perplexity",
-            *(f"norm_{layer}" for layer in one.layers),
-            "bit_equal",
+        lambda step: run_retract(
+            bench.lab, drawn, bench.recipes[0], batch, retract, seed, bench.report, step
         ),
-        (),
-        as_json,
+        ("what", "n", "greedy", "es", "ps", "ns", "perplexity", *_norms(bench), "bit_equal"),
     )
 
 
-@app.command()
-@needs(Role.READ)
+@bench_command
 def cost(
-    context: typer.Context,
+    common: Common,
     batch: Batch = 16,
-    recipe: Presets = None,
-    settings: Settings = None,
     shape: Annotated[
         str | None, typer.Option(help="llama-3-8b or small: random weights of that shape")
     ] = None,
-    seed: Seed = None,
-    data: Data = None,
-    out: Out = None,
-    fresh: Fresh = False,
-    as_json: Json = False,
 ) -> None:
     """Where the time of one batch goes, in seconds and forward units; whether cost grows with history.
 
@@ -344,13 +265,11 @@ def cost(
     Examples: errata bench cost --batch 16 | errata bench cost --shape llama-3-8b --batch 100
     """
     from workers.bench.cost import SHAPES, run_cost, run_shape
-    from workers.bench.facts import load_facts
 
     if shape is not None and shape not in SHAPES:
         raise typer.BadParameter(f"one of {', '.join(SHAPES)}", param_hint="--shape")
-    drawn = load_facts("counterfact", batch, seed, data)
-    options = {"batch": batch, "shape": shape, "seed": seed, "data": data}
-    bench = Bench(context, "cost", options, recipe, settings, out, fresh=fresh)
+    drawn = common.facts("counterfact", batch)
+    bench = Bench(common, "cost", batch=batch, shape=shape)
     one = bench.recipes[0]
 
     def work(step: "Step") -> None:
@@ -359,19 +278,25 @@ def cost(
         else:
             run_shape(shape, bench.lab.model.tokenizer, drawn, one, bench.report, step)
 
-    columns = ("stage", "seconds", "units_per_fact", "facts_per_second", "growth", "tera_flops", "peak_gib")
-    bench.run(work, columns, (), as_json)
+    bench.run(
+        work, ("stage", "seconds", "units_per_fact", "facts_per_second", "growth", "tera_flops", "peak_gib")
+    )
+
+
+def _norms(bench: Bench) -> tuple[str, ...]:
+    """Return the columns of the weights' norms at the first recipe's layers."""
+    return tuple(f"norm_{layer}" for layer in bench.recipes[0].layers)
 
 
 def _settings(pairs: Sequence[str] | None) -> dict[str, Any]:
-    """``name=JSON`` as a dictionary."""
-    found = {}
+    """Parse options of the form name=JSON; what is no JSON is text."""
+    settings = {}
     for pair in pairs or ():
         name, sign, value = pair.partition("=")
-        try:
-            found[name] = json.loads(value)
-        except ValueError:
-            found[name] = value
         if not sign or not value:
             raise typer.BadParameter(f"{pair!r} is not name=value", param_hint="--set")
-    return found
+        try:
+            settings[name] = json.loads(value)
+        except ValueError:
+            settings[name] = value
+    return settings

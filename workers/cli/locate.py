@@ -75,7 +75,7 @@ def locate(
     same = {"plan": asdict(plan), "edit": config.edit.recipe_overrides, "model": config.model_path}
     kept = Report(folder, {**same, "dtype": config.model.dtype, "engine": engine()}, fresh=fresh)
     if kept.resumed:
-        console.print(f"going on behind {kept.resumed} results in {folder} (--fresh begins anew)")
+        console.print(f"resuming after {kept.resumed} results in {folder} (--fresh starts over)")
     with progress_bars(console) as step:
         found = locate_layers(config, plan, kept, step)
     kept.finish()

@@ -99,14 +99,14 @@ def recipes(as_json: Json = False) -> None:
 
     Example: errata recipes --json
     """
-    from workers.editing.recipes import PRESETS
+    from workers.bench.baselines.registry import METHODS
 
     if as_json:
-        typer.echo(json.dumps({name: recipe.model_dump() for name, recipe in PRESETS.items()}))
+        typer.echo(json.dumps({name: one.recipe.model_dump() for name, one in METHODS.items()}))
         return
     table = Table("recipe", "layers", "what it is")
-    for name, recipe in PRESETS.items():
-        table.add_row(name, str(recipe.layers), recipe.summary)
+    for name, one in METHODS.items():
+        table.add_row(name, str(one.recipe.layers), one.recipe.summary)
     make_console().print(table)
 
 

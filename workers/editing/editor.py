@@ -1,7 +1,7 @@
-"""The editor: a model, one memory for each edited layer, and what may be done to them.
+"""The editor writes facts into one model in memory, forgets them, and checks the weights.
 
-Everything happens on this process's copy. Whoever calls takes a ``checkpoint`` first and goes back to it when
-something is refused; a write that raises has put the model back already.
+Callers take a ``snapshot`` first and return to it when something is refused. A write that raises has put the
+model back already.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,9 +12,8 @@ from typing import Self
 
 import torch
 
-from daemon.core.errors import ConfigError
 from workers.editing.guards import require_anchored, require_finite, require_near
-from workers.editing.memory import Memory, null_space, on_grid, restrained
+from workers.editing.memory import Memory, on_grid
 from workers.editing.model import EditableModel
 from workers.editing.prompts import EditRequest, chat_prefixes, longer
 from workers.editing.recipes import Recipe
@@ -22,15 +21,16 @@ from workers.editing.statistics import Statistics
 from workers.editing.targets import Finder, Targets, find_keys, find_targets
 
 _LEAST = 1.0  # kᵀA0⁻¹k below which the prior takes more than half of what is written
-_CLEAR = 2.0  # and above which no better key is looked for
-_ANSWER_MARGIN = 4  # tokens beyond the target that verification lets the model say
+_CLEAR = 2.0  # kᵀA0⁻¹k above which no better key is looked for
+_ANSWER_MARGIN = 4  # tokens decoded beyond the target's, since an answer may be tokenised otherwise
 
 
 @dataclass(frozen=True)
 class Associations:
     """The pairs that n facts own: keys {layer: [n, d_in]} and values {layer: [n, d_out]}, fp32 on the CPU.
 
-    They are rounded to fp32 before they are written, so what is stored is what is forgotten.
+    They are rounded to fp32 before they are written, so that exactly what is stored is forgotten.
+    ``steps`` {layer: mean steps of the target search}.
     """
 
     ids: list[str]
@@ -39,7 +39,7 @@ class Associations:
     steps: dict[int, float] = field(default_factory=dict)
 
     def select(self, rows: Sequence[int]) -> Self:
-        """Some of the facts."""
+        """Return the pairs of some facts, by row."""
         index = list(rows)
         return type(self)(
             [self.ids[i] for i in index],
@@ -50,7 +50,7 @@ class Associations:
 
     @classmethod
     def concat(cls, parts: Sequence[Self]) -> Self:
-        """All facts of the parts, in order."""
+        """Return the pairs of all parts, in order."""
         layers = parts[0].keys if parts else {}
         return cls(
             [one for part in parts for one in part.ids],
@@ -60,24 +60,24 @@ class Associations:
 
 
 Measure = Callable[[str], AbstractContextManager[object]]
-"""Entered with the name of a stage for as long as the stage takes."""
+"""A context manager that is entered with a stage's name for as long as the stage takes."""
 
 
 def unmeasured(_stage: str) -> AbstractContextManager[object]:
-    """Nobody wants to know."""
+    """Record nothing: the default ``Measure``."""
     return nullcontext()
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """Whether greedy decoding answers a fact, and what it says."""
+class Reading:
+    """The answer that greedy decoding gives to a prompt, and whether it is the fact's."""
 
     ok: bool
     answer: str
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class Snapshot:
     """The state of an editor at one moment."""
 
     memories: Mapping[int, Memory]
@@ -101,64 +101,59 @@ class Editor:
         chat = chat_prefixes(model.tokenizer) if recipe.chat else ()
         self.prefixes = (*statistics.prefixes, *chat)
         self._base = {layer: model.stored_weight(layer).detach().clone() for layer in self.layers}
-        self._memories = {layer: self._new_memory(layer) for layer in self.layers}
-        self._mark = {layer: memory.weight for layer, memory in self._memories.items()}
+        self._memories = {layer: self._prior_memory(layer) for layer in self.layers}
+        self.mark()
 
     # -- changing the weights -------------------------------------------------------------------------
 
     def write(self, requests: Sequence[EditRequest]) -> Associations:
-        """Write facts; at each edited layer in order, own targets are found on the weights so far (BLUE).
+        """Write facts and return their pairs.
 
         Raises:
             EditError: a prompt, a value or the solution is refused; the model is as it was.
         """
         if not requests:
             return Associations([], {}, {})
-        before = self.snapshot()
-        try:
-            if self.recipe.residual == "shared":
-                return self._write_shared(requests)
-            return self.mend(requests, self._write_full(requests))
-        except BaseException:
-            self.rollback_to(before)
-            raise
+        with self._undone_on_error():
+            return self.write_pairs(requests)
 
     def forget(self, associations: Associations) -> None:
         """Take stored pairs out, in any order, whatever was written since."""
-        self._change(associations, Memory.forget)
+        self._change(associations, lambda memory: memory.forget)
 
     def remember(self, associations: Associations) -> None:
         """Put stored pairs back as they were."""
-        self._change(associations, Memory.write)
+        self._change(associations, lambda memory: memory.write)
 
     def restore(self, active: Associations) -> None:
-        """The memories that hold exactly ``active``, solved in one shot from W0."""
+        """Make the memories hold exactly ``active``, solved in one shot from W0."""
         for layer, memory in self._memories.items():
             keys = active.keys.get(layer, torch.empty(0))
             memory.rebuild(keys, active.values.get(layer, torch.empty(0)))
             self._publish(layer)
-        self._mark = {layer: memory.weight for layer, memory in self._memories.items()}
+        self.mark()
 
-    def checkpoint(self) -> Checkpoint:
-        """The state now; also the mark against which the change of a batch is measured."""
-        self._mark = {layer: memory.weight for layer, memory in self._memories.items()}
-        return self.snapshot()
+    def mark(self) -> None:
+        """Take the weights as they are as the start from which a batch's change is measured."""
+        self._marked = {layer: memory.weight for layer, memory in self._memories.items()}
 
-    def snapshot(self) -> Checkpoint:
-        """The state now; the mark stays where it is."""
+    def snapshot(self) -> Snapshot:
+        """Return the state now."""
         weights = {layer: self.model.stored_weight(layer).detach().clone() for layer in self.layers}
-        return Checkpoint({layer: memory.copy() for layer, memory in self._memories.items()}, weights)
+        return Snapshot({layer: memory.copy() for layer, memory in self._memories.items()}, weights)
 
-    def rollback_to(self, checkpoint: Checkpoint) -> None:
-        """Go back to a checkpoint, bit for bit."""
-        self._memories = {layer: memory.copy() for layer, memory in checkpoint.memories.items()}
-        for layer, weight in checkpoint.weights.items():
+    def rollback_to(self, snapshot: Snapshot) -> None:
+        """Return to a snapshot, bit for bit."""
+        self._memories = {layer: memory.copy() for layer, memory in snapshot.memories.items()}
+        for layer, weight in snapshot.weights.items():
             self._show_stored(layer, weight)
 
-    # -- looking at the weights -----------------------------------------------------------------------
+    # -- reading the weights -----------------------------------------------------------------------
 
     def guard(self, batch_ceiling: float, total_ceiling: float) -> None:
-        """Refuse weights that are not finite or moved too far, in this order: NaN passes every comparison.
+        """Refuse weights that are not finite or moved too far.
+
+        Finiteness comes first: a comparison with NaN refuses nothing.
 
         Raises:
             EditError: reason ``not_finite`` or ``norm``.
@@ -169,39 +164,42 @@ class Editor:
             require_near(layer, batch, total, batch_ceiling, total_ceiling)
 
     def delta_norms(self) -> dict[int, tuple[float, float]]:
-        """For each layer ‖W − W_checkpoint‖/‖W0‖ and ‖W − W0‖/‖W0‖ (Frobenius)."""
+        """Return ‖W − W_mark‖/‖W0‖ and ‖W − W0‖/‖W0‖ (Frobenius) of each layer."""
         return {
             layer: (
-                float((memory.weight - self._mark[layer]).norm() / memory.base.norm()),
+                float((memory.weight - self._marked[layer]).norm() / memory.base.norm()),
                 memory.delta_norm(),
             )
             for layer, memory in self._memories.items()
         }
 
-    def verify(self, requests: Sequence[EditRequest]) -> list[Verdict]:
-        """Greedy decoding of each prompt: does it begin with the target, whole words, case ignored?"""
+    def verify(self, requests: Sequence[EditRequest]) -> list[Reading]:
+        """Decode each prompt greedily; an answer is right if it begins with the target, in whole words.
+
+        Case is ignored.
+        """
         if not requests:
             return []
         tokenizer = self.model.tokenizer
         longest = max(len(tokenizer(f" {r.target}", add_special_tokens=False)["input_ids"]) for r in requests)
         answers = self.model.greedy([r.prompt for r in requests], longest + _ANSWER_MARGIN)
-        return [Verdict(_begins_with(a, r.target), a.strip()) for r, a in zip(requests, answers, strict=True)]
+        return [Reading(_begins_with(a, r.target), a.strip()) for r, a in zip(requests, answers, strict=True)]
 
     def published(self) -> dict[str, torch.Tensor]:
-        """The edited tensors as the model has them: state-dict name, model's dtype and layout."""
+        """Return the edited tensors by state-dict name, in the model's dtype and layout."""
         return {
             self.model.tensor_name(layer): self.model.stored_weight(layer).detach().clone()
             for layer in self.layers
         }
 
     def show(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Put published tensors into the model; the memories stay."""
+        """Put published tensors into the model and leave the memories as they are."""
         for layer in self.layers:
             self._show_stored(layer, tensors[self.model.tensor_name(layer)])
 
     @contextmanager
     def base_weights(self) -> Iterator[None]:
-        """The unedited model for the length of a block."""
+        """Show the unedited model for the length of a block."""
         shown = self.published()
         for layer, weight in self._base.items():
             self._show_stored(layer, weight)
@@ -212,46 +210,35 @@ class Editor:
 
     # -- writing --------------------------------------------------------------------------------------
 
-    def _write_full(self, requests: Sequence[EditRequest]) -> Associations:
-        """BLUE (arXiv 2502.03748): each layer's own target, its residual written in full."""
+    def write_pairs(self, requests: Sequence[EditRequest]) -> Associations:
+        """Write facts: at each layer in order its own targets, found on the weights so far, then mend.
+
+        BLUE (arXiv 2502.03748): each boundary layer's residual is written in full. The model
+        is left changed by an error: call ``write``.
+        """
         written = Associations([request.id for request in requests], {}, {})
         for layer in self.layers:
-            found = self._targets(requests, layer)
-            written.steps[layer] = float(found.steps.float().mean())
-            self._write_layer(written, layer, found.keys, found.values)
-        return written
+            targets = self.targets_at(layer, requests)
+            written.steps[layer] = float(targets.steps.float().mean())
+            self.write_layer(written, layer, targets.keys, targets.values)
+        return self.mend(requests, written)
 
-    def _write_shared(self, requests: Sequence[EditRequest]) -> Associations:
-        """MEMIT (arXiv 2210.07229, eq. 20): one target at the last layer, r/(layers left) at each."""
-        last, prefixes = self.layers[-1], self.prefixes
-        if self.model.post_norm(last) is not None:
-            raise ConfigError(
-                f"recipe {self.recipe.name} shares one residual out, which a norm behind the projection "
-                "does not allow",
-                hint="use a recipe with residual = full, such as encore-blue",
-            )
-        written = Associations([request.id for request in requests], {}, {})
-        found = self._targets(requests, last)
-        written.steps[last] = float(found.steps.float().mean())
-        goal = found.stream + found.deltas
-        for left, layer in zip(range(len(self.layers), 0, -1), self.layers, strict=True):
-            keys, stream = find_keys(self.model, requests, layer, prefixes)
-            if layer != last:
-                _, stream = find_keys(self.model, requests, last, prefixes)
-            said = keys @ self.model.weight(layer).to(keys.dtype).T
-            self._write_layer(written, layer, keys, said + (goal - stream) / left)
-        return written
+    def targets_at(self, layer: int, requests: Sequence[EditRequest]) -> Targets:
+        """Search the values that make the requests true at a layer.
 
-    def _targets(self, requests: Sequence[EditRequest], layer: int) -> Targets:
+        Raises:
+            EditError: a value is refused.
+        """
         with self._measure(f"targets of layer {layer}"):
-            found = self._find(self.model, requests, layer, self.recipe, self.prefixes)
-        limits = self._limits(requests, found.norms, layer)
-        require_anchored([request.id for request in requests], found.norms.tolist(), limits)
-        return found
+            targets = self._find(self.model, requests, layer, self.recipe, self.prefixes)
+        limits = self._limits(requests, targets.norms, layer)
+        require_anchored([request.id for request in requests], targets.norms.tolist(), limits)
+        return targets
 
-    def _write_layer(
+    def write_layer(
         self, written: Associations, layer: int, keys: torch.Tensor, values: torch.Tensor
     ) -> None:
+        """Write keys [n, d_in] and values [n, d_out] at a layer and note them in ``written``."""
         written.keys[layer], written.values[layer] = keys.float().cpu(), values.float().cpu()
         self._memories[layer].write(written.keys[layer], written.values[layer])
         self._publish(layer)
@@ -261,101 +248,105 @@ class Editor:
     def mend(self, requests: Sequence[EditRequest], written: Associations) -> Associations:
         """Replace the last layer's pair of each fact, new or old, that greedy decoding does not answer.
 
-        The new key is that of the bare prompt on the weights as they are, for it alone is asked: where the
-        subject begins the prompt it lies far from the mean over the prefixed prompts. The prior and the other
-        facts keep W k short of v, so the value goes as far beyond the target as it takes to reach it. Where
-        that key is one of an attention sink, the fact is edited some words further on.
+        The new key is the bare prompt's on the weights as they are. Decoding sees that prompt alone, and
+        where it begins with the subject its key lies far from the mean over the prefixed prompts. The prior and the
+        other facts keep W k short of v, so the value is set as far beyond the target as it takes to reach it.
+        Where the prior resists that key, as an attention sink's, the subject is extended by some words.
 
         Raises:
             EditError: a value is refused; the model is as it was.
         """
-        if not self.recipe.exact:
-            return written
-        before = self.snapshot()
-        try:
-            with self._measure("verify and mend"):
-                return self._mended(requests, written)
-        except BaseException:
-            self.rollback_to(before)
-            raise
+        with self._undone_on_error(), self._measure("verify and mend"):
+            return self._mended(requests, written)
 
     def _mended(self, requests: Sequence[EditRequest], written: Associations) -> Associations:
         layer = self.layers[-1]
         memory = self._memories[layer]
         keys, values = written.keys[layer].clone(), written.values[layer].clone()
         for turn in range(self.recipe.mends):
-            failed = [row for row, verdict in enumerate(self.verify(requests)) if not verdict.ok]
+            failed = [row for row, reading in enumerate(self.verify(requests)) if not reading.ok]
             if not failed:
                 break
             with self._measure(f"targets of layer {layer}"):
                 wanted = [self._reachable(requests[row], turn) for row in failed]
-                found = self._find(self.model, wanted, layer, self.recipe, ())
-            limits = torch.tensor(self._limits(wanted, found.norms, layer))
-            # what lies beyond stays as it is, and so does what is written where C saw no text
-            fit = (found.norms.cpu() <= limits) & (memory.strength(found.keys).cpu() >= _LEAST)
+                targets = self._find(self.model, wanted, layer, self.recipe, ())
+            limits = torch.tensor(self._limits(wanted, targets.norms, layer))
+            # a value beyond its limit is not written, nor one whose key the prior resists: C saw no such text
+            fit = (targets.norms.cpu() <= limits) & (memory.strength(targets.keys).cpu() >= _LEAST)
             rows = [row for row, kept in zip(failed, fit.tolist(), strict=True) if kept]
             if not rows:
                 break
-            fresh, goals = found.keys[fit].float().cpu(), found.values[fit]
+            fresh = targets.keys[fit].float().cpu()
             memory.forget(keys[rows], values[rows])
             keys[rows] = fresh
-            values[rows] = memory.values_for(fresh, goals, _LEAST).float().cpu()
+            values[rows] = memory.values_for(fresh, targets.values[fit], _LEAST).float().cpu()
             memory.write(fresh, values[rows])
             self._publish(layer)
         return replace(written, keys={**written.keys, layer: keys}, values={**written.values, layer: values})
 
     def _reachable(self, request: EditRequest, turn: int) -> EditRequest:
-        """The request; where the prior leaves its key little room, one whose subject goes on for some words.
+        """Return the request, or one with a longer subject where the prior resists its key.
 
-        The key with most room comes first, at the next turn that with the second most.
+        The subject with the strongest key comes first, at the next turn the one with the second strongest.
         """
         layer = self.layers[-1]
         memory = self._memories[layer]
 
-        def room(one: EditRequest) -> float:
+        def strength(one: EditRequest) -> float:
             key, _ = find_keys(self.model, [one], layer, ())
             return float(memory.strength(key))
 
-        own = room(request)
+        own = strength(request)
         if own >= _CLEAR:
             return request
-        others = [(room(one), one) for one in longer(request)]
+        others = [(strength(one), one) for one in longer(request)]
         ranked = sorted([(own, request), *others], key=itemgetter(0), reverse=True)
         return ranked[min(turn, len(ranked) - 1)][1]
 
+    # -- the parts that a method may replace ----------------------------------------------------------
+
+    def new_memory(self, weight: torch.Tensor, _moment: torch.Tensor, prior: torch.Tensor) -> Memory:
+        """Return the memory of one layer: W [d_out, d_in], C and A0 = λp·C + λn·I [d_in, d_in] in fp64."""
+        return Memory(weight, prior)
+
+    def change_of(self, memory: Memory) -> torch.Tensor:
+        """Return the ΔW [d_out, d_in] that a memory publishes, fp64."""
+        return memory.weight - memory.base
+
     # -- inside ---------------------------------------------------------------------------------------
 
-    def _new_memory(self, layer: int) -> Memory:
+    def _prior_memory(self, layer: int) -> Memory:
         weight = self.model.weight(layer).detach()
         moment = self.statistics.moments[layer].to(weight.device).double()
         identity = torch.eye(len(moment), dtype=torch.float64, device=weight.device)
         prior = self.recipe.lambda_prior * moment + self.recipe.lambda_norm * identity
-        threshold = self.recipe.null_space_threshold
-        return Memory(
-            weight,
-            prior,
-            history=self.recipe.history,
-            equality=self.recipe.constraint == "equality",
-            projector=None if threshold is None else null_space(moment, threshold),
-        )
+        return self.new_memory(weight, moment, prior)
 
     def _change(
-        self, associations: Associations, operation: Callable[[Memory, torch.Tensor, torch.Tensor], None]
+        self,
+        associations: Associations,
+        operation: Callable[[Memory], Callable[[torch.Tensor, torch.Tensor], None]],
     ) -> None:
+        with self._undone_on_error():
+            for layer, memory in self._memories.items():
+                operation(memory)(associations.keys[layer], associations.values[layer])
+                self._publish(layer)
+
+    @contextmanager
+    def _undone_on_error(self) -> Iterator[None]:
+        """Return to the state before the block if it raises anything, an interrupt included."""
         before = self.snapshot()
         try:
-            for layer, memory in self._memories.items():
-                operation(memory, associations.keys[layer], associations.values[layer])
-                self._publish(layer)
+            yield
         except BaseException:
             self.rollback_to(before)
             raise
 
     def _limits(self, requests: Sequence[EditRequest], norms: torch.Tensor, layer: int) -> list[float]:
-        """The largest norm allowed for each value.
+        """Return the largest norm allowed for each value.
 
-        It is a multiple of the anchor, or of the norm that the clean model itself has there, for some tokens
-        stand out by several times the mean.
+        It is a multiple of the clean model's mean norm, or of the norm that the clean model has at this very
+        token where that is larger: some tokens exceed the mean several times.
         """
         limits = [self.recipe.anchor_limit * self.statistics.anchors[layer]] * len(requests)
         beyond = [row for row, norm in enumerate(norms.tolist()) if not norm <= limits[row]]
@@ -368,10 +359,7 @@ class Editor:
 
     def _publish(self, layer: int) -> None:
         memory = self._memories[layer]
-        delta = memory.weight - memory.base
-        if self.recipe.restraint is not None:
-            delta = restrained(delta, memory.base, self.recipe.restraint)
-        self.model.set_weight(layer, memory.base + on_grid(delta, memory.base))
+        self.model.set_weight(layer, memory.base + on_grid(self.change_of(memory), memory.base))
 
     @torch.no_grad()
     def _show_stored(self, layer: int, weight: torch.Tensor) -> None:
@@ -379,6 +367,6 @@ class Editor:
 
 
 def _begins_with(answer: str, target: str) -> bool:
-    """Whether the answer's first words are the target's."""
-    said, wanted = answer.strip().casefold(), target.strip().casefold()
-    return said.startswith(wanted) and not said[len(wanted) : len(wanted) + 1].isalnum()
+    """Return whether the answer's first words are the target's."""
+    words, wanted = answer.strip().casefold(), target.strip().casefold()
+    return words.startswith(wanted) and not words[len(wanted) : len(wanted) + 1].isalnum()

@@ -1,10 +1,9 @@
-"""Values that make facts true: batched optimisation of one δ a fact at its subject's last token.
+"""Search the values that make facts true: one δ a fact at its subject's last token, optimised in batches.
 
 Loss of a fact (MEMIT, arXiv 2210.07229, section 4.2, with the settings of ENCORE, arXiv 2502.01636): mean NLL
-of the target over the bare and the prefixed prompts + kl·KL(clean ‖ edited) after «{subject} is a» +
+of the target over the bare and the prefixed prompts + kl·KL(clean ‖ edited) after "{subject} is a" +
 decay·‖δ‖/‖h‖², with ‖δ‖ kept within clamp·‖h‖. A fact is done by Most-Probable Early Stopping: every target
-token is the argmax under every prompt, the bare one included; then come the recipe's extra steps. Recipes of
-the older methods stop where MEMIT does, at a loss of 0.05, or not before the steps are spent.
+token is the argmax under every prompt, the bare one included. Then the recipe's extra steps follow.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -16,27 +15,26 @@ from torch.nn import functional
 
 from daemon.core.errors import EditError, OutOfMemoryError
 from workers.editing.model import EditableModel
-from workers.editing.optimiser import Adam, Normalised
 from workers.editing.partial import Packed, reach_of, run_lower, run_upper, stream_with
 from workers.editing.prompts import EditRequest, Encoded, encode_fact, pack
 from workers.editing.recipes import Recipe
 
-_LOSS_FLOOR = 0.05  # nats: where MEMIT stops
 _SAME_KEY = 0.99  # cosine above which the keys of two facts about one subject are one key
 _APART = 0.6  # cosine to the mean key of the prefixed prompts below which the bare one's is another key
-_FACTS = {"cpu": 64}  # facts sought together, and columns of one pass through the upper layers,
-_COLUMNS = {"cpu": 192}  # by kind of device: memory follows both, and both are halved when it runs out
-_FACTS_ELSEWHERE, _COLUMNS_ELSEWHERE = 256, 1024
-_WHOLE = 4  # times as many columns in one pass of whole texts
+# Facts searched together and columns of one pass through the upper layers, by device. The CPU is as fast with
+# few, an accelerator wants many. Memory grows with both, and both are halved when it runs out.
+_FACTS, _FACTS_ELSEWHERE = {"cpu": 64}, 256
+_COLUMNS, _COLUMNS_ELSEWHERE = {"cpu": 192}, 1024
+_WHOLE = 4  # columns of one pass of whole texts, as a multiple: it runs once and keeps no gradients
 
 
 @dataclass(frozen=True)
 class Targets:
-    """One row a fact, in the order of the requests, ``precise`` dtype of the model.
+    """Keys and values of n facts in the order of the requests, in the model's ``precise`` dtype.
 
     keys [n, d_in]: mean over the prompts looked at; values [n, d_out] = W k + δ; deltas [n, d_out];
     stream [n, d_model]: the layer's output at the subject of the first prompt, without δ; norms [n]: with it;
-    steps [n] int64 taken; done [n] bool: the recipe's condition held.
+    steps [n] int64 taken; done [n] bool: the stopping condition held.
     """
 
     keys: torch.Tensor
@@ -49,13 +47,13 @@ class Targets:
 
 
 Finder = Callable[[EditableModel, Sequence[EditRequest], int, Recipe, Sequence[str]], Targets]
-"""``find_targets``, or what does the same with the help of others."""
+"""The signature of ``find_targets``, which other processes may help to carry out."""
 
 
 def find_targets(
     model: EditableModel, requests: Sequence[EditRequest], layer: int, recipe: Recipe, prefixes: Sequence[str]
 ) -> Targets:
-    """Keys and values of each fact at one layer, on the weights that the model has now.
+    """Search keys and values of each fact at one layer, on the weights that the model has now.
 
     Raises:
         EditError: a prompt does not fit, or a number is not finite.
@@ -87,7 +85,7 @@ def find_targets(
 def find_keys(
     model: EditableModel, requests: Sequence[EditRequest], layer: int, prefixes: Sequence[str]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean keys [n, d_in] of the prompts, and the layer's output [n, d_model] at the bare one's subject."""
+    """Return mean keys [n, d_in] over the prompts and the layer's output [n, d_model] at the bare subject."""
     d_in = model.weight(layer).shape[1]
     keys = torch.zeros(len(requests), d_in, dtype=model.precise, device=model.device)
     stream = keys.new_zeros(len(requests), model.width)
@@ -98,9 +96,9 @@ def find_keys(
     ]
     for group in _grouped(texts, _COLUMNS.get(model.device.type, _COLUMNS_ELSEWHERE) * _WHOLE):
         packing = pack([text.encoded for text in group], model.device)
-        found, packed = run_lower(model, packing, layer, cached=False)
+        own, packed = run_lower(model, packing, layer, cached=False)
         fact = torch.tensor([text.fact for text in group], device=model.device)
-        keys.index_add_(0, fact, found.to(keys.dtype))
+        keys.index_add_(0, fact, own.to(keys.dtype))
         bare = torch.tensor([text.prompt == 0 for text in group], device=model.device)
         stream[fact[bare]] = packed.hidden[packed.first[bare]].to(stream.dtype)
     return keys / (1 + len(prefixes)), stream
@@ -108,7 +106,7 @@ def find_keys(
 
 @dataclass(frozen=True)
 class _Text:
-    """One text of a fact: 0 is the bare prompt, the last one «{subject} is a»."""
+    """One text of a fact: prompt 0 is bare, the last one is "{subject} is a"."""
 
     encoded: Encoded
     fact: int
@@ -119,8 +117,9 @@ class _Text:
 class _Rows:
     """Texts as the upper layers see them.
 
-    fact [rows]: whose row it is; first [rows] bool: it is looked at from the first step; plain [rows] bool:
-    it is «{subject} is a»; clean [plain rows, vocabulary]: the log-probabilities after it before any edit.
+    fact [rows] int64: the fact that the text belongs to; first [rows] bool: used from the first step on;
+    plain [rows] bool: it is "{subject} is a"; clean [plain rows, vocabulary]: log-probabilities after it
+    before any edit.
     """
 
     packed: Packed
@@ -130,7 +129,7 @@ class _Rows:
     clean: torch.Tensor
 
     def rows(self, index: torch.Tensor) -> Self:
-        """Some of the rows, of an ascending index."""
+        """Return the rows of an ascending index."""
         plain = self.plain[index]
         number = (self.plain.cumsum(0) - 1)[index[plain]]
         return type(self)(
@@ -139,14 +138,14 @@ class _Rows:
 
 
 class _Search:
-    """One chunk of facts. Facts with one subject and one key form a unit: they share one δ.
+    """The search for one chunk of facts, where those with one subject and one key form a unit with one δ.
 
-    Rows go through the upper layers packed, and the passes' gradients add up; rows of units that are done
-    leave. A unit looks at the recipe's first prompts only, until these predict its targets; then it is wide
-    and looks at all of them.
+    Rows go through the upper layers packed, and the gradients of the passes add up. Rows of units that are
+    done leave. A unit uses the recipe's first prompts only, until these predict its targets; then it is wide
+    and uses all of them.
 
-    Where the subject begins the bare prompt its tokens may be attention sinks, whose keys say next to nothing
-    of it. No value there serves the other prompts: a recipe that mends leaves that prompt to mending.
+    Where the bare prompt begins with the subject, its tokens may be attention sinks, whose keys hardly depend
+    on the subject. No value there fits the other prompts too, so a recipe that mends leaves it to mending.
     """
 
     def __init__(
@@ -165,17 +164,17 @@ class _Search:
         texts, keys, packed = self._lower(texts)
         fact = torch.tensor([text.fact for text in texts], device=model.device)
         prompt = torch.tensor([text.prompt for text in texts], device=model.device)
-        keys, said, stream = (
+        keys, outputs, stream = (
             _placed(part.to(model.precise), prompt, fact)[:-1]
             for part in (keys, packed.values, packed.hidden[packed.first])
         )
-        begin = self._apart(keys).long()  # the prompt that each fact begins with
+        begin = self._apart(keys).long()  # the first prompt that is used of each fact
         everyone = torch.arange(len(requests), device=model.device)
         self.keys = torch.stack(
             [own[start:].mean(0) for own, start in zip(keys.unbind(1), begin, strict=True)]
         )
-        self.said = said[begin, everyone]  # W k at the subject of the first prompt
-        self.stream = stream[begin, everyone]  # and the layer's output there
+        self.outputs = outputs[begin, everyone]  # W k at the subject of the first prompt
+        self.stream = stream[begin, everyone]  # the layer's output there
         kept = (prompt >= begin[fact]).nonzero()[:, 0]
         packed, fact, prompt = packed.rows(kept), fact[kept], prompt[kept]
         plain, early = prompt == len(keys), recipe.first_prompts_at(layer) or len(keys)
@@ -187,19 +186,15 @@ class _Search:
             [self._tokens(count, all_prompts=False), self._tokens(count, all_prompts=True)]
         )
         self.members = _sums(torch.ones_like(self.unit), self.unit, count)
-        reach = reach_of(model, layer, self.stream, self.said)
+        reach = reach_of(model, layer, self.stream, self.outputs)
         self.reach = _sums(reach, self.unit, count) / self.members
 
     def run(self) -> Targets:
-        """Take steps until every unit is done or the recipe's steps are spent."""
+        """Take steps until every unit is done or the step limit is reached."""
         recipe, count = self.recipe, len(self.members)
         shape = (count, self.model.weight(self.layer).shape[0])
         delta = torch.zeros(shape, dtype=self.keys.dtype, device=self.keys.device)
-        optimiser = (
-            Adam(delta, recipe.learning_rate)
-            if recipe.optimiser == "adam"
-            else Normalised(delta, recipe.learning_rate, self.reach)
-        )
+        descent = recipe.descent(delta, self.reach)
         ticks = torch.zeros(count, dtype=torch.long, device=delta.device)
         steps, sought = torch.zeros_like(ticks), torch.ones_like(ticks, dtype=torch.bool)
         wide = self.answers[0] == self.answers[1]
@@ -207,9 +202,9 @@ class _Search:
         for number in range(recipe.steps_at(self.layer)):
             gradient, right = self._evaluate(rows, delta, sought, wide)
             ticks += (right & sought & wide).long()
-            # without extra steps the step is not taken, nor before a unit has looked at all its prompts
+            # a unit that holds takes no step before it has used all its prompts, nor after its extra steps
             moving = sought & ~(ticks > recipe.extra_steps) & (wide | ~right)
-            optimiser.step(gradient, moving)
+            descent.step(gradient, moving)
             self._clamp(delta)
             steps += moving.long()
             before = sought, wide
@@ -221,7 +216,10 @@ class _Search:
         return self._result(delta, steps, ticks > 0)
 
     def _visible(self, sought: torch.Tensor, wide: torch.Tensor, *, plain: bool = True) -> list[_Rows]:
-        """The rows that units [units] bool look at now, pass by pass; «{subject} is a» only if ``plain``."""
+        """Return the rows that units [units] bool use now, a part for each pass.
+
+        Rows of "{subject} is a" are among them only if ``plain``.
+        """
         rows, facts, all_of = self.rows, sought[self.unit], wide[self.unit]
         seen = facts[rows.fact] & (rows.first | all_of[rows.fact]) & (plain | ~rows.plain)
         index = seen.nonzero()[:, 0]
@@ -230,7 +228,7 @@ class _Search:
     def _evaluate(
         self, passes: Sequence[_Rows], delta: torch.Tensor, sought: torch.Tensor, wide: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The gradient of the loss by δ [units, d_out], and which units [units] may stop."""
+        """Return the gradient of the loss by δ [units, d_out], and which units [units] bool may stop."""
         moved, gradient = delta.clone().requires_grad_(), torch.zeros_like(delta)
         wrong = torch.zeros(len(delta), dtype=torch.long, device=delta.device)
         losses = torch.zeros(len(delta), dtype=delta.dtype, device=delta.device)
@@ -241,20 +239,15 @@ class _Search:
             gradient += torch.autograd.grad(each.sum(), moved)[0]
         decay = self.recipe.decay * (moved.norm(dim=1) / self.reach**2) * sought
         gradient += torch.autograd.grad(decay.sum(), moved)[0]
-        return gradient, self._right(wrong, losses + decay.detach())
-
-    def _right(self, wrong: torch.Tensor, losses: torch.Tensor) -> torch.Tensor:
-        """Which units [units] meet the recipe's condition to stop."""
-        if self.recipe.stop == "mpes":
-            return wrong == 0
-        return losses < (_LOSS_FLOOR if self.recipe.stop == "loss" else -1.0)
+        return gradient, self.recipe.is_reached(wrong, losses + decay.detach())
 
     def _loss(
         self, rows: _Rows, delta: torch.Tensor, wrong: torch.Tensor, count: torch.Tensor
     ) -> torch.Tensor:
-        """Loss [units] of one pass, decay left out; target tokens that are not the argmax count as ``wrong``.
+        """Return the loss [units] of one pass without decay, and add to ``wrong`` [units] int64.
 
-        NLL of the target tokens over their ``count``, and kl·KL(clean ‖ edited) after «{subject} is a».
+        It is the NLL of the target tokens over their ``count`` [units], and kl·KL(clean ‖ edited) after
+        "{subject} is a". ``wrong`` counts target tokens that are not the argmax.
         """
         packed = rows.packed
         normed = run_upper(self.model, packed, self.layer, delta[self.unit[rows.fact]])
@@ -281,13 +274,13 @@ class _Search:
             culprits = [request.id for request, ok in zip(self.requests, finite, strict=True) if not ok]
             raise EditError("the target is not finite", reason="not_finite", culprits=culprits)
         values = self.keys @ self.model.weight(self.layer).to(self.keys.dtype).T + deltas
-        norms = stream_with(self.model, self.layer, self.stream, self.said, deltas).norm(dim=1)
+        norms = stream_with(self.model, self.layer, self.stream, self.outputs, deltas).norm(dim=1)
         return Targets(self.keys, values, deltas, self.stream, norms, steps[self.unit], done[self.unit])
 
     # -- before the first step ------------------------------------------------------------------------
 
     def _lower(self, texts: Sequence[_Text]) -> tuple[list[_Text], torch.Tensor, Packed]:
-        """The texts in the order of their rows, their keys [rows, d_in] and the rows."""
+        """Return the texts in the order of their rows, their keys [rows, d_in] and the rows."""
         groups = list(_grouped(texts, self.columns * _WHOLE))
         device = self.model.device
         packings = (pack([text.encoded for text in group], device) for group in groups)
@@ -295,30 +288,33 @@ class _Search:
         return [text for group in groups for text in group], torch.cat(keys), Packed.concat(packs)
 
     def _apart(self, keys: torch.Tensor) -> torch.Tensor:
-        """Which facts [facts] have another key bare than behind prefixes, of keys [prompts, facts, d_in]."""
+        """Return which facts [facts] bool have another key bare than after prefixes.
+
+        keys [prompts, facts, d_in], the bare prompt's first.
+        """
         if len(keys) == 1 or not self.recipe.leaves_bare:
             return torch.zeros(keys.shape[1], dtype=torch.bool, device=keys.device)
         return functional.cosine_similarity(keys[0], keys[1:].mean(0)) < _APART
 
     @torch.no_grad()
     def _clean(self, packed: Packed, plain: torch.Tensor) -> torch.Tensor:
-        """Log-probabilities [plain rows, vocabulary] of what the model says after «{subject} is a» now."""
-        said = []
+        """Return log-probabilities [plain rows, vocabulary] after "{subject} is a" now."""
+        clean = []
         for index in packed.parts(plain.nonzero()[:, 0], self.columns):
             rows = packed.rows(index)
-            said.append(self.model.logits(run_upper(self.model, rows, self.layer)[rows.last]).log_softmax(-1))
-        return torch.cat(said)
+            normed = run_upper(self.model, rows, self.layer)[rows.last]
+            clean.append(self.model.logits(normed).log_softmax(-1))
+        return torch.cat(clean)
 
     def _tokens(self, count: int, *, all_prompts: bool) -> torch.Tensor:
-        """Target tokens [units] under the prompts that are looked at, or under those looked at first."""
+        """Return the number of target tokens [units] under all prompts, or under those used first."""
         at, _ = self.rows.packed.wanted()
         row = self.rows.packed.row[at]
         seen = (self.rows.first[row] | all_prompts).long()
-        found = torch.zeros(count, dtype=torch.long, device=self.unit.device)
-        return found.index_add(0, self.unit[self.rows.fact[row]], seen)
+        return _sums(seen, self.unit[self.rows.fact[row]], count)
 
     def _units(self) -> torch.Tensor:
-        """The unit [facts] of each fact."""
+        """Return the unit [facts] int64 of each fact."""
         directions = functional.normalize(self.keys, dim=1)
         firsts: list[int] = []
         unit: list[int] = []
@@ -329,15 +325,15 @@ class _Search:
                 if self.requests[first].subject == request.subject
                 and float(directions[first] @ directions[i]) > _SAME_KEY
             )
-            found = next(same, len(firsts))
-            if found == len(firsts):
+            number = next(same, len(firsts))
+            if number == len(firsts):
                 firsts.append(i)
-            unit.append(found)
+            unit.append(number)
         return torch.tensor(unit, device=self.keys.device)
 
 
 def _grouped(texts: Sequence[_Text], columns: int) -> Iterator[list[_Text]]:
-    """Texts with about ``columns`` tokens together, those behind one prefix side by side."""
+    """Yield groups of texts with about ``columns`` tokens, those after one prefix side by side."""
     group: list[_Text] = []
     size = 0
     for text in sorted(texts, key=lambda text: (text.prompt, text.fact)):
@@ -351,14 +347,14 @@ def _grouped(texts: Sequence[_Text], columns: int) -> Iterator[list[_Text]]:
 
 
 def _placed(rows: torch.Tensor, prompt: torch.Tensor, fact: torch.Tensor) -> torch.Tensor:
-    """Rows [rows, width] as [prompts, facts, width]."""
+    """Return rows [rows, width] as [prompts, facts, width]."""
     placed = rows.new_empty(int(prompt.max()) + 1, int(fact.max()) + 1, rows.shape[1])
     placed[prompt, fact] = rows
     return placed
 
 
 def _sums(terms: torch.Tensor, group: torch.Tensor, count: int) -> torch.Tensor:
-    """Sums [count] of the terms of each group."""
+    """Return the sums [count] of the terms of each group."""
     return torch.zeros(count, dtype=terms.dtype, device=terms.device).index_add(0, group, terms)
 
 

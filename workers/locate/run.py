@@ -6,8 +6,8 @@ from pathlib import Path
 
 from daemon.core.config.settings import Config
 from daemon.core.errors import ConfigError, ModelError
+from workers.bench.baselines.registry import resolve
 from workers.bench.report import Report
-from workers.editing.recipes import resolve
 from workers.locate.facts import answered, make_trial, read_known
 from workers.locate.sweep import Choice, Pair, Sweep, propose
 from workers.locate.tracing import Trace, trace

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, harmonic_mean
 
+from workers.bench.baselines.registry import method
 from workers.bench.facts import BenchFact
 from workers.bench.lab import batches
 from workers.bench.report import Report
 from workers.bench.runs import Sequencer
 from workers.bench.scores import Scorer, Scores
-from workers.editing.editor import Associations, Editor
+from workers.editing.editor import Associations
 from workers.editing.model import EditableModel
 from workers.editing.recipes import Recipe
 from workers.editing.statistics import Statistics, load_or_compute
@@ -151,7 +152,7 @@ class Sweep:
 
     def edited(self, pair: Pair) -> tuple[int, ...]:
         """The layers that the recipe edits between a first and a last one."""
-        return pair if self.recipe.residual == "full" else tuple(range(pair[0], pair[1] + 1))
+        return pair if self.recipe.own_targets else tuple(range(pair[0], pair[1] + 1))
 
     def _once(self, what: str, one: Candidate, facts: Sequence[BenchFact], statistics: Statistics) -> Tried:
         """An attempt, or what an interrupted run found by it."""
@@ -165,7 +166,7 @@ class Sweep:
     def attempt(self, one: Candidate, facts: Sequence[BenchFact], statistics: Statistics) -> Tried:
         """Write the facts, measure, and take them out again."""
         recipe = self.recipe.model_copy(update={"layers": self.edited(one.layers)})
-        editor = Editor(self.model, statistics, recipe)
+        editor = method(recipe.name).load()(self.model, statistics, recipe)
         scorer, sequencer = Scorer(editor), Sequencer(editor, review=0)
         try:
             for some in batches(facts, self.batch):

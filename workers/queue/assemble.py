@@ -5,9 +5,10 @@ from daemon.core.config.settings import Config
 from daemon.core.errors import ConfigError
 from daemon.core.ledger.ledger import Ledger
 from daemon.core.log import get_logger
+from workers.bench.baselines.registry import method, resolve
 from workers.editing.editor import Editor
 from workers.editing.model import EditableModel
-from workers.editing.recipes import Recipe, resolve
+from workers.editing.recipes import Recipe
 from workers.editing.statistics import Progress, Statistics, load_or_compute
 from workers.editing.targets import Finder, find_targets
 from workers.models.open import open_model
@@ -50,7 +51,8 @@ def make_editor(config: Config, progress: Progress | None = None, find: Finder =
     """An editor at the base weights, with its statistics computed or read from the cache."""
     model = open_model(config)
     recipe = chosen_recipe(config, model)
-    return Editor(model, statistics_for(config, model, recipe, progress), recipe, find=find)
+    editor = method(recipe.name).load()
+    return editor(model, statistics_for(config, model, recipe, progress), recipe, find=find)
 
 
 def finder(config: Config) -> Finder:

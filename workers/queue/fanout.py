@@ -22,6 +22,7 @@ from daemon.core.errors import EditError
 from daemon.core.fsio import write_durably
 from daemon.core.log import get_logger
 from daemon.core.names import TARGETS_TASK, targets_queue
+from workers.bench.baselines.registry import method
 from workers.editing.model import EditableModel
 from workers.editing.prompts import EditRequest
 from workers.editing.recipes import Recipe
@@ -66,7 +67,7 @@ class TargetJob:
         return cls(
             tuple(EditRequest(**one) for one in document["requests"]),
             document["layer"],
-            Recipe.model_validate(document["recipe"]),
+            method(document["recipe"]["name"]).recipe.model_validate(document["recipe"]),
             tuple(document["prefixes"]),
             document["weights"],
         )

@@ -14,8 +14,8 @@ def split_known(editor: Editor, facts: Sequence[Fact]) -> tuple[list[Fact], list
     A fact that replaces an older pair is always written.
     """
     fresh = [fact for fact in facts if fact.replaces is None]
-    verdicts = editor.verify([fact.request() for fact in fresh])
-    known = {fact.correction_id for fact, verdict in zip(fresh, verdicts, strict=True) if verdict.ok}
+    readings = editor.verify([fact.request() for fact in fresh])
+    known = {fact.correction_id for fact, reading in zip(fresh, readings, strict=True) if reading.ok}
     return (
         [fact for fact in facts if fact.correction_id in known],
         [fact for fact in facts if fact.correction_id not in known],

@@ -37,7 +37,8 @@ class Rehearsal:
     def attempt(self, ids: Sequence[str], probes: Sequence[Probe], accept: Accept) -> bool:
         """Write corrections on top of those accepted before, and undo them unless ``accept`` returns true."""
         plan = self._plan_of(ids)
-        before = self.copy.editor.checkpoint()
+        before = self.copy.editor.snapshot()
+        self.copy.editor.mark()
         try:
             edit = self._writer.write(plan, Stages(self.copy.ledger))
             so_far = self._plan.joined(plan), self._edit.joined(edit)

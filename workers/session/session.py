@@ -132,7 +132,8 @@ class Session:
             with self.ledger.write() as connection:
                 batches.close_batch(connection, self.ledger.clock.now(), batch_id)
             return Outcome.NOTHING_TO_DO
-        before = self.editor.checkpoint()
+        before = self.editor.snapshot()
+        self.editor.mark()
         try:
             edit = self._writer.write(plan, stages)
             self._fault("session.written")

@@ -7,7 +7,7 @@ from daemon.core.config.watch import WatchConfig
 from daemon.core.errors import EditError
 from daemon.core.ledger.proposals import ProbeRow, Refusal
 from daemon.core.names import QuarantineReason
-from workers.editing.editor import Associations, Editor, Verdict
+from workers.editing.editor import Associations, Editor, Reading
 from workers.editing.guards import retry_without
 from workers.revisions.facts import Fact
 from workers.revisions.pairs import load_pairs
@@ -71,7 +71,8 @@ class Writer:
         """
         if not facts:
             return
-        before = self.editor.checkpoint()
+        before = self.editor.snapshot()
+        self.editor.mark()
         try:
             self._forget_replaced(facts)
             associations = self.editor.write([fact.request() for fact in facts])
@@ -96,7 +97,7 @@ class Writer:
         kept: list[WrittenFact] = []
         while asked:
             learned, unlearned = self._verify(asked)
-            edit.refused += [_not_learned(fact, verdict) for fact, verdict in unlearned]
+            edit.refused += [_not_learned(fact, reading) for fact, reading in unlearned]
             subjects = {fact.subject for fact, _ in unlearned}
             kept += learned
             tainted = [entry for entry in kept if entry[0].subject in subjects]
@@ -108,21 +109,21 @@ class Writer:
             asked, edit.written = edit.written, []
         edit.written = kept
 
-    def _verify(self, entries: Sequence[WrittenFact]) -> tuple[list[WrittenFact], list[tuple[Fact, Verdict]]]:
+    def _verify(self, entries: Sequence[WrittenFact]) -> tuple[list[WrittenFact], list[tuple[Fact, Reading]]]:
         """Split entries into those that greedy decoding answers and new facts that it does not answer.
 
         The latter are removed from the weights.
         """
-        verdicts = self.editor.verify([fact.request() for fact, _ in entries])
+        readings = self.editor.verify([fact.request() for fact, _ in entries])
         learned, unlearned = [], []
-        for entry, verdict in zip(entries, verdicts, strict=True):
+        for entry, reading in zip(entries, readings, strict=True):
             fact = entry[0]
-            if verdict.ok:
+            if reading.ok:
                 learned.append(entry)
                 continue
             self._take_out(entry)
             if not fact.is_in_weights:
-                unlearned.append((fact, verdict))
+                unlearned.append((fact, reading))
         return learned, unlearned
 
     def _take_out(self, entry: WrittenFact) -> None:
@@ -138,8 +139,8 @@ class Writer:
             self.editor.forget(load_pairs(self.store, pairs, self.editor.layers))
 
 
-def _not_learned(fact: Fact, verdict: Verdict) -> Refusal:
-    message = f"after the edit the model answers {verdict.answer[:60]!r}"
+def _not_learned(fact: Fact, reading: Reading) -> Refusal:
+    message = f"after the edit the model answers {reading.answer[:60]!r}"
     if fact.prompt.startswith(fact.subject):
         message += "; a prompt with some words before the subject is learned better"
     return Refusal(fact.correction_id, QuarantineReason.NOT_LEARNED, message)

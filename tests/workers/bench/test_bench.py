@@ -14,17 +14,18 @@ from typer.testing import CliRunner
 from daemon.cli.main import make_cli
 from daemon.core.errors import ConfigError, EditError
 from tests.tinymodel import TinyHouse
+from workers.bench.baselines.registry import resolve
 from workers.bench.facts import HUB_FILES, BenchFact, load_facts
 from workers.bench.lab import Lab
 from workers.bench.report import Report
 from workers.bench.resume import Keeper
 from workers.bench.runs import Sequencer, run_retract, run_revisions, run_sequence, run_table
 from workers.editing.editor import Associations, Editor
-from workers.editing.recipes import Recipe, resolve
+from workers.editing.recipes import Recipe
 
 EASY = {
     "lambda_prior": 1e-3, "lambda_norm": 1e-3, "clamp": 50.0, "decay": 0.0, "anchor_limit": 500.0,
-    "optimiser": "adam", "learning_rate": 0.2, "steps": 6, "mends": 0, "kl_weight": 0.0,
+    "learning_rate": 0.5, "steps": 6, "mends": 0, "kl_weight": 0.0,
 }  # fmt: skip
 TIMES = ("seconds_per_fact", "units_per_fact")
 SIZE = 3
@@ -300,7 +301,7 @@ def test_the_command_leaves_rows_and_curves_and_puts_older_results_aside(house: 
         assert json.loads((folder / "settings.json").read_text())["finished"] is True
         assert not list(folder.glob("state-*"))
     assert (folder / "earlier" / "1" / "rows.jsonl").exists()
-    assert "going on" not in result.stderr
+    assert "resuming" not in result.stderr
 
 
 # -- where facts come from --------------------------------------------------------------------------

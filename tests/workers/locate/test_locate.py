@@ -21,7 +21,7 @@ from workers.queue.assemble import chosen_recipe
 
 HUMP = [0.1, 0.2, 0.6, 0.8, 1.0, 0.7, 0.3, 0.6, 0.1, 0.0]
 FREE = {"lambda_prior": 1e-3, "lambda_norm": 1e-3, "clamp": 50.0, "decay": 0.0, "anchor_limit": 500.0}
-WAY = {"optimiser": "adam", "learning_rate": 0.2, "steps": 30, "mends": 0, "kl_weight": 0.0}
+WAY = {"learning_rate": 0.5, "steps": 30, "mends": 0, "kl_weight": 0.0}
 
 
 def trace_of(mlp: list[float]) -> Trace:
@@ -198,7 +198,7 @@ def test_an_interrupted_run_keeps_its_trace_and_its_pairs(
     assert run(house, *words).exit_code != 0
     result = run(house, *words)
     assert result.exit_code == 0, result.output
-    assert "going on behind 2 results" in " ".join(result.stderr.split())
+    assert "resuming after 2 results" in " ".join(result.stderr.split())
     assert len(traced) == 1
     assert tried[1] == tried[2] != tried[0]  # the pair that was interrupted; the first one is not tried again
     monkeypatch.setattr(Sweep, "attempt", attempt)
