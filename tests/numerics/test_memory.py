@@ -230,9 +230,8 @@ def test_with_equality_each_write_reaches_its_values_at_the_least_change() -> No
     delta = memory.weight - base
     other = randn(D_OUT, D_IN)
     other -= other @ keys.T @ torch.linalg.pinv(keys.T)  # leaves W k as it is
-    assert abs(float(torch.trace(delta @ A0 @ other.T))) < 1e-9 * float(
-        delta.norm() * A0.norm() * other.norm()
-    )
+    scale = float(delta.norm() * A0.norm() * other.norm())
+    assert abs(float(torch.trace(delta @ A0 @ other.T))) < 1e-9 * scale
 
 
 def test_values_are_found_that_bring_the_layer_to_its_goals() -> None:
