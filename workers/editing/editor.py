@@ -249,8 +249,9 @@ class Editor:
         """Replace the last layer's pair of each fact, new or old, that greedy decoding does not answer.
 
         The new key is the bare prompt's on the weights as they are. Decoding sees that prompt alone, and
-        where it begins with the subject its key lies far from the mean over the prefixed prompts. The prior and
-        the other facts keep W k short of v, so the value is set as far beyond the target as it takes to reach it.
+        where it begins with the subject its key lies far from the mean over the prefixed prompts. The prior
+        and the other facts keep W k short of v, so the value is set as far beyond the target as it takes to
+        reach it.
         Where the prior resists that key, as an attention sink's, the subject is extended by some words.
 
         Raises:
