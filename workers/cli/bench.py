@@ -56,9 +56,7 @@ class Common:
         Path | None, typer.Option(help="folder of results; without it, bench/<name> in the data directory")
     ] = None
     fresh: Annotated[bool, typer.Option("--fresh", help="start over instead of resuming")] = False
-    as_json: Annotated[bool, typer.Option("--json", help="print one JSON document instead of a table")] = (
-        False
-    )
+    as_json: Json = False
 
     def facts(self, name: str, n: int) -> "list[BenchFact]":
         """Return ``n`` facts of a data set."""
