@@ -21,7 +21,7 @@ from workers.queue.assemble import chosen_recipe
 
 HUMP = [0.1, 0.2, 0.6, 0.8, 1.0, 0.7, 0.3, 0.6, 0.1, 0.0]
 FREE = {"lambda_prior": 1e-3, "lambda_norm": 1e-3, "clamp": 50.0, "decay": 0.0, "anchor_limit": 500.0}
-WAY = {"learning_rate": 0.5, "steps": 30, "mends": 0, "kl_weight": 0.0}
+WAY = {"learning_rate": 0.2, "steps": 30, "mends": 0, "kl_weight": 0.0}
 
 
 def trace_of(mlp: list[float]) -> Trace:
