@@ -1,4 +1,4 @@
-"""Where each family of decoder models keeps what an edit needs. A new family is a new row here."""
+"""Module paths of the families of decoder models that can be edited, a row a family."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from daemon.core.errors import ModelError
 
 @dataclass(frozen=True)
 class Architecture:
-    """Paths of modules; the defaults are those of Llama.
+    """Paths of modules, by default those of Llama.
 
     ``decoder`` lies below the causal LM and runs everything but the head; ``layers`` lie below the decoder.
     ``projection`` is the last linear map of a layer's MLP, below the layer: its input is the key, its output
@@ -48,10 +48,10 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
 
 
 def architecture_of(model_type: str) -> Architecture:
-    """The row of a Hugging Face ``model_type``.
+    """Return the row of a Hugging Face ``model_type``.
 
     Raises:
-        ModelError: there is none; says what to add.
+        ModelError: there is none.
     """
     if model_type not in ARCHITECTURES:
         raise ModelError(

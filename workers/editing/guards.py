@@ -1,4 +1,4 @@
-"""What is asked of edited weights before they may be verified, in this order: NaN passes every comparison."""
+"""Checks that edited weights must pass before they are verified."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from daemon.core.errors import EditError
 
 
 def require_finite(layer: int, weight: torch.Tensor) -> None:
-    """Refuse a weight that holds anything but numbers.
+    """Refuse a weight with an entry that is not finite.
 
     Raises:
         EditError: reason ``not_finite``.
@@ -18,7 +18,7 @@ def require_finite(layer: int, weight: torch.Tensor) -> None:
 
 
 def require_near(layer: int, batch: float, total: float, batch_ceiling: float, total_ceiling: float) -> None:
-    """Refuse a layer that moved too far, as shares of ‖W0‖: in one batch, or from W0 altogether.
+    """Refuse a layer that moved too far, in one batch or from W0, both as shares of ‖W0‖.
 
     Raises:
         EditError: reason ``norm``.
@@ -30,7 +30,7 @@ def require_near(layer: int, batch: float, total: float, batch_ceiling: float, t
 
 
 def require_anchored(ids: Sequence[str], norms: Sequence[float], limits: Sequence[float]) -> None:
-    """Refuse values far beyond the clean model's mean norm instead of writing them (NAS, arXiv 2602.02543).
+    """Refuse values whose norm exceeds its limit (NAS, arXiv 2602.02543).
 
     Raises:
         EditError: reason ``norm``, with the requests that are guilty.
@@ -46,9 +46,9 @@ def require_anchored(ids: Sequence[str], norms: Sequence[float], limits: Sequenc
 
 
 def retry_without(ids: Sequence[str], error: EditError) -> tuple[list[int], list[list[int]]]:
-    """After a refusal: the rows that are refused for good, and the parts in which the others are tried again.
+    """Return the rows that an error refuses for good, and the parts in which to try the others again.
 
-    Where the guard does not say who is guilty the batch is halved, until it stands alone.
+    An error that names no culprit halves the batch, until the culprit is alone.
     """
     refused = [row for row, one in enumerate(ids) if one in error.culprits or len(ids) == 1]
     rest = [row for row in range(len(ids)) if row not in set(refused)]

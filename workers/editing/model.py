@@ -1,4 +1,4 @@
-"""A Hugging Face causal LM as the editor sees it: where its parts are, what it says, how likely that is."""
+"""A Hugging Face causal LM with its editable parts, greedy decoding and likelihoods."""
 
 from collections.abc import Sequence
 from functools import reduce
@@ -11,15 +11,15 @@ from transformers.utils.logging import disable_progress_bar
 
 from daemon.core.errors import ModelError
 from workers.editing.architectures import Architecture, architecture_of
-from workers.editing.prompts import said_after
+from workers.editing.prompts import joined
 
-_ROWS = 32  # prompts in one forward pass of greedy decoding and likelihoods
-_MAX_TOKENS = 256
+_ROWS = 32  # prompts in one pass of decoding and likelihoods: memory for logits grows with them
+_MAX_TOKENS = 256  # of prefix, prompt and target: a fact is a sentence
 _LENGTH_LIMITS = ("max_position_embeddings", "sliding_window")
 
 
 class EditableModel:
-    """The model, its tokenizer, and where its parts are; device and dtype are the model's own.
+    """A model, its tokenizer and the parts that an edit needs, on the model's own device and dtype.
 
     ``precise`` is the dtype of sums and of targets: fp32, or the model's own where that is wider.
     ``max_tokens`` is the longest text that an edit may look at.
@@ -42,30 +42,30 @@ class EditableModel:
 
     @property
     def n_layers(self) -> int:
-        """How many decoder layers there are."""
+        """The number of decoder layers."""
         return len(self.layers)
 
     def projection(self, layer: int) -> nn.Module:
-        """The linear map that is edited in a layer."""
+        """Return the linear map that is edited in a layer."""
         return _module(self.layers[layer], self.architecture.projection)
 
     def post_norm(self, layer: int) -> nn.Module | None:
-        """The norm between the projection and the residual stream, for families that have one."""
+        """Return the norm between projection and residual stream, in families that have one."""
         name = self.architecture.post_norm
         return _module(self.layers[layer], name) if name else None
 
     def tensor_name(self, layer: int) -> str:
-        """The name of the edited weight in the model's state dict."""
+        """Return the name of a layer's edited weight in the state dict."""
         row = self.architecture
         return f"{row.decoder}.{row.layers}.{layer}.{row.projection}.weight"
 
     def weight(self, layer: int) -> torch.Tensor:
-        """The edited weight as W [d_out, d_in] with out = W k, whatever the model's own layout."""
+        """Return the edited weight as W [d_out, d_in] with out = W k, whatever the model's own layout."""
         stored = self.stored_weight(layer)
         return stored.t() if self.architecture.transposed else stored
 
     def stored_weight(self, layer: int) -> torch.Tensor:
-        """The edited weight as the state dict has it."""
+        """Return the edited weight as the state dict has it."""
         return self.projection(layer).get_parameter("weight")
 
     @torch.no_grad()
@@ -74,60 +74,60 @@ class EditableModel:
         self.weight(layer).copy_(weight)
 
     def logits(self, normed: torch.Tensor) -> torch.Tensor:
-        """Logits [..., vocabulary], fp32 or better, of normed hidden states [..., d_model]."""
+        """Return logits [..., vocabulary], fp32 or better, of normed hidden states [..., d_model]."""
         logits: torch.Tensor = self.lm.get_output_embeddings()(normed).to(self.precise)
         cap = getattr(self._text_config, "final_logit_softcapping", None)
         return logits if not cap else cap * torch.tanh(logits / cap)
 
-    # -- what the model says --------------------------------------------------------------------------
+    # -- answers and likelihoods --------------------------------------------------------------------------
 
     @torch.no_grad()
     def greedy(self, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
-        """The greedy continuation of each prompt, ended by EOS, a line break or ``max_new_tokens``."""
+        """Return the greedy continuation of each prompt, ended by EOS, a line break or ``max_new_tokens``."""
         answers: list[str] = []
         for start in range(0, len(prompts), _ROWS):
             batch = self.tokenizer(
                 list(prompts[start : start + _ROWS]), padding=True, padding_side="left", return_tensors="pt"
             ).to(self.device)
-            found = self.lm.generate(
+            tokens = self.lm.generate(
                 input_ids=batch["input_ids"],
                 attention_mask=batch["attention_mask"],
                 max_new_tokens=max_new_tokens,
                 do_sample=False,
                 pad_token_id=self.pad,
             )
-            new = found[:, batch["input_ids"].shape[1] :]
+            new = tokens[:, batch["input_ids"].shape[1] :]
             answers += [
                 _first_line(text) for text in self.tokenizer.batch_decode(new, skip_special_tokens=True)
             ]
         return answers
 
     def target_nll(self, prompts: Sequence[str], targets: Sequence[str]) -> torch.Tensor:
-        """Mean negative log-likelihood [n] in nats of a token of each target after its prompt."""
+        """Return the mean negative log-likelihood [n] in nats of a token of each target after its prompt."""
         return self.target_scores(prompts, targets)[0]
 
     @torch.no_grad()
     def target_scores(
         self, prompts: Sequence[str], targets: Sequence[str]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """That NLL [n], and whether every token of the target is the most probable one [n] bool."""
-        texts = [said_after(prompt, target) for prompt, target in zip(prompts, targets, strict=True)]
-        found: list[torch.Tensor] = []
+        """Return ``target_nll`` [n], and whether every token of the target is the most probable one [n] bool."""
+        texts = [joined(prompt, target) for prompt, target in zip(prompts, targets, strict=True)]
+        means: list[torch.Tensor] = []
         exact: list[torch.Tensor] = []
         for start in range(0, len(texts), _ROWS):
             nll, right, spans = self._nll(texts[start : start + _ROWS])
             lengths = torch.tensor([len(prompt) for prompt in prompts[start : start + _ROWS]])
             wanted = spans[:, :, 1] > lengths[:, None]
             wanted = wanted[:, 1:].to(nll.device) & nll.isfinite()
-            found.append((nll.nan_to_num() * wanted).sum(1) / wanted.sum(1).clamp(min=1))
+            means.append((nll.nan_to_num() * wanted).sum(1) / wanted.sum(1).clamp(min=1))
             exact.append((right | ~wanted).all(1))
-        if not found:
+        if not means:
             return torch.empty(0), torch.empty(0, dtype=torch.bool)
-        return torch.cat(found).cpu(), torch.cat(exact).cpu()
+        return torch.cat(means).cpu(), torch.cat(exact).cpu()
 
     @torch.no_grad()
     def token_nll(self, texts: Sequence[str]) -> float:
-        """Mean negative log-likelihood in nats of a token of the texts, their first tokens left out."""
+        """Return the mean negative log-likelihood in nats of a token of the texts but their first ones."""
         total, count = 0.0, 0
         for start in range(0, len(texts), _ROWS):
             nll, _, _ = self._nll(texts[start : start + _ROWS])
@@ -136,7 +136,10 @@ class EditableModel:
         return total / max(count, 1)
 
     def _nll(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """NLL [n, T − 1] of every token but the first, NaN at padding; argmax or not; spans [n, T, 2]."""
+        """Return NLL [n, T − 1] of the tokens after the first, NaN at padding.
+
+        With it whether each is the argmax [n, T − 1] bool, and the character spans [n, T, 2] of all tokens.
+        """
         batch = self.tokenizer(
             list(texts), padding=True, padding_side="right", return_offsets_mapping=True, return_tensors="pt"
         )
@@ -150,7 +153,7 @@ class EditableModel:
 
 
 def load_model(path: Path, device: str = "auto", dtype: str = "auto") -> EditableModel:
-    """Load a Hugging Face folder: safetensors only, no code of the folder's own, nothing from the network.
+    """Load a Hugging Face folder from safetensors only, running no code of it and going to no network.
 
     Raises:
         ModelError: the folder cannot be read or the architecture is not known.
@@ -170,10 +173,10 @@ def load_model(path: Path, device: str = "auto", dtype: str = "auto") -> Editabl
 
 
 def _module(root: nn.Module, path: str) -> nn.Module:
-    found: nn.Module = reduce(getattr, path.split("."), root)
-    return found
+    module: nn.Module = reduce(getattr, path.split("."), root)
+    return module
 
 
 def _first_line(text: str) -> str:
-    """The text up to its first line break, leading blank lines skipped."""
+    """Return the text up to its first line break, skipping leading blank lines."""
     return text.lstrip("\n").split("\n", 1)[0]

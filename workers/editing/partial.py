@@ -1,9 +1,9 @@
-"""A decoder run in parts: the layers up to the edited one once, those above it as often as is needed.
+"""Run a decoder in two parts, the layers up to the edited one once and those above it repeatedly.
 
-The model's own forward does the work, so positions, norms and head are its own; the layers of the other part
-are stepped over meanwhile. Columns before the anchor never change while a target is sought: what they
-give to attention is computed once and kept. What is run again and again is packed: a pass of few columns
-costs as much as one of many, so many rows' columns stand behind one another in one row, without padding.
+The model's own forward does the work, so positions, norms and head are its own, and the layers of the other
+part are skipped. Columns before the anchor do not change during a search, so their attention keys and values
+are computed once and cached. The columns from the anchors on are packed into one row without padding, for a
+pass of few columns takes as long as one of many.
 """
 
 import math
@@ -19,15 +19,15 @@ from torch import nn
 from workers.editing.model import EditableModel
 from workers.editing.prompts import IGNORED, Packing
 
-_FRONT = 8  # columns in front, whose keys and values are there already, weigh an eighth of those that are run
-_SPARE = 0.25  # of a part may be too much before another one is made
+_FRONT = 8  # cached columns that cost as much as one new column, since only attention reads them
+_SPARE = 0.25  # a chunk may exceed `columns` by 25%, so that a small rest makes no chunk of its own
 
 
 class PrefixCache:
-    """Keys and values of attention for the columns before the anchor, layer by layer.
+    """A Hugging Face cache of attention's keys and values for the columns before the anchor.
 
-    Takes the place of a Hugging Face cache: while ``recording`` it keeps what each layer computes; afterwards
-    it puts that before a layer's own and keeps nothing, so that one cache serves any number of passes.
+    While ``recording`` it keeps what each layer computes. Afterwards it puts that before a layer's own keys
+    and values and keeps nothing, so that one cache serves any number of passes.
     """
 
     def __init__(self, kept: dict[int, tuple[torch.Tensor, torch.Tensor]] | None = None) -> None:
@@ -37,7 +37,7 @@ class PrefixCache:
     def update(
         self, keys: torch.Tensor, values: torch.Tensor, layer: int, *_: object, **__: object
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """What attention calls: keys and values [rows, heads, columns, width] of this pass."""
+        """Return keys and values [rows, heads, columns, width] of this pass with the cached ones before them."""
         if self.recording:
             self.kept[layer] = (keys.detach(), values.detach())
         if self.recording or layer not in self.kept:
@@ -46,21 +46,21 @@ class PrefixCache:
         return torch.cat([before_keys, keys], dim=2), torch.cat([before_values, values], dim=2)
 
     def finished(self) -> "PrefixCache":
-        """The same, no longer recording."""
+        """Return a cache with the same contents that records no more."""
         return PrefixCache(self.kept)
 
     def get_seq_length(self, _layer: int = 0) -> int:
-        """Columns that stand before those of the pass."""
+        """Return the number of cached columns."""
         return 0 if self.recording or not self.kept else next(iter(self.kept.values()))[0].shape[2]
 
 
 @dataclass(frozen=True)
 class Packed:
-    """What the upper layers need of packed texts: the columns from the anchors on, and what stands in front.
+    """Packed texts at the edited layer, with the columns from the anchors on and a cache of those before.
 
     hidden [N, d_model]: the edited layer's output; positions, row, targets [N] and sees [rows, P] as in
     ``Packing``; values [rows, d_out]: the projection's output at the anchors; before: attention's keys and
-    values {layer: [P, heads, width]} of the columns in front.
+    values {layer: [P, heads, width]} of the columns before the anchors.
     """
 
     hidden: torch.Tensor
@@ -73,7 +73,7 @@ class Packed:
 
     @classmethod
     def concat(cls, parts: Sequence[Self]) -> Self:
-        """The rows of all parts, in order."""
+        """Return the rows of all parts, in order."""
         starts = accumulate((len(part.values) for part in parts), initial=0)
         layers = sorted({layer for part in parts for layer in part.before})
         return cls(
@@ -93,7 +93,7 @@ class Packed:
         )
 
     def rows(self, index: torch.Tensor) -> Self:
-        """Some of the rows, of an ascending index."""
+        """Return the rows of an ascending index."""
         number = torch.full((len(self.values),), -1, device=index.device)
         number[index] = torch.arange(len(index), device=index.device)
         own, sees = number[self.row] >= 0, self.sees[index]
@@ -109,7 +109,7 @@ class Packed:
         )
 
     def parts(self, index: torch.Tensor, columns: int) -> Iterator[torch.Tensor]:
-        """The index cut into about equal parts of about so many columns, and some times as many in front."""
+        """Cut an index [n] into parts of about ``columns`` new columns and up to 8 times as many cached ones."""
         own = torch.bincount(self.row, minlength=len(self.values))
         weight = torch.maximum(own, self.sees.sum(1) / _FRONT)[index].double()
         count = max(1, math.ceil(float(weight.sum()) / columns - _SPARE))
@@ -118,17 +118,17 @@ class Packed:
 
     @property
     def first(self) -> torch.Tensor:
-        """Where each row begins [rows]: its anchor."""
+        """The column [rows] in which each row begins, its anchor."""
         return torch.searchsorted(self.row, torch.arange(len(self.values), device=self.row.device))
 
     @property
     def last(self) -> torch.Tensor:
-        """Where each row ends [rows]."""
+        """The column [rows] in which each row ends."""
         numbers = torch.arange(len(self.values), device=self.row.device)
         return torch.searchsorted(self.row, numbers, right=True) - 1
 
     def wanted(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The columns [n] in which a target is predicted, and the tokens [n] that belong there."""
+        """Return the columns [n] that predict a target token, and these tokens [n]."""
         at = (self.targets != IGNORED).nonzero()[:, 0]
         return at, self.targets[at]
 
@@ -137,9 +137,9 @@ class Packed:
 def run_lower(
     model: EditableModel, packing: Packing, layer: int, *, cached: bool = True
 ) -> tuple[torch.Tensor, Packed]:
-    """Run texts up to ``layer``; when ``cached``, the columns in front through all above it.
+    """Run texts up to ``layer`` and, if ``cached``, the columns before the anchors through all above it.
 
-    Returns the keys [texts, d_in], which go into the projection at the anchors, and the rest.
+    Returns the keys [texts, d_in], the projection's inputs at the anchors, and the packed rest.
     """
     seen: list[torch.Tensor] = []
     front = len(packing.owner)
@@ -185,7 +185,7 @@ def run_lower(
 def run_upper(
     model: EditableModel, packed: Packed, layer: int, delta: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Normed hidden states [N, d_model] of the packed columns.
+    """Return the normed hidden states [N, d_model] of the packed columns.
 
     ``delta`` [rows, d_out] is added to the projection's output at the anchors; gradients reach it.
     """
@@ -202,26 +202,29 @@ def run_upper(
 
 
 def stream_with(
-    model: EditableModel, layer: int, hidden: torch.Tensor, said: torch.Tensor, delta: torch.Tensor
+    model: EditableModel, layer: int, hidden: torch.Tensor, output: torch.Tensor, delta: torch.Tensor
 ) -> torch.Tensor:
-    """The layer's output [rows, d_model] where its projection says ``said`` + ``delta``, not ``said``."""
+    """Return the layer's output [rows, d_model] with ``delta`` added to its projection's ``output``.
+
+    hidden [rows, d_model]: the layer's output without it; output, delta [rows, d_out].
+    """
     post = model.post_norm(layer)
     if post is None:
         return hidden + delta
-    changed: torch.Tensor = hidden + post(said + delta) - post(said)
+    changed: torch.Tensor = hidden + post(output + delta) - post(output)
     return changed
 
 
 @torch.no_grad()
-def reach_of(model: EditableModel, layer: int, hidden: torch.Tensor, said: torch.Tensor) -> torch.Tensor:
-    """‖δ‖ [rows] that moves the residual stream by about its own norm.
+def reach_of(model: EditableModel, layer: int, hidden: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+    """Return the ‖δ‖ [rows] that moves the residual stream by about its own norm.
 
-    Without a norm behind the projection this is ‖h‖; with one, a first-order estimate.
+    Without a norm after the projection this is ‖h‖, with one a first-order estimate.
     """
     reach: torch.Tensor = hidden.norm(dim=1)
     post = model.post_norm(layer)
     if post is not None:
-        reach = reach * said.norm(dim=1) / post(said).norm(dim=1).clamp(min=1e-12)
+        reach = reach * output.norm(dim=1) / post(output).norm(dim=1).clamp(min=1e-12)
     return reach
 
 
@@ -233,7 +236,7 @@ def run_above(
     layer: int,
     cache: PrefixCache,
 ) -> torch.Tensor:
-    """The layers above ``layer`` and the final norm, on ``hidden`` in place of the layer's output."""
+    """Run the layers above ``layer`` and the final norm on ``hidden`` in place of the layer's output."""
     with stepped_over(model, range(layer + 1), hidden):
         result = model.decoder(
             inputs_embeds=hidden,
@@ -247,25 +250,25 @@ def run_above(
 
 
 def _front_sees(packing: Packing) -> torch.Tensor:
-    """What columns in front see [P, P + N] bool: what they follow, and themselves."""
+    """Return which columns those before the anchors attend to [P, P + N] bool."""
     own = packing.sees[packing.owner].tril()
     return nn.functional.pad(own, (0, len(packing.row)))
 
 
 def _own_sees(row: torch.Tensor, sees: torch.Tensor) -> torch.Tensor:
-    """What the other columns see [N, P + N] bool: their text up to themselves."""
+    """Return which columns the others attend to [N, P + N] bool: their text up to themselves."""
     return torch.cat([sees[row], (row[:, None] == row).tril()], dim=1)
 
 
 def additive(allowed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """What is added to attention's scores: nothing, or the lowest number there is."""
+    """Return the additive mask of attention: 0 where allowed, else the dtype's lowest number."""
     nothing = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
     return nothing.masked_fill(~allowed, torch.finfo(dtype).min)
 
 
 @contextmanager
 def stepped_over(model: EditableModel, which: Iterable[int], given: torch.Tensor | None) -> Iterator[None]:
-    """Layers that hand on ``given``, or what they are given, for the length of a block."""
+    """Make some layers return ``given``, or their input if it is None, for the length of a block."""
     tuples = model.architecture.tuples
 
     def hand_on(hidden: torch.Tensor, *_: object, **__: object) -> torch.Tensor | tuple[torch.Tensor]:

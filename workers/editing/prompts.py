@@ -1,4 +1,4 @@
-"""Prompts of an edit: joined by concatenation around one literal subject, laid out around its last token."""
+"""Prompts of an edit, built by concatenation and laid out around the subject's last token."""
 
 import re
 from collections.abc import Sequence
@@ -10,18 +10,18 @@ from transformers import PreTrainedTokenizerFast
 from daemon.core.errors import EditError, ModelError
 
 KL_ENDING = " is a"
-_PLACE = "what the user says"  # in a template, to see what stands before it
+_PLACE = "what the user says"  # stands for a prompt in a chat template, to find the text before it
 _QUESTION = "Complete the sentence."
 _WORD = re.compile(r"\S+")
 IGNORED = -100  # no token to predict here
-_OPENING = frozenset("([{«“‘")
-_CLOSING = frozenset(",.;:!?)]}»”’")
+_OPENING = frozenset("([{\u00ab“‘")  # no space follows
+_CLOSING = frozenset(",.;:!?)]}\u00bb”’")  # no space precedes
 _UNSPACED = (("\u3040", "\u30ff"), ("\u3400", "\u9fff"), ("\uf900", "\ufaff"))  # kana and Han
 
 
 @dataclass(frozen=True)
 class EditRequest:
-    """One fact to write: after ``prompt``, which contains ``subject`` literally, comes ``target``."""
+    """One fact to write, which completes ``prompt`` with ``target``. The prompt contains ``subject`` literally."""
 
     id: str
     subject: str
@@ -31,7 +31,7 @@ class EditRequest:
 
 @dataclass(frozen=True)
 class Encoded:
-    """One text as tokens: the column that is edited and where the target begins (= length without one)."""
+    """One text as tokens, with the edited column and the start of the target (the length if there is none)."""
 
     ids: list[int]
     anchor: int
@@ -39,22 +39,22 @@ class Encoded:
 
     @property
     def read(self) -> list[int]:
-        """The tokens that go into the model: the last one of a target is predicted, never read."""
+        """The tokens that go into the model, without a target's last one, which is only predicted."""
         return self.ids[: max(self.target_start, len(self.ids) - 1)]
 
     @property
     def suffix(self) -> int:
-        """How many of them stand from the anchor on."""
+        """The number of tokens from the anchor on."""
         return len(self.read) - self.anchor
 
 
 @dataclass(frozen=True)
 class Packing:
-    """Texts as columns of one row, without padding: those in front of the anchors, then the others.
+    """Texts as columns of one row without padding, P columns before the anchors and then the N others.
 
-    Columns in front that have the same text before them are one: a decoder makes the same of them.
-    ids, positions [P + N] int64; owner [P] int64: a text that the column in front belongs to; sees [texts, P]
-    bool: all that do, a text's own being in order; row [N] int64: the text of each other column, ascending;
+    Columns before the anchors that follow the same tokens are one, for a decoder computes the same for them.
+    ids, positions [P + N] int64; owner [P] int64: one text of each of the first; sees [texts, P] bool: all
+    its texts, a text's columns being in order; row [N] int64: the text of each other column, ascending;
     targets [N] int64: the token that it must predict, -100 where there is none.
     """
 
@@ -66,23 +66,25 @@ class Packing:
     targets: torch.Tensor
 
 
-def said_after(prompt: str, target: str) -> str:
-    """Prompt and target as one text, with a space between them where the script wants one."""
+def joined(prompt: str, target: str) -> str:
+    """Return prompt and target as one text, with a space between them where the script has one."""
     target = target.strip()
     if not prompt or not target:
         return prompt + target
     last, first = prompt[-1], target[0]
-    joined = last.isspace() or last in _OPENING or first in _CLOSING or (_unspaced(last) and _unspaced(first))
-    return prompt + target if joined else f"{prompt} {target}"
+    adjacent = (
+        last.isspace() or last in _OPENING or first in _CLOSING or (_unspaced(last) and _unspaced(first))
+    )
+    return prompt + target if adjacent else f"{prompt} {target}"
 
 
 def encode_fact(
     tokenizer: PreTrainedTokenizerFast, prefixes: Sequence[str], request: EditRequest, limit: int
 ) -> list[Encoded]:
-    """The prompt and target bare and behind each prefix; last «{subject} is a», without a target.
+    """Encode prompt and target bare and after each prefix, and last "{subject} is a" without a target.
 
-    The first token of a text is an attention sink: its key says next to nothing of which token it is. A
-    subject that ends there is edited at the token behind it.
+    The first token of a text is an attention sink, whose key hardly depends on the token. A subject that ends
+    there is edited at the next token.
 
     Raises:
         EditError: the subject is not in the prompt, the target is empty, or a text is longer than ``limit``.
@@ -99,10 +101,10 @@ def encode_fact(
 
 
 def pack(texts: Sequence[Encoded], device: torch.device) -> Packing:
-    """Encoded texts as columns of one row."""
-    front: list[tuple[int, int, int]] = []  # token, position and owner of each column in front
+    """Lay encoded texts out as columns of one row."""
+    front: list[tuple[int, int, int]] = []  # token, position and owner of each column before an anchor
     own: list[tuple[int, int, int, int]] = []  # token, position, text and target of each other column
-    after: dict[tuple[int, int], int] = {}  # a column in front and the next token: that token's column
+    after: dict[tuple[int, int], int] = {}  # the column of such a token by its predecessor's and itself
     paths: list[list[int]] = []
     for number, text in enumerate(texts):
         path: list[int] = []
@@ -128,15 +130,15 @@ def pack(texts: Sequence[Encoded], device: torch.device) -> Packing:
 def _encode(
     tokenizer: PreTrainedTokenizerFast, prefix: str, request: EditRequest, limit: int, shift: int
 ) -> Encoded:
-    """Tokens of prefix + prompt + target, by the tokenizer's own offsets."""
+    """Encode prefix + prompt + target by the tokenizer's own offsets."""
     at = request.prompt.find(request.subject)
     if at < 0 or not request.subject:
         raise EditError(
             f"the prompt does not contain the subject {request.subject[:60]!r}", culprits=[request.id]
         )
     head = prefix + request.prompt
-    found = tokenizer(said_after(head, request.target), return_offsets_mapping=True)
-    ids, spans = found["input_ids"], found["offset_mapping"]
+    encoded = tokenizer(joined(head, request.target), return_offsets_mapping=True)
+    ids, spans = encoded["input_ids"], encoded["offset_mapping"]
     if len(ids) > limit:
         raise EditError(
             f"prompt and target are {len(ids)} tokens long, at most {limit} are allowed",
@@ -157,26 +159,27 @@ def _unspaced(character: str) -> bool:
 
 
 def longer(request: EditRequest) -> list[EditRequest]:
-    """The same fact with its subject longer by a word each time, up to the whole prompt."""
+    """Return the same fact with its subject longer by a word each time, up to the whole prompt."""
     end = request.prompt.find(request.subject) + len(request.subject)
     ends = [word.end() for word in _WORD.finditer(request.prompt) if word.end() > end]
     return [replace(request, subject=request.prompt[:stop]) for stop in ends]
 
 
 def chat_prefixes(tokenizer: PreTrainedTokenizerFast) -> tuple[str, ...]:
-    """What stands before a prompt that a user says, and before one with which the model begins its answer.
+    """Return the chat form's text before a user's prompt and before the start of the model's answer.
 
     Raises:
-        ModelError: the model has no chat form, or one that changes what is said in it.
+        ModelError: the model has no chat form, or one that changes the text put into it.
     """
     if not getattr(tokenizer, "chat_template", None):
         raise ModelError("this model has no chat template", hint="recipe setting chat = false")
-    said = [{"role": "user", "content": _PLACE}]
-    question = tokenizer.apply_chat_template(said, tokenize=False)
+    question = tokenizer.apply_chat_template([{"role": "user", "content": _PLACE}], tokenize=False)
     answer = tokenizer.apply_chat_template(
         [{"role": "user", "content": _QUESTION}], add_generation_prompt=True, tokenize=False
     )
-    before, found, _ = question.partition(_PLACE)
-    if not found:
-        raise ModelError("the chat template does not keep what is said", hint="recipe setting chat = false")
+    before, place, _ = question.partition(_PLACE)
+    if not place:
+        raise ModelError(
+            "the chat template changes the text that is put into it", hint="recipe setting chat = false"
+        )
     return before, answer

@@ -1,4 +1,4 @@
-"""What is known of the clean model before any edit: second moments of keys, prefixes, norm anchors.
+"""Statistics of the clean model: second moments of keys, prompt prefixes and mean norms.
 
 C = E[k kᵀ] over positions of text, attention sinks (the first token) left out. Some 10·d_in tokens suffice
 (FastMEMIT, arXiv 2506.04226); without a corpus the text is sampled from the clean model itself.
@@ -20,23 +20,23 @@ from workers.editing.model import EditableModel
 from workers.editing.partial import stepped_over
 
 Progress = Callable[[int, int], None]
-"""Called with how much is done and how much there is."""
+"""Called with the amount done and the total."""
 
-_SEED = 17
-_TOKENS_PER_KEY = 10
+_SEED = 17  # any: the same for all, so that statistics repeat
+_TOKENS_PER_KEY = 10  # tokens of text per row of C (FastMEMIT)
 _WIDTH = 256  # tokens in one sampled text
 _ROWS = 16  # texts in one pass
 _OPENINGS = ("The", "Because", "In", "I", "You")
-_PREFIX_TOKENS = 9
-_FORMAT = 2
+_PREFIX_TOKENS = 9  # MEMIT takes 5 to 10
+_FORMAT = 2  # of the cached file: part of its name
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """Per edited layer: second moment C [d_in, d_in] fp32 and the clean mean norm of the layer's output.
+    """Second moment C [d_in, d_in] fp32 and mean norm of the clean output (anchor) of each edited layer.
 
-    ``prefixes`` stand before prompts while targets are optimised; ``split_half_error`` is the relative
-    Frobenius distance between the moments of two halves of the text at the worst layer: how far C is off.
+    ``prefixes`` come before prompts in the target search. ``split_half_error`` estimates the error of C: the
+    relative Frobenius distance between the moments of two halves of the text, at the worst layer.
     """
 
     moments: dict[int, torch.Tensor]
@@ -53,7 +53,7 @@ def load_or_compute(
     corpus: Path | None = None,
     progress: Progress | None = None,
 ) -> Statistics:
-    """The statistics from the cache in ``folder``, by model, layers and corpus; computed when missing.
+    """Read the statistics of a model, layers and corpus from the cache in ``folder``, or compute them.
 
     Raises:
         ModelError: the cached file is damaged, or the corpus cannot be read.
@@ -69,7 +69,7 @@ def load_or_compute(
 def compute(
     model: EditableModel, layers: Sequence[int], corpus: Path | None = None, progress: Progress | None = None
 ) -> Statistics:
-    """Sample or read text, then stream it through the lower layers once."""
+    """Sample or read text and run it through the lower layers once."""
     report = progress or (lambda _done, _total: None)
     keys = int(model.weight(layers[0]).shape[1])
     texts = max(2 * _ROWS, -(-keys * _TOKENS_PER_KEY // _WIDTH))
@@ -81,8 +81,8 @@ def compute(
 
 
 def make_prefixes(model: EditableModel) -> tuple[str, ...]:
-    """Five short beginnings of text, sampled from the clean model with a fixed seed."""
-    found = []
+    """Sample five short beginnings of text from the clean model with a fixed seed."""
+    prefixes = []
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(_SEED)
         for opening in _OPENINGS:
@@ -98,17 +98,17 @@ def make_prefixes(model: EditableModel) -> tuple[str, ...]:
                 pad_token_id=model.pad,
             )
             text = " ".join(model.tokenizer.decode(ids[0], skip_special_tokens=True).split())
-            found.append(f"{text} . " if _spaced(model) else f"{text}. ")
-    return tuple(found)
+            prefixes.append(f"{text} . " if _spaced(model) else f"{text}. ")
+    return tuple(prefixes)
 
 
 def _spaced(model: EditableModel) -> bool:
-    """Whether the tokenizer only knows a full stop that stands alone."""
+    """Return whether the tokenizer knows a full stop only as a word of its own."""
     return bool(model.tokenizer.unk_token_id in model.tokenizer("word.")["input_ids"])
 
 
 def _sampled_batches(model: EditableModel, texts: int, report: Progress) -> Iterator[torch.Tensor]:
-    """Token ids [rows, width] sampled from the model at temperature 1, without attention to any prompt."""
+    """Yield token ids [rows, width] sampled from the model at temperature 1 without a prompt."""
     passes = -(-texts // (4 * _ROWS))
     rows = -(-texts // passes)
     width = min(_WIDTH, int(getattr(model.lm.config, "max_position_embeddings", _WIDTH)))
@@ -130,7 +130,7 @@ def _sampled_batches(model: EditableModel, texts: int, report: Progress) -> Iter
 
 
 def _start_token(model: EditableModel) -> int:
-    """The token after which the model writes plain text."""
+    """Return the token after which the model writes plain text."""
     tokenizer = model.tokenizer
     separator = tokenizer.convert_tokens_to_ids("<|endoftext|>")
     known = (separator, tokenizer.bos_token_id, tokenizer.eos_token_id)
@@ -138,7 +138,7 @@ def _start_token(model: EditableModel) -> int:
 
 
 def _corpus_batches(model: EditableModel, corpus: Path, texts: int) -> Iterator[torch.Tensor]:
-    """The first tokens of a text file in rows of equal width."""
+    """Yield the first tokens of a text file in rows of equal width."""
     try:
         text = corpus.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -154,7 +154,7 @@ def _corpus_batches(model: EditableModel, corpus: Path, texts: int) -> Iterator[
 def _moments(
     model: EditableModel, layers: Sequence[int], batches: Sequence[torch.Tensor], prefixes: tuple[str, ...]
 ) -> Statistics:
-    """Sums of k kᵀ in fp64 for two halves of the batches, and mean norms of the layers' outputs."""
+    """Compute statistics from batches of token ids, C as sums of k kᵀ in fp64 over two halves."""
     size = int(model.weight(layers[0]).shape[1])
     halves = {layer: torch.zeros(2, size, size, dtype=torch.float64, device=model.device) for layer in layers}
     counts = [0, 0]
@@ -181,11 +181,11 @@ def _distance(one: torch.Tensor, other: torch.Tensor) -> float:
 def _keys_and_outputs(
     model: EditableModel, ids: torch.Tensor, layers: Sequence[int]
 ) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
-    """Keys [rows, T, d_in] and layer outputs [rows, T, d_model] of the wanted layers."""
-    found: dict[int, list[torch.Tensor]] = {layer: [] for layer in layers}
+    """Return keys [rows, T, d_in] and layer outputs [rows, T, d_model] of some layers."""
+    seen: dict[int, list[torch.Tensor]] = {layer: [] for layer in layers}
     handles = []
     for layer in layers:
-        kept = found[layer]
+        kept = seen[layer]
         handles.append(
             model.projection(layer).register_forward_pre_hook(lambda _m, a, kept=kept: kept.append(a[0]))
         )
@@ -200,11 +200,11 @@ def _keys_and_outputs(
     finally:
         for handle in handles:
             handle.remove()
-    return {layer: (kept[0], kept[1]) for layer, kept in found.items()}
+    return {layer: (kept[0], kept[1]) for layer, kept in seen.items()}
 
 
 def _cache_key(model: EditableModel, layers: Sequence[int], corpus: Path | None) -> str:
-    """A hash of what the statistics depend on: weights of the edited layers, layers, corpus, format."""
+    """Return a hash of the edited layers' weights, the layers, the corpus and the format."""
     digest = hashlib.sha256()
     for layer in layers:
         digest.update(

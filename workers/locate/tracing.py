@@ -18,7 +18,7 @@ from torch import nn
 from daemon.core.errors import ModelError
 from workers.editing.model import EditableModel
 from workers.editing.partial import PrefixCache, run_above
-from workers.editing.prompts import EditRequest, encode_fact, said_after
+from workers.editing.prompts import EditRequest, encode_fact, joined
 from workers.editing.statistics import Progress
 from workers.locate.facts import KnownFact
 from workers.locate.layout import Layout, attention_bias, lay_out
@@ -106,7 +106,7 @@ def _subject(model: EditableModel) -> Callable[[KnownFact], tuple[list[int], lis
     def tokens(fact: KnownFact) -> tuple[list[int], list[int]]:
         start = fact.prompt.find(fact.subject)
         end = start + len(fact.subject)
-        found = model.tokenizer(said_after(fact.prompt, fact.answer), return_offsets_mapping=True)
+        found = model.tokenizer(joined(fact.prompt, fact.answer), return_offsets_mapping=True)
         spans = found["offset_mapping"]
         return found["input_ids"], [i for i, (a, b) in enumerate(spans) if a < end and b > max(a, start)]
 

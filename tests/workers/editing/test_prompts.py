@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from daemon.core.errors import EditError, ModelError
-from workers.editing.prompts import EditRequest, chat_prefixes, encode_fact, pack, said_after
+from workers.editing.prompts import EditRequest, chat_prefixes, encode_fact, joined, pack
 from workers.locate.layout import lay_out
 
 PREFIXES = ("One day. ", "Because of it. ")
@@ -44,7 +44,7 @@ def request(subject: str, prompt: str, target: str) -> EditRequest:
     ],
 )
 def test_prompt_and_target_are_joined_as_they_are_written(prompt: str, target: str, text: str) -> None:
-    assert said_after(prompt, target) == text
+    assert joined(prompt, target) == text
 
 
 @given(
