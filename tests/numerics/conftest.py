@@ -16,9 +16,6 @@ from workers.editing.targets import find_targets
 RECIPE = Published(  # Adam, but all else as in production
     residual="full",
     stop="mpes",
-    first_prompts=3,
-    early_steps=4,
-    mends=2,
     layers=(0, 1),
     lambda_prior=0.02,
     lambda_norm=1e-3,

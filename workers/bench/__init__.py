@@ -1,1 +1,1 @@
-"""``errata bench``: the editor measured on the field's data, by the field's metrics and by plain decoding."""
+"""``errata bench`` measures the editor on CounterFact and zsRE."""

@@ -30,7 +30,7 @@ class BenchFact:
 
 
 def load_facts(name: str, n: int, seed: int | None, path: Path | None) -> list[BenchFact]:
-    """``n`` facts, no two about one subject: the file's first, or drawn from the whole of it by ``seed``.
+    """Return ``n`` facts of different subjects, the file's first or, with ``seed``, drawn from all of it.
 
     Raises:
         ConfigError: the file is missing, unreadable or too short.
@@ -39,18 +39,18 @@ def load_facts(name: str, n: int, seed: int | None, path: Path | None) -> list[B
     if seed is not None:
         random.Random(seed).shuffle(records)
     make = _counterfact if name == "counterfact" else _zsre
-    found: dict[str, BenchFact] = {}
+    facts: dict[str, BenchFact] = {}
     for number, record in enumerate(records):
         fact = make(record, number)
-        if fact is not None and fact.request.subject not in found:
-            found[fact.request.subject] = fact
-        if len(found) == n:
-            return list(found.values())
-    raise ConfigError(f"{name} has {len(found)} facts of different subjects, {n} were asked for")
+        if fact is not None and fact.request.subject not in facts:
+            facts[fact.request.subject] = fact
+        if len(facts) == n:
+            return list(facts.values())
+    raise ConfigError(f"{name} has {len(facts)} facts of different subjects, {n} were asked for")
 
 
 def _find(name: str, path: Path | None) -> Path:
-    """The file that was named, the one beside the checkout, or the one of the hub."""
+    """Return the named file, the one beside the checkout, or the hub's."""
     if path is not None:
         return path
     near = Path("..") / "shared" / "data" / f"{name}.jsonl"
@@ -82,11 +82,11 @@ def _records(path: Path) -> Iterator[Mapping[str, Any]]:
 
 
 def _parquet(path: Path) -> list[Mapping[str, Any]]:
-    """All rows of a table as the hub has it.
+    """Return all rows of a parquet file.
 
     Raises:
         ConfigError: pyarrow is not installed.
-        OSError, ValueError: the file is none.
+        OSError, ValueError: it is no parquet file.
     """
     try:
         table = import_module("pyarrow.parquet")
@@ -99,7 +99,7 @@ def _parquet(path: Path) -> list[Mapping[str, Any]]:
 
 
 def _counterfact(record: Mapping[str, Any], number: int) -> BenchFact | None:
-    """A flat record, or one of the published file with its lists."""
+    """Make a fact of a flat record, or of the published form with its lists."""
     rewrite = record.get("requested_rewrite")
     if rewrite is None:
         flat = record
@@ -126,7 +126,7 @@ def _counterfact(record: Mapping[str, Any], number: int) -> BenchFact | None:
 
 
 def _zsre(record: Mapping[str, Any], number: int) -> BenchFact | None:
-    """Questions; the neighborhood is an unrelated question."""
+    """Make a fact of a record of questions. The neighborhood is an unrelated question."""
     if record["subject"] not in record["src"]:
         return None
     request = EditRequest(str(number), record["subject"], record["src"], record["alt"])

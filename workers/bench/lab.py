@@ -50,7 +50,7 @@ def engine() -> str:
 
 @torch.no_grad()
 def forward_unit(model: EditableModel, repeats: int = 3) -> float:
-    """Seconds of one forward pass over 8 sequences of 125 tokens, the fastest of some: the unit of cost."""
+    """Return the unit of cost: seconds of the fastest of some passes over 8 sequences of 125 tokens."""
     vocabulary = model.lm.get_output_embeddings().weight.shape[0]
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, vocabulary, (_UNIT_ROWS, _UNIT_TOKENS), generator=generator).to(model.device)

@@ -1,4 +1,4 @@
-"""What a bench leaves behind: JSON lines, a table, and curves as PNG."""
+"""The results of a bench as JSON lines, a table, and curves as PNG."""
 
 import json
 import os
@@ -35,8 +35,8 @@ _OWN = (_ROWS, _SETTINGS, _CURVES, _STATES)
 class Report:
     """Rows of one bench, appended to ``folder``/rows.jsonl as they come.
 
-    A run of the same ``settings`` that was interrupted is gone on with; what else lies in the folder is put
-    aside into ``earlier``. ``resumed`` is the number of rows that were there.
+    An interrupted run of the same ``settings`` is resumed. Results of other runs move to the folder
+    ``earlier``. ``resumed`` is the number of rows that were there.
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any], *, fresh: bool = False) -> None:
@@ -61,17 +61,17 @@ class Report:
         self._note(finished=False)
 
     def finish(self) -> None:
-        """All rows are there: the same command begins anew."""
+        """Note that all rows are there, so that the same command starts over."""
         self._note(finished=True)
         for state in self.folder.glob(_STATES):
             state.unlink()
 
     def has(self, **values: Any) -> bool:
-        """Whether there is a row with these values."""
+        """Return whether there is a row with these values."""
         return any(all(row.get(name) == value for name, value in values.items()) for row in self.rows)
 
     def _is_unfinished(self) -> bool:
-        """Whether the folder holds an interrupted run of these settings."""
+        """Return whether the folder holds an interrupted run of these settings."""
         try:
             noted = json.loads((self.folder / _SETTINGS).read_text(encoding="utf-8"))
             same = bool(noted["settings"] == self._settings)
@@ -80,7 +80,7 @@ class Report:
             return False
 
     def _put_aside(self) -> None:
-        """Move what an earlier run left into a folder of its own."""
+        """Move an earlier run's files into a folder of their own."""
         left = [path for pattern in _OWN for path in self.folder.glob(pattern)]
         if not left:
             return
@@ -96,7 +96,7 @@ class Report:
         write_durably(self.folder / _SETTINGS, json.dumps(noted, indent=1).encode())
 
     def add(self, *parts: Any, **values: Any) -> dict[str, Any]:
-        """One row of dataclasses and values."""
+        """Add one row of dataclasses, mappings and values."""
         row = dict(values)
         for part in parts:
             row |= asdict(part) if is_dataclass(part) and not isinstance(part, type) else dict(part)
@@ -106,14 +106,14 @@ class Report:
         return row
 
     def table(self, title: str, columns: Sequence[str]) -> Table:
-        """The rows as a table of these columns."""
+        """Return the rows as a table of these columns."""
         table = Table(*(_SHORT.get(name, name) for name in columns), title=title)
         for row in self.rows:
             table.add_row(*(_shown(row.get(name)) for name in columns))
         return table
 
     def curves(self, x: str, names: Sequence[str], title: str) -> Path | None:
-        """Draw ``names`` against ``x``; None where matplotlib is not installed (extra ``bench``)."""
+        """Draw ``names`` against ``x``, or return None without matplotlib (extra ``bench``)."""
         try:
             figures = import_module("matplotlib.figure")
             canvases = import_module("matplotlib.backends.backend_agg")
@@ -142,7 +142,7 @@ class Report:
 
 
 def _whole_lines(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file, without a last one that was cut off."""
+    """Return the rows of a file without a last one that was cut off."""
     rows = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:

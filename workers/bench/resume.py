@@ -1,4 +1,4 @@
-"""What a bench that may be interrupted keeps beside its rows: the pairs written so far, and where it was."""
+"""Save and restore the state of a bench: the pairs written so far and its progress."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -14,12 +14,12 @@ from daemon.core.errors import ConfigError
 from daemon.core.fsio import write_durably
 from workers.editing.editor import Associations, Editor
 
-_SAME = 1e-3  # relative difference of ‖W − W0‖ up to which restored weights are the ones that were kept
+_SAME = 1e-3  # relative difference of ‖W − W0‖ that rounding may make between saved and restored weights
 
 
 @dataclass(frozen=True)
 class Saved:
-    """Writes in their order, and what their bench noted."""
+    """A bench's writes in their order, and its own notes."""
 
     parts: list[Associations]
     about: Mapping[str, Any]
@@ -32,7 +32,7 @@ class Keeper:
         self._folder = folder
 
     def save(self, name: str, editor: Editor, parts: Sequence[Associations], **about: Any) -> None:
-        """Keep the pairs that the editor holds, write by write, and ``about``, which is JSON."""
+        """Save the pairs of each write in order, and ``about`` as JSON."""
         tensors = {}
         for layer in editor.layers:
             if parts:
@@ -42,12 +42,12 @@ class Keeper:
         write_durably(self._path(name), save(tensors, metadata={"errata": json.dumps(noted)}))
 
     def restore(self, name: str, editor: Editor) -> Saved | None:
-        """Bring a fresh editor to where it was; None where nothing was kept.
+        """Bring a fresh editor to the saved state, or return None where none was saved.
 
-        A recipe that can forget is solved in one shot; any other is a function of its writes, in their order.
+        Exact recipes are solved in one shot. Others depend on their writes' order, so these are repeated.
 
         Raises:
-            ConfigError: the file is damaged, or does not amount to the weights that it was kept of.
+            ConfigError: the file is damaged, or does not give the weights that it was saved from.
         """
         path = self._path(name)
         if not path.exists():
@@ -61,7 +61,7 @@ class Keeper:
         for layer, norm in noted["norms"].items():
             now = editor.delta_norms()[int(layer)][1]
             if not abs(now - norm) <= _SAME * max(norm, _SAME):
-                raise ConfigError(f"{path} does not give its weights back", hint="begin anew with --fresh")
+                raise ConfigError(f"{path} does not give its weights back", hint="start over with --fresh")
         return Saved(parts, noted["about"])
 
     def _path(self, name: str) -> Path:
@@ -87,5 +87,5 @@ def _read(path: Path, layers: Sequence[int]) -> tuple[list[Associations], dict[s
             )
             start += len(ids)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise ConfigError(f"{path} is damaged: {error}", hint="begin anew with --fresh") from error
+        raise ConfigError(f"{path} is damaged: {error}", hint="start over with --fresh") from error
     return parts, noted

@@ -1,6 +1,6 @@
-"""The benches: each takes an editor, writes facts, measures, and adds rows to a report.
+"""The benches write facts by an editor, measure, and add rows to a report.
 
-Rows that a report has are not measured again, and what was written before an interruption is put back.
+Rows that a report has are not measured again, and facts written before an interruption are restored.
 """
 
 import random
@@ -23,14 +23,14 @@ from workers.editing.prompts import EditRequest
 from workers.editing.recipes import Recipe
 from workers.progress import Step
 
-_CYCLE = 3  # rounds of a chain of revisions after which a fact hears its first object again
+_CYCLE = 3  # rounds after which a revised fact has its first object again
 _BASE, _RETRACTED_BASE = "(base)", "retracted facts, base model"
 
 
 def run_table(
     lab: Lab, facts: Sequence[BenchFact], recipes: Sequence[Recipe], size: int, report: Report, step: Step
 ) -> None:
-    """One row a recipe: all metrics after the last batch, against the base model's."""
+    """Add a row of all metrics for the base model and for each recipe after its last batch."""
     unit = forward_unit(lab.model)
     for recipe in recipes:
         if report.has(recipe=recipe.name):
@@ -59,10 +59,10 @@ def run_table(
 
 
 class Sequencer:
-    """Lifelong editing: batch after batch into one model, old facts reviewed and mended on the way.
+    """Lifelong editing of one model, batch after batch, with older facts reviewed and mended.
 
-    After each batch as many facts of those that were reviewed longest ago are asked as ``review`` allows;
-    what has slipped gets a new value (``Editor.mend``), which takes the place of its old one.
+    After each batch the ``review`` facts that were asked longest ago are asked again. Those that slipped get
+    a new pair in place of the old one (``Editor.mend``).
     """
 
     def __init__(self, editor: Editor, review: int) -> None:
@@ -76,7 +76,7 @@ class Sequencer:
         self._sizes: list[int] = []  # facts of each single write
 
     def keep(self, keeper: Keeper, seconds: float) -> None:
-        """Keep all that ``resume`` needs."""
+        """Save all that ``resume`` needs."""
         starts = [sum(self._sizes[:place]) for place in range(len(self._sizes))]
         parts = [
             Associations.concat(self.pairs[start : start + size])
@@ -86,10 +86,10 @@ class Sequencer:
         keeper.save(self.editor.recipe.name, self.editor, parts, seconds=seconds, **noted)
 
     def resume(self, keeper: Keeper, requests: Sequence[EditRequest]) -> float:
-        """Go on where a run over the same ``requests`` was interrupted; the seconds that it had taken.
+        """Resume an interrupted run over the same ``requests`` and return the seconds that it had taken.
 
         Raises:
-            ConfigError: what was kept is damaged.
+            ConfigError: the saved state is damaged.
         """
         saved = keeper.restore(self.editor.recipe.name, self.editor)
         if saved is None:
@@ -103,13 +103,13 @@ class Sequencer:
         return float(saved.about["seconds"])
 
     def write(self, batch: Sequence[EditRequest]) -> None:
-        """Write one batch, then look after the old."""
+        """Write one batch, then review older facts."""
         known = len(self.requests)
         self._write_guarded(batch)
         self.done += len(batch)
         recipe = self.editor.recipe
         if self.review and recipe.exact and recipe.mends:
-            self._look_after(known)
+            self._review_older(known)
 
     def _write_guarded(self, batch: Sequence[EditRequest]) -> None:
         for part, written in _write_allowed(self.editor, batch):
@@ -120,7 +120,7 @@ class Sequencer:
             batch = [request for request in batch if request not in part]
         self.refused += len(batch)
 
-    def _look_after(self, known: int) -> None:
+    def _review_older(self, known: int) -> None:
         oldest = sorted(range(known), key=lambda i: self._asked[i])[: self.review]
         prompts, targets = (
             zip(*((self.requests[i].prompt, self.requests[i].target) for i in oldest), strict=True)
@@ -144,7 +144,7 @@ class Sequencer:
 def _write_allowed(
     editor: Editor, batch: Sequence[EditRequest]
 ) -> list[tuple[Sequence[EditRequest], Associations]]:
-    """As the worker does: without what a guard refuses; where it does not say which, halves find it."""
+    """Write a batch in the parts that the guards allow, as the worker does."""
     try:
         return [(batch, editor.write(batch))]
     except EditError as error:
@@ -153,7 +153,7 @@ def _write_allowed(
 
 
 def _written(editor: Editor, facts: Sequence[BenchFact]) -> Associations:
-    """One write of what the guards allow of the facts."""
+    """Write the facts that the guards allow and return their pairs."""
     nothing = Associations([], {}, {})
     for layer in editor.layers:
         d_out, d_in = editor.model.weight(layer).shape
@@ -176,7 +176,7 @@ def run_sequence(
     report: Report,
     step: Step,
 ) -> None:
-    """Facts in batches, measured at every ``every`` facts on all so far, and on the first 100."""
+    """Write facts in batches and measure after each ``every`` facts, on all so far and on the first 100."""
     if report.has(recipe=recipe.name, n=len(facts)):
         step(recipe.name, len(facts), len(facts))
         return
@@ -211,7 +211,7 @@ def run_sequence(
 def run_revisions(
     lab: Lab, facts: Sequence[BenchFact], recipe: Recipe, rounds: int, report: Report, step: Step
 ) -> None:
-    """The same facts revised again and again: forgetting the old value first, and by history alone."""
+    """Revise the same facts in rounds, first forgetting the old value, then by history alone."""
     half, keeper = len(facts) // 2, Keeper(report.folder)
     revised, others = facts[:half], facts[half:]
     told = _told(facts, half, rounds)
@@ -255,9 +255,9 @@ def run_revisions(
 
 
 def _told(facts: Sequence[BenchFact], half: int, rounds: int) -> list[list[str]]:
-    """What each round says of the first half: objects of all facts in turn, the same in every third round.
+    """Return the objects of the first half in each round, the same in every third round.
 
-    So the norm of a later round compares with that of the first one, and what is left is growth.
+    So a later round's norm can be compared with the first one's, and a difference is growth.
     """
     objects = [fact.request.target for fact in facts]
     return [
@@ -276,7 +276,7 @@ def run_retract(
     report: Report,
     step: Step,
 ) -> None:
-    """Write all, retract some in random order, then the rest."""
+    """Write all facts, retract some in random order, then the rest."""
     editor = lab.editor(recipe)
     scorer = Scorer(editor)
     clean = editor.published()

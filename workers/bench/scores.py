@@ -1,4 +1,4 @@
-"""The field's metrics and plain decoding, on one set of facts."""
+"""The metrics of the field and greedy decoding, on one set of facts."""
 
 import math
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from workers.probes.perplexity import heldout_texts
 
 @dataclass(frozen=True)
 class Scores:
-    """Shares in 0..1, of facts.
+    """Shares of facts, 0 to 1, and a ratio of perplexities.
 
     es, ps: the new object is more probable than the true one after the prompt, the paraphrase; ns: the true
     one after the neighborhood prompt (ROME, arXiv 2202.05262; mean NLL of a token); s: their harmonic mean.
@@ -35,7 +35,7 @@ class Scores:
 
 
 class Scorer:
-    """Scores an editor's model; remembers the base model's perplexity."""
+    """Scores an editor's model against the base model's perplexity."""
 
     def __init__(self, editor: Editor) -> None:
         self._editor = editor
@@ -44,11 +44,11 @@ class Scorer:
             self._base_nll = editor.model.token_nll(self._texts)
 
     def perplexity(self) -> float:
-        """Perplexity on held-out text as a ratio to the base model's."""
+        """Return the perplexity on held-out text as a ratio to the base model's."""
         return math.exp(self._editor.model.token_nll(self._texts) - self._base_nll)
 
     def score(self, facts: Sequence[BenchFact]) -> Scores:
-        """All metrics of the facts, on the weights that the model has now."""
+        """Return all metrics of the facts on the weights that the model has now."""
         model = self._editor.model
         new, true = [fact.request.target for fact in facts], [fact.true for fact in facts]
         prompts = [fact.request.prompt for fact in facts]
@@ -63,20 +63,20 @@ class Scorer:
         )
 
     def greedy(self, facts: Sequence[BenchFact]) -> list[bool]:
-        """For each fact whether greedy decoding begins with its new object."""
+        """Return for each fact whether greedy decoding begins with its new object."""
         return [reading.ok for reading in self._editor.verify([fact.request for fact in facts])]
 
 
 def _preferred(
     model: EditableModel, prompts: Sequence[str], wanted: Sequence[str], other: Sequence[str]
 ) -> tuple[float, float]:
-    """Shares of prompts after which ``wanted`` is likelier than ``other``, and is every token's argmax."""
+    """Return the shares of prompts after which ``wanted`` is likelier than ``other``, and is the argmax."""
     nll, exact = model.target_scores(prompts, wanted)
     against, _ = model.target_scores(prompts, other)
     return float((nll < against).double().mean()), float(exact.double().mean())
 
 
 def base_scores(editor: Editor, scorer: Scorer, facts: Sequence[BenchFact]) -> Scores:
-    """The scores of the unedited model."""
+    """Return the scores of the unedited model."""
     with torch.no_grad(), editor.base_weights():
         return scorer.score(facts)

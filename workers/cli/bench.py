@@ -154,7 +154,9 @@ def counterfact(common: Common, n: Count = 24, batch: Batch = 24) -> None:
 
 @bench_command
 def zsre(common: Common, n: Count = 24, batch: Batch = 24) -> None:
-    """The same on zsRE's questions; the neighborhood is an unrelated question.
+    """The same on zsRE's questions.
+
+    The neighborhood is an unrelated question.
 
     Example: errata bench zsre --n 24 --recipe encore-blue
     """
@@ -232,7 +234,7 @@ def retract(
     batch: Batch = 20,
     retract: Annotated[int, typer.Option(min=1, help="facts to take back, in random order")] = 20,
 ) -> None:
-    """Take facts back one by one, in random order; then all of them.
+    """Retract some facts one by one in random order, then all of them.
 
     Example: errata bench retract --n 60 --retract 20
     """
@@ -256,7 +258,7 @@ def cost(
         str | None, typer.Option(help="llama-3-8b or small: random weights of that shape")
     ] = None,
 ) -> None:
-    """Where the time of one batch goes, in seconds and forward units; whether cost grows with history.
+    """Where the time of one batch goes, and whether the cost grows with the facts held.
 
     A forward unit is the time of one forward pass over 8 sequences of 125 tokens in the same process.
 
@@ -287,7 +289,7 @@ def _norms(bench: Bench) -> tuple[str, ...]:
 
 
 def _settings(pairs: Sequence[str] | None) -> dict[str, Any]:
-    """Parse options of the form name=JSON; what is no JSON is text."""
+    """Parse options of the form name=JSON, or name=text."""
     settings = {}
     for pair in pairs or ():
         name, sign, value = pair.partition("=")

@@ -1,4 +1,4 @@
-"""The command that chooses layers: locate."""
+"""The command ``locate``, which chooses layers."""
 
 import json
 import time
@@ -44,48 +44,46 @@ def locate(
     out: Annotated[
         Path | None, typer.Option(help="folder of results; without it, locate in the data directory")
     ] = None,
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="begin anew, even where a run was interrupted")
-    ] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="start over instead of resuming")] = False,
     picture: Annotated[bool, typer.Option(help="draw locate.png (extra bench)")] = True,
     as_json: Json = False,
 ) -> None:
-    """Choose the layers to edit in a model that nobody knows yet, and write them down as a recipe file.
+    """Choose the layers to edit in a model and write them to a recipe file.
 
     Facts that the model knows are traced: their subject becomes noise, and one layer's state at the subject's
     last token is put back; what returns of the answer's probability shows where facts are recalled. The pairs
     of boundary layers that follow are tried by real edits, the best ones again on other facts. The model's
-    files are not touched. Ends with an error where no pair takes half of the edits. The same command goes on
-    with a run that was interrupted.
+    files are not touched. Ends with an error where no pair takes half of the edits. Run the
+    same command again to resume an interrupted run.
 
     Examples: errata locate | errata locate --against 3,8 --seed 1 | errata locate --facts mine.jsonl --json
     """
     from workers.bench.lab import engine
     from workers.bench.report import Report
     from workers.locate import report
-    from workers.locate.run import Plan, locate_layers
+    from workers.locate.run import Options, locate_layers
     from workers.progress import progress_bars
 
     config, start = load(context), time.monotonic()
     if picture:
         report.require_pictures()
     rivals = tuple(_pair(text) for text in against or ())
-    plan = Plan(recipe or config.edit.recipe, facts, n, noises, edits, batch, pairs, rivals, seed)
+    options = Options(recipe or config.edit.recipe, facts, n, noises, edits, batch, pairs, rivals, seed)
     console, folder = Console(stderr=True), out or config.data_dir / "locate"
-    same = {"plan": asdict(plan), "edit": config.edit.recipe_overrides, "model": config.model_path}
+    same = {"plan": asdict(options), "edit": config.edit.recipe_overrides, "model": config.model_path}
     kept = Report(folder, {**same, "dtype": config.model.dtype, "engine": engine()}, fresh=fresh)
     if kept.resumed:
         console.print(f"resuming after {kept.resumed} results in {folder} (--fresh starts over)")
     with progress_bars(console) as step:
-        found = locate_layers(config, plan, kept, step)
+        found = locate_layers(config, options, kept, step)
     kept.finish()
     model = config.model_path.name
-    document = report.document(plan, found, model, time.monotonic() - start)
+    document = report.document(options, found, model, time.monotonic() - start)
     report.write_text(folder / "locate.json", json.dumps(document, indent=1))
     if picture:
         report.draw(folder / "locate.png", found.trace, found.choice)
     found.require_useful()
-    recipe_text = report.recipe_text(plan, config.edit.recipe_overrides, found.layers, model)
+    recipe_text = report.recipe_text(options, config.edit.recipe_overrides, found.layers, model)
     report.write_text(folder / "recipe.toml", recipe_text)
     if as_json:
         typer.echo(json.dumps(document))
@@ -100,7 +98,7 @@ def locate(
 
 
 def _pair(text: str) -> "Pair":
-    """``3,8`` as two layers."""
+    """Parse ``3,8`` as two layers."""
     parts = [part.strip() for part in text.split(",")]
     if len(parts) != 2 or not all(part.isdecimal() for part in parts):
         raise typer.BadParameter(f"{text!r} is not a pair of layers such as 3,8", param_hint="--against")

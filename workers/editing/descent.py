@@ -11,7 +11,7 @@ class Descent(Protocol):
     """An optimiser of rows that begin together and stop when told."""
 
     def step(self, gradient: torch.Tensor, moving: torch.Tensor) -> None:
-        """Take one step in place for the rows [n] bool that move; gradient [n, width]."""
+        """Take one step in place along gradient [n, width] for the rows that are ``moving`` [n] bool."""
 
 
 class Normalised:
@@ -26,7 +26,7 @@ class Normalised:
         self._mean = torch.zeros_like(rows)
 
     def step(self, gradient: torch.Tensor, moving: torch.Tensor) -> None:
-        """Take one step in place for the rows [n] bool that move; gradient [n, width]."""
+        """Take one step in place along gradient [n, width] for the rows that are ``moving`` [n] bool."""
         self._mean.mul_(_MOMENTUM).add_(gradient, alpha=1 - _MOMENTUM)
         direction = self._mean / self._mean.norm(dim=1, keepdim=True).clamp(min=1e-30)
         self._rows.sub_(moving[:, None] * self._length * direction)

@@ -174,9 +174,9 @@ class Editor:
         }
 
     def verify(self, requests: Sequence[EditRequest]) -> list[Reading]:
-        """Decode each prompt greedily; an answer is right if it begins with the target, in whole words.
+        """Decode each prompt greedily and compare the answers with the targets.
 
-        Case is ignored.
+        An answer is right if it begins with the target, in whole words, case ignored.
         """
         if not requests:
             return []

@@ -110,7 +110,7 @@ class EditableModel:
     def target_scores(
         self, prompts: Sequence[str], targets: Sequence[str]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return ``target_nll`` [n], and whether every token of the target is the most probable one [n] bool."""
+        """Return ``target_nll`` [n], and [n] bool whether every target token is the most probable one."""
         texts = [joined(prompt, target) for prompt, target in zip(prompts, targets, strict=True)]
         means: list[torch.Tensor] = []
         exact: list[torch.Tensor] = []

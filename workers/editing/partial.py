@@ -37,7 +37,7 @@ class PrefixCache:
     def update(
         self, keys: torch.Tensor, values: torch.Tensor, layer: int, *_: object, **__: object
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return keys and values [rows, heads, columns, width] of this pass with the cached ones before them."""
+        """Return keys and values [rows, heads, columns, width] with the cached ones before this pass's."""
         if self.recording:
             self.kept[layer] = (keys.detach(), values.detach())
         if self.recording or layer not in self.kept:
@@ -109,7 +109,7 @@ class Packed:
         )
 
     def parts(self, index: torch.Tensor, columns: int) -> Iterator[torch.Tensor]:
-        """Cut an index [n] into parts of about ``columns`` new columns and up to 8 times as many cached ones."""
+        """Cut an index [n] into parts of about ``columns`` new and up to 8 times as many cached columns."""
         own = torch.bincount(self.row, minlength=len(self.values))
         weight = torch.maximum(own, self.sees.sum(1) / _FRONT)[index].double()
         count = max(1, math.ceil(float(weight.sum()) / columns - _SPARE))

@@ -21,7 +21,7 @@ _UNSPACED = (("\u3040", "\u30ff"), ("\u3400", "\u9fff"), ("\uf900", "\ufaff"))  
 
 @dataclass(frozen=True)
 class EditRequest:
-    """One fact to write, which completes ``prompt`` with ``target``. The prompt contains ``subject`` literally."""
+    """A fact to write: ``prompt``, which contains ``subject`` literally, is to be followed by ``target``."""
 
     id: str
     subject: str
@@ -31,7 +31,7 @@ class EditRequest:
 
 @dataclass(frozen=True)
 class Encoded:
-    """One text as tokens, with the edited column and the start of the target (the length if there is none)."""
+    """A text as tokens, with the edited column and the start of the target (without one, the length)."""
 
     ids: list[int]
     anchor: int

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Recipe(BaseModel):
-    """Settings of ``encore-blue``, the production method; the defaults are those for SmolLM2-135M."""
+    """Settings of ``encore-blue``, the production method, with defaults for SmolLM2-135M."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -75,7 +75,7 @@ class Recipe(BaseModel):
         return self.mends > 0 and self.exact and self.own_targets
 
     def descent(self, delta: "torch.Tensor", reach: "torch.Tensor") -> "Descent":
-        """Return the optimiser of δ [n, d_out], in place; reach [n] is ‖h‖."""
+        """Return the optimiser that changes δ [n, d_out] in place. reach [n]: ‖h‖."""
         from workers.editing.descent import Normalised
 
         return Normalised(delta, self.learning_rate, reach)

@@ -1,4 +1,4 @@
-"""Search the values that make facts true: one δ a fact at its subject's last token, optimised in batches.
+"""Search the values that make facts true, one δ a fact at its subject's last token.
 
 Loss of a fact (MEMIT, arXiv 2210.07229, section 4.2, with the settings of ENCORE, arXiv 2502.01636): mean NLL
 of the target over the bare and the prefixed prompts + kl·KL(clean ‖ edited) after "{subject} is a" +

@@ -1,1 +1,1 @@
-"""``errata locate``: which layers of a model to edit, by causal tracing and by real edits."""
+"""``errata locate`` chooses the layers to edit by causal tracing and by real edits."""

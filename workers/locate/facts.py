@@ -1,4 +1,4 @@
-"""Facts that most models know: traced as they are, and edited into something else to try a pair of layers."""
+"""Facts that most models know, to be traced, and edits of them, to try a pair of layers."""
 
 import json
 import random
@@ -19,7 +19,7 @@ _LEAST = 12  # known facts: a third is edited to choose, a third to check, a thi
 
 @dataclass(frozen=True)
 class KnownFact:
-    """After ``prompt``, which contains ``subject`` literally, and after ``paraphrase`` comes ``answer``."""
+    """A fact whose ``answer`` follows ``prompt``, which contains ``subject``, and ``paraphrase``."""
 
     relation: str
     subject: str
@@ -30,14 +30,14 @@ class KnownFact:
 
 @dataclass(frozen=True)
 class Trial:
-    """Edits by which pairs of layers are compared, and others by which the choice is checked."""
+    """Edits for comparing pairs of layers, and others for checking the choice."""
 
     sweep: list[BenchFact]
     check: list[BenchFact]
 
 
 def read_known(path: Path | None) -> list[KnownFact]:
-    """The shipped facts, or those of a file: JSON lines with the fields of ``KnownFact``.
+    """Read the shipped facts, or a file of JSON lines with the fields of ``KnownFact``.
 
     Raises:
         ConfigError: the file cannot be read, or a line is no such fact.
@@ -57,8 +57,8 @@ def read_known(path: Path | None) -> list[KnownFact]:
 def _known(line: str, where: str) -> KnownFact:
     hint = f"an object with the texts {', '.join(_FIELDS)}; the prompt contains the subject"
     try:
-        said = json.loads(line)
-        fact = KnownFact(*(said[name] for name in _FIELDS))
+        record = json.loads(line)
+        fact = KnownFact(*(record[name] for name in _FIELDS))
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{where} is no fact: {error}", hint=hint) from error
     texts = all(isinstance(one, str) and one.strip() for one in vars(fact).values())
@@ -68,7 +68,7 @@ def _known(line: str, where: str) -> KnownFact:
 
 
 def answered(model: EditableModel, facts: Sequence[KnownFact]) -> list[KnownFact]:
-    """The facts that the model really answers: every token of the answer is the most probable one.
+    """Return the facts that the model knows, every token of the answer being the most probable one.
 
     Raises:
         ConfigError: too few of them to choose layers by.
@@ -84,10 +84,10 @@ def answered(model: EditableModel, facts: Sequence[KnownFact]) -> list[KnownFact
 
 
 def make_trial(known: Sequence[KnownFact], size: int, seed: int) -> Trial:
-    """Two times at most ``size`` edits, each to the answer of another fact of its relation.
+    """Make two sets of at most ``size`` edits, each to the answer of another fact of its relation.
 
-    What is not edited is the neighborhood: another subject of the same relation, whose answer is not the new
-    object. At least a third of each relation stays for that.
+    The neighborhood is another subject of the same relation, whose answer is not the new object. At least a
+    third of each relation is not edited, to serve as such.
 
     Raises:
         ConfigError: no relation has known facts enough.
@@ -115,7 +115,7 @@ def make_trial(known: Sequence[KnownFact], size: int, seed: int) -> Trial:
 def _edit(
     fact: KnownFact, group: Sequence[KnownFact], kept: Sequence[KnownFact], chance: random.Random
 ) -> BenchFact | None:
-    """The fact with another answer of its relation, and a neighbor that keeps its own."""
+    """Return the fact with another answer of its relation, and a neighbor that keeps its own."""
     others = sorted({one.answer for one in group} - {fact.answer})
     if not others:
         return None

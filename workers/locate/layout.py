@@ -1,4 +1,4 @@
-"""Rows of tokens aligned at their anchors: what causal tracing runs, where no two rows are alike."""
+"""Rows of tokens aligned at their anchors, for causal tracing."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,13 +25,13 @@ class Layout:
     anchor: int
 
     def rows(self, index: torch.Tensor) -> "Layout":
-        """The same for some of the rows."""
+        """Return some of the rows."""
         return Layout(
             self.ids[index], self.mask[index], self.positions[index], self.targets[index], self.anchor
         )
 
     def wanted(self) -> tuple[tuple[torch.Tensor, torch.Tensor], torch.Tensor]:
-        """Where targets are predicted, as (row, column − anchor), and the tokens [n] that belong there."""
+        """Return where targets are predicted, as (row, column − anchor), and these tokens [n]."""
         suffix = self.targets[:, self.anchor :]
         row, column = (suffix != IGNORED).nonzero(as_tuple=True)
         return (row, column), suffix[row, column]
@@ -57,7 +57,7 @@ def lay_out(rows: Sequence[Encoded], pad: int, device: torch.device) -> Layout:
 
 
 def attention_bias(model: EditableModel, layout: Layout, start: int) -> torch.Tensor:
-    """Additive causal mask [rows, 1, T − start, T]; padding sees itself, so that no row is all masked.
+    """Return the additive causal mask [rows, 1, T − start, T], in which padding attends to itself.
 
     Hugging Face decoders take a mask of four dimensions as it is. Windows of attention are left out of it:
     ``EditableModel.max_tokens`` is at most the window.

@@ -1,4 +1,4 @@
-"""What ``errata locate`` leaves behind: tables, a picture, and a recipe file."""
+"""The results of ``errata locate`` as tables, a picture and a recipe file."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from rich.table import Table
 
 from daemon.core.errors import ConfigError
 from daemon.core.fsio import write_durably
-from workers.locate.run import Located, Plan
+from workers.locate.run import Located, Options
 from workers.locate.sweep import Choice, Pair, Tried
 from workers.locate.tracing import Trace
 
@@ -19,7 +19,7 @@ _BAR = 24  # characters of a full bar
 
 
 def trace_table(found: Located) -> Table:
-    """The share of the answer's probability that each layer brings back."""
+    """Return the share of the answer's probability that each layer recovers."""
     trace = found.trace
     title = (
         f"{found.traced} of {found.known} known facts: the answer's probability is {trace.clean:.3f}, "
@@ -32,7 +32,7 @@ def trace_table(found: Located) -> Table:
 
 
 def choice_table(choice: Choice, facts: int) -> Table:
-    """The pairs after the same edits, best first, and the finalists again on facts of their own."""
+    """Return the pairs after the same edits, best first, and the finalists again on other facts."""
     names = ("layers", "proposed by", "greedy", "PS", "NS", "ppl ratio", "ΔW/W0", "merit", "overall")
     table = Table(*names, title=f"{facts} facts edited at each pair", caption="* the choice")
     finalists = {row.layers for row in choice.checked}
@@ -46,23 +46,23 @@ def choice_table(choice: Choice, facts: int) -> Table:
 
 
 def comparison(choice: Choice) -> list[str]:
-    """How the choice stands against each pair of ``--against``, over both sets of edits, in words."""
-    mine, said = choice.overall(choice.layers), []
+    """Return lines that compare the choice with each pair of ``--against`` over both sets of edits."""
+    mine, lines = choice.overall(choice.layers), []
     for row in choice.checked:
         if "--against" not in row.source:
             continue
         if row.layers == choice.layers:
-            said.append(f"layers {_name(row.layers)}, which were to be compared with, are the choice")
+            lines.append(f"layers {_name(row.layers)}, which were to be compared with, are the choice")
             continue
         other = choice.overall(row.layers)
-        said.append(
+        lines.append(
             f"layers {_name(choice.layers)} against {_name(row.layers)}: merit {mine:.3f} to {other:.3f}"
         )
-    return said
+    return lines
 
 
-def document(plan: Plan, found: Located, model: str, seconds: float) -> dict[str, Any]:
-    """Everything as JSON."""
+def document(options: Options, found: Located, model: str, seconds: float) -> dict[str, Any]:
+    """Return all results as one JSON document."""
 
     def row(one: Tried) -> dict[str, Any]:
         return asdict(one) | {"merit": one.merit}
@@ -71,7 +71,7 @@ def document(plan: Plan, found: Located, model: str, seconds: float) -> dict[str
     return {
         "model": model,
         "layers": list(found.layers),
-        "plan": asdict(plan) | {"facts": str(plan.facts) if plan.facts else None},
+        "plan": asdict(options) | {"facts": str(options.facts) if options.facts else None},
         "known": found.known,
         "traced": found.traced,
         "seconds": seconds,
@@ -81,15 +81,15 @@ def document(plan: Plan, found: Located, model: str, seconds: float) -> dict[str
     }
 
 
-def recipe_text(plan: Plan, overrides: Mapping[str, Any], layers: Sequence[int], model: str) -> str:
-    """The sections of ``errata.toml`` that make Errata edit at these layers."""
+def recipe_text(options: Options, overrides: Mapping[str, Any], layers: Sequence[int], model: str) -> str:
+    """Return the sections of ``errata.toml`` that make Errata edit at these layers."""
     settings = {name: value for name, value in overrides.items() if value is not None}
     settings["layers"] = list(layers)
     lines = [
-        f"# Layers for {json.dumps(model)}, chosen by errata locate (seed {plan.seed}).",
+        f"# Layers for {json.dumps(model)}, chosen by errata locate (seed {options.seed}).",
         "# For errata.toml, before the first edit: a chain of revisions keeps the layers it began with.",
         "[edit]",
-        f"recipe = {json.dumps(plan.recipe)}",
+        f"recipe = {json.dumps(options.recipe)}",
         "",
         "[edit.recipe_overrides]",
         *(f"{name} = {json.dumps(value)}" for name, value in settings.items()),
@@ -103,7 +103,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def require_pictures() -> None:
-    """Ask for matplotlib before the work begins.
+    """Check for matplotlib before the work begins.
 
     Raises:
         ConfigError: it is not installed.
@@ -118,7 +118,7 @@ def require_pictures() -> None:
 
 
 def draw(path: Path, trace: Trace, choice: Choice) -> None:
-    """The two curves of the trace with the chosen layers, and the merit of the pairs, as PNG."""
+    """Draw the curves of the trace with the chosen layers, and the merit of the pairs, as PNG."""
     figure = import_module("matplotlib.figure").Figure(figsize=(9.5, 3.6), layout="constrained")
     import_module("matplotlib.backends.backend_agg").FigureCanvasAgg(figure)
     curves, pairs = figure.subplots(1, 2, width_ratios=(3, 2))

@@ -1,4 +1,4 @@
-"""The whole way from a model that nobody knows to the layers at which to edit it."""
+"""Choose layers: find facts that the model knows, trace them, and try pairs of layers by edits."""
 
 import random
 from dataclasses import dataclass
@@ -19,8 +19,8 @@ _USEFUL = 0.5  # greedy efficacy below which no pair may be recommended
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How much is traced and tried; ``facts`` names a file of known facts, none the shipped ones."""
+class Options:
+    """How much is traced and tried, on the facts of a file or (None) the shipped ones."""
 
     recipe: str
     facts: Path | None = None
@@ -35,7 +35,10 @@ class Plan:
 
 @dataclass(frozen=True)
 class Located:
-    """``layers`` are all that the recipe edits; ``known`` of the facts the model answers, ``traced`` were."""
+    """The chosen layers with their evidence.
+
+    layers: all that the recipe edits; known: facts that the model answers; traced: how many of them.
+    """
 
     layers: tuple[int, ...]
     trace: Trace
@@ -44,7 +47,7 @@ class Located:
     traced: int
 
     def require_useful(self) -> None:
-        """Refuse a choice that takes less than half of the edits.
+        """Refuse a choice at which less than half of the edits succeed.
 
         Raises:
             ModelError: no pair of layers edits this model.
@@ -58,34 +61,36 @@ class Located:
             )
 
 
-def locate_layers(config: Config, plan: Plan, kept: Report, step: Step) -> Located:
-    """Keep the facts that the model knows, trace some, propose pairs, try them by edits.
+def locate_layers(config: Config, options: Options, kept: Report, step: Step) -> Located:
+    """Select facts that the model knows, trace some, propose pairs and try them by edits.
 
-    What ``kept`` has of an interrupted run, the trace and the pairs that were tried, is not done again.
+    A trace or an attempt that ``kept`` has of an interrupted run is not repeated.
 
     Raises:
         ConfigError: the file, the recipe or a pair cannot be used, or the model knows too little.
         ModelError: the model cannot be loaded or traced.
     """
-    facts = read_known(plan.facts)
+    facts = read_known(options.facts)
     model = open_model(config)
-    for pair in plan.against:
+    for pair in options.against:
         if not 0 <= pair[0] < pair[1] < model.n_layers:
             raise ConfigError(f"{pair} is no ascending pair of layers of a model of {model.n_layers}")
     settings = dict(config.edit.recipe_overrides) | {"layers": (0, model.n_layers - 1)}
-    recipe = resolve(plan.recipe, settings, model.n_layers)
+    recipe = resolve(options.recipe, settings, model.n_layers)
     step("known facts", 0, len(facts))
     known = answered(model, facts)
     step("known facts", len(facts), len(facts))
-    trial = make_trial(known, plan.edits, plan.seed)
-    sample = random.Random(plan.seed).sample(known, min(plan.traced, len(known)))
-    found = _kept_trace(kept)
-    if found is None:
-        found = trace(model, sample, plan.noises, plan.seed, lambda done, total: step("trace", done, total))
-        kept.add(found, what=_TRACE)
-    sweep = Sweep(model, recipe, plan.batch, config.data_dir / "statistics", config.model.corpus, kept)
-    choice = sweep.choose(trial, propose(found, plan.pairs, plan.against), step)
-    return Located(sweep.edited(choice.layers), found, choice, len(known), len(sample))
+    trial = make_trial(known, options.edits, options.seed)
+    sample = random.Random(options.seed).sample(known, min(options.traced, len(known)))
+    traced = _kept_trace(kept)
+    if traced is None:
+        traced = trace(
+            model, sample, options.noises, options.seed, lambda done, total: step("trace", done, total)
+        )
+        kept.add(traced, what=_TRACE)
+    sweep = Sweep(model, recipe, options.batch, config.data_dir / "statistics", config.model.corpus, kept)
+    choice = sweep.choose(trial, propose(traced, options.pairs, options.against), step)
+    return Located(sweep.edited(choice.layers), traced, choice, len(known), len(sample))
 
 
 def _kept_trace(kept: Report) -> Trace | None:

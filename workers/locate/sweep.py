@@ -1,7 +1,7 @@
-"""From a trace to a choice: pairs of boundary layers are proposed, tried by real edits, and compared.
+"""Propose pairs of boundary layers from a trace, try them by real edits, and choose one.
 
-Tracing says where a fact is recalled, which need not be where it is best written (arXiv 2301.04213). So it
-only proposes; what decides is how well the model does after the same facts were written at each pair.
+Tracing shows where a fact is recalled, which need not be where it is best written (arXiv 2301.04213). So it
+only proposes pairs. The choice depends on the model's scores after the same facts were written at each.
 """
 
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ FINALISTS = 2
 
 @dataclass(frozen=True)
 class Candidate:
-    """A pair of boundary layers and who proposed it."""
+    """A pair of boundary layers and its source."""
 
     layers: Pair
     source: str
@@ -41,7 +41,10 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Tried:
-    """What the model was like after real edits at a pair; ``norm``: ‖W − W0‖/‖W0‖ of what moved most."""
+    """The model's scores after real edits at a pair.
+
+    norm: ‖W − W0‖/‖W0‖ of the layer that moved most; refused: edits that a guard refused.
+    """
 
     layers: Pair
     source: str
@@ -51,30 +54,30 @@ class Tried:
 
     @property
     def merit(self) -> float:
-        """Harmonic mean of greedy efficacy, PS and NS, divided by the perplexity ratio."""
+        """The harmonic mean of greedy efficacy, PS and NS, divided by the perplexity ratio."""
         return merit(self.scores)
 
 
 @dataclass(frozen=True)
 class Choice:
-    """All pairs that were tried, best first; those that went on to the check; and the best of these."""
+    """All pairs that were tried, best first, those that were checked, and the best of these."""
 
     tried: list[Tried]
     checked: list[Tried]
     layers: Pair
 
     def overall(self, layers: Pair) -> float:
-        """Mean merit of a checked pair over both sets of edits."""
+        """Return the mean merit of a checked pair over both sets of edits."""
         return fmean(one.merit for one in (*self.tried, *self.checked) if one.layers == layers)
 
 
 def merit(scores: Scores) -> float:
-    """One number for a table's row, 1 at best: what was to change did, what was not to change did not."""
+    """Return one number for all scores, 1 at best."""
     return harmonic_mean([scores.greedy, scores.ps, scores.ns]) / scores.perplexity
 
 
 def propose(trace: Trace, most: int, against: Sequence[Pair] = ()) -> list[Candidate]:
-    """At most ``most`` pairs of first and last critical layer, widest first, and those of ``against``."""
+    """Return at most ``most`` pairs of critical layers, widest first, and those of ``against``."""
     count = len(trace.mlp)
     ranges = [(critical_layers(trace.mlp, part), f"{part:.0%} of the peak") for part in _PARTS_OF_PEAK]
     first, last = (round(share * count) for share in _PUBLISHED)
@@ -91,9 +94,9 @@ def propose(trace: Trace, most: int, against: Sequence[Pair] = ()) -> list[Candi
 
 
 def critical_layers(curve: Sequence[float], part: float) -> Pair:
-    """First and last of the layers around the curve's peak that reach ``part`` of it without a gap.
+    """Return first and last of the layers around the curve's peak that reach ``part`` of it without a gap.
 
-    The first layer of all is left out: what its MLP brings back is the token (workers/locate/tracing.py).
+    The model's first layer is left out, for its MLP recovers the token itself (workers/locate/tracing.py).
     """
     peak = max(range(1, len(curve)), key=lambda layer: curve[layer])
     first = last = peak
@@ -105,13 +108,13 @@ def critical_layers(curve: Sequence[float], part: float) -> Pair:
 
 
 def _apart(pair: Pair, count: int) -> Pair:
-    """Two different layers of the model: one alone gets the next one as company."""
+    """Return two different layers of the model, a single one with the next."""
     first, last = max(0, min(pair[0], count - 2)), min(pair[1], count - 1)
     return first, max(last, first + 1)
 
 
 class Sweep:
-    """Tries pairs of layers on one model by one recipe, from the base weights each time."""
+    """Tries pairs of layers on one model by one recipe, each from the base weights."""
 
     def __init__(
         self,
@@ -126,7 +129,7 @@ class Sweep:
         self._folder, self._corpus = statistics, corpus
 
     def choose(self, trial: Trial, candidates: Sequence[Candidate], step: Step) -> Choice:
-        """Try all, check the best and those of ``--against`` on facts of their own, take the best of both."""
+        """Try all pairs, check the best and those of ``--against`` on other facts, and choose one."""
         layers = sorted({layer for one in candidates for layer in self.edited(one.layers)})
         statistics = load_or_compute(
             self.model,
@@ -151,11 +154,11 @@ class Sweep:
         return Choice(tried, checked, best)
 
     def edited(self, pair: Pair) -> tuple[int, ...]:
-        """The layers that the recipe edits between a first and a last one."""
+        """Return the layers that the recipe edits between a first and a last one."""
         return pair if self.recipe.own_targets else tuple(range(pair[0], pair[1] + 1))
 
     def _once(self, what: str, one: Candidate, facts: Sequence[BenchFact], statistics: Statistics) -> Tried:
-        """An attempt, or what an interrupted run found by it."""
+        """Make an attempt, or return its result from an interrupted run."""
         for row in self._kept.rows:
             if row["what"] == what and tuple(row["layers"]) == one.layers:
                 return Tried(one.layers, one.source, Scores(**row["scores"]), row["norm"], row["refused"])
@@ -164,7 +167,7 @@ class Sweep:
         return found
 
     def attempt(self, one: Candidate, facts: Sequence[BenchFact], statistics: Statistics) -> Tried:
-        """Write the facts, measure, and take them out again."""
+        """Write the facts, measure, and restore the base weights."""
         recipe = self.recipe.model_copy(update={"layers": self.edited(one.layers)})
         editor = method(recipe.name).load()(self.model, statistics, recipe)
         scorer, sequencer = Scorer(editor), Sequencer(editor, review=0)

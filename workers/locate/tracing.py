@@ -1,11 +1,11 @@
-"""Causal tracing: which layers at a subject's last token bring the answer back once the subject is noise.
+"""Causal tracing finds the layers that recover the answer once the subject's tokens are noise.
 
 ROME (arXiv 2202.05262, section 2.1): p is the probability of the right answer, p* after noise of 3σ was added
 to the embeddings of the subject's tokens, σ being their standard deviation over the facts. With one state of
-the clean run put back at the subject's last token it is p' — either the output of one layer, or the MLP
+the clean run restored at the subject's last token it is p': either the output of one layer, or the MLP
 outputs of a window of layers. A layer's share is the mean of p' − p* over facts and noises, as a part of the
 mean of p − p*. The first layer's MLP reads little but the token itself, so its output tells the upper layers
-which token the noise hid: it stands alone, outside all windows, and recalls nothing.
+which token the noise hid. So it is no part of any window.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -24,16 +24,16 @@ from workers.locate.facts import KnownFact
 from workers.locate.layout import Layout, attention_bias, lay_out
 
 NOISE = 3.0
-"""Standard deviations of the subjects' embeddings."""
-_ROWS = 64  # texts in one pass: noisy copies of some facts
+"""Noise in standard deviations of the subjects' embeddings (ROME)."""
+_ROWS = 64  # texts in one pass, noisy copies of some facts: memory grows with them
 
 
 @dataclass(frozen=True)
 class Trace:
-    """What the layers recover: ``hidden`` and ``mlp`` [n_layers], shares of clean − corrupted.
+    """Shares of clean − corrupted that layers recover, ``hidden`` and ``mlp`` [n_layers].
 
-    clean, corrupted: mean probability of the answer. window: how many layers' MLP outputs are put back
-    around each.
+    clean, corrupted: mean probability of the answer. window: number of layers whose MLP outputs are restored
+    together.
     """
 
     hidden: list[float]
@@ -82,7 +82,7 @@ def trace(
 
 
 def window_at(layer: int, n_layers: int) -> range:
-    """The layers around one whose MLP outputs are put back with its own: about a sixth of the model."""
+    """Return the layers whose MLP outputs are restored with this one's, about a sixth of the model."""
     if layer == 0:
         return range(1)
     return range(max(1, layer - _reach(n_layers)), min(n_layers, layer + _reach(n_layers) + 1))
@@ -94,14 +94,14 @@ def _reach(n_layers: int) -> int:
 
 @torch.no_grad()
 def subject_deviation(model: EditableModel, facts: Sequence[KnownFact]) -> float:
-    """σ: the standard deviation over all numbers of the embeddings of the subjects' tokens."""
+    """Return σ, the standard deviation of the embeddings of the subjects' tokens over all numbers."""
     embed = model.lm.get_input_embeddings()
     found = [embed(torch.tensor(ids, device=model.device)[at]) for ids, at in map(_subject(model), facts)]
     return float(torch.cat(found).double().std())
 
 
 def _subject(model: EditableModel) -> Callable[[KnownFact], tuple[list[int], list[int]]]:
-    """Tokens of prompt and answer, and the columns of the subject among them."""
+    """Return a function to the tokens of prompt and answer and the subject's columns among them."""
 
     def tokens(fact: KnownFact) -> tuple[list[int], list[int]]:
         start = fact.prompt.find(fact.subject)
@@ -115,9 +115,12 @@ def _subject(model: EditableModel) -> Callable[[KnownFact], tuple[list[int], lis
 
 @dataclass(frozen=True)
 class _Run:
-    """States of one pass: outputs of the layers from the anchor on {layer: [rows, T − anchor, d_model]}, the
-    embeddings being layer −1; outputs of the projections at the anchor {layer: [rows, d_out]}; and attention
-    before the anchor."""
+    """States of one pass.
+
+    hidden {layer: [rows, T − anchor, d_model]}: outputs of the layers from the anchor on, with the embeddings
+    as layer −1; values {layer: [rows, d_out]}: outputs of the projections at the anchor; cache: attention's
+    keys and values before the anchor.
+    """
 
     hidden: dict[int, torch.Tensor]
     values: dict[int, torch.Tensor]
@@ -125,7 +128,7 @@ class _Run:
 
 
 class Traced:
-    """Some facts, run clean and under noise; rows are facts × noises, a fact's noises side by side.
+    """Some facts run clean and under noise, in rows of facts × noises, a fact's noises together.
 
     clean [facts], corrupted [rows]: the probability of the whole answer, fp64 on the CPU.
     """
@@ -158,15 +161,15 @@ class Traced:
         self.corrupted = self._probability(self.layout, self._noisy, model.n_layers - 1)
 
     def with_hidden(self, layer: int, columns: int = 1) -> torch.Tensor:
-        """p' [rows] with the layer's clean output back in the anchor column, or in ``columns`` from there."""
+        """Return p' [rows] with the layer's clean output restored in some columns from the anchor on."""
         hidden = self._noisy.hidden[layer].clone()
         hidden[:, :columns] = self._clean.hidden[layer][self.fact, :columns]
         return self._probability(self.layout, self._noisy, layer, hidden)
 
     def with_mlp(self, window: Sequence[int]) -> torch.Tensor:
-        """p' [rows] with the clean MLP outputs of these consecutive layers back in the anchor column."""
+        """Return p' [rows] with these consecutive layers' clean MLP outputs restored at the anchor."""
         values = {layer: self._clean.values[layer][self.fact] for layer in window}
-        with _said_at_anchor(self.model, values):
+        with _outputs_at_anchor(self.model, values):
             return self._probability(self.layout, self._noisy, window[0] - 1)
 
     @torch.no_grad()
@@ -176,7 +179,7 @@ class Traced:
 
     @torch.no_grad()
     def _run(self, layout: Layout, embeddings: torch.Tensor) -> _Run:
-        """Whole rows for the states from the anchor on, and the columns before it for attention's sake."""
+        """Run whole rows for the states from the anchor on, and the columns before it for the cache."""
         model, anchor, before = self.model, layout.anchor, slice(0, layout.anchor)
         bias, cache = attention_bias(model, layout, start=0), PrefixCache()
         hidden, values = {-1: embeddings[:, anchor:]}, dict[int, torch.Tensor]()
@@ -197,7 +200,7 @@ class Traced:
     def _probability(
         self, layout: Layout, run: _Run, layer: int, hidden: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """The answers' probability [rows] when ``hidden`` leaves the layer, or what the run has there."""
+        """Return the answers' probability [rows] with ``hidden``, or the run's own, as the layer's output."""
         model, anchor = self.model, layout.anchor
         normed = run_above(
             model,
@@ -217,7 +220,7 @@ class Traced:
 def _watched(
     model: EditableModel, anchor: int, hidden: dict[int, torch.Tensor], values: dict[int, torch.Tensor]
 ) -> Iterator[None]:
-    """Keeps what layers and projections put out during a block."""
+    """Record the outputs of layers and projections during a block."""
     handles = []
     for layer in range(model.n_layers):
 
@@ -237,8 +240,8 @@ def _watched(
 
 
 @contextmanager
-def _said_at_anchor(model: EditableModel, values: dict[int, torch.Tensor]) -> Iterator[None]:
-    """Projections that say ``values`` {layer: [rows, d_out]} in the first column of a block's passes."""
+def _outputs_at_anchor(model: EditableModel, values: dict[int, torch.Tensor]) -> Iterator[None]:
+    """Make projections return ``values`` {layer: [rows, d_out]} in the first column during a block."""
     handles = []
     for layer, value in values.items():
 

@@ -13,7 +13,7 @@ class Adam:
         self._mean, self._square = torch.zeros_like(rows), torch.zeros_like(rows)
 
     def step(self, gradient: torch.Tensor, moving: torch.Tensor) -> None:
-        """Take one step in place for the rows [n] bool that move; gradient [n, width]."""
+        """Take one step in place along gradient [n, width] for the rows that are ``moving`` [n] bool."""
         self._taken += 1
         self._mean.mul_(_BETA1).add_(gradient, alpha=1 - _BETA1)
         self._square.mul_(_BETA2).addcmul_(gradient, gradient, value=1 - _BETA2)

@@ -14,7 +14,7 @@ class EqualityMemory(BatchMemory):
     """Weights that reach each batch's values exactly."""
 
     def solved(self, K: torch.Tensor) -> torch.Tensor:
-        """Return C⁻¹ K (Kᵀ C⁻¹ K)⁻¹ [d_in, n] of keys K [d_in, n]; λp cancels."""
+        """Return C⁻¹ K (Kᵀ C⁻¹ K)⁻¹ [d_in, n] of keys K [d_in, n], in which λp cancels."""
         solved = torch.linalg.solve(self.prior, K)
         exact: torch.Tensor = torch.linalg.solve(K.T @ solved, solved.T).T
         return exact

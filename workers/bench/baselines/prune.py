@@ -19,7 +19,7 @@ class Prune(Memit):
     recipe: PruneRecipe
 
     def change_of(self, memory: Memory) -> torch.Tensor:
-        """Return ΔW [d_out, d_in] restrained; the memory keeps the full sum, so it is restrained once."""
+        """Return ΔW [d_out, d_in] restrained once, for the memory keeps the full sum."""
         return restrained(super().change_of(memory), memory.base, self.recipe.restraint)
 
 

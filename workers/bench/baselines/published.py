@@ -1,4 +1,4 @@
-"""One residual for all critical layers, as MEMIT's descendants have it, or one a layer, as BLUE has it."""
+"""The spread of MEMIT's descendants: one residual for all critical layers, or one a layer."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""The recipes by name: settings as their papers or codes have them, and the class that carries them out."""
+"""The recipes by name, with the settings of their papers or codes and their editors' classes."""
 
 import difflib
 from collections.abc import Mapping
@@ -24,15 +24,8 @@ _LOSS_FLOOR = 0.05  # nats: MEMIT's code ends the search below it
 
 
 class Published(Recipe):
-    """What the published codes share: one residual for all critical layers, Adam, and no mending."""
+    """Settings that only published methods have."""
 
-    layers: tuple[int, ...] = Field(_CRITICAL, description="edited layers, first to last")
-    lambda_prior: float = Field(100.0, ge=0, description="λp: weight of the clean model's second moments C")
-    learning_rate: float = Field(0.5, gt=0, description="Adam's step, or a normalised one's share of ‖h‖")
-    first_prompts: int | None = Field(None, ge=1, description="prompts used until they predict the target")
-    early_steps: int | None = Field(None, ge=1, description="step limit for layers before the last two")
-    extra_steps: int = Field(0, ge=0, description="steps after the stopping condition holds")
-    mends: int = Field(0, ge=0, description="rounds that write unanswered facts again")
     residual: Literal["full", "shared"] = Field(
         "shared", description="own target at each layer, or one for all"
     )
@@ -47,7 +40,7 @@ class Published(Recipe):
         return self.residual == "full"
 
     def descent(self, delta: "torch.Tensor", reach: "torch.Tensor") -> "Descent":
-        """Return the optimiser of δ [n, d_out], in place; reach [n] is ‖h‖."""
+        """Return the optimiser that changes δ [n, d_out] in place."""
         if self.optimiser == "normalised":
             return super().descent(delta, reach)
         from workers.bench.baselines.adam import Adam
@@ -62,10 +55,9 @@ class Published(Recipe):
 
 
 class Batchwise(Published):
-    """Settings of MEMIT and what builds on it: no history, so no fact can be taken out exactly."""
+    """Settings of MEMIT and its like, which keep no history, so that no fact can be taken out exactly."""
 
     exact: ClassVar[bool] = False
-    lambda_norm: float = Field(0.0, ge=0, description="λn: weight of ‖W − W0‖²")
 
 
 class PruneRecipe(Batchwise):
@@ -77,11 +69,8 @@ class PruneRecipe(Batchwise):
 
 
 class AlphaEditRecipe(Published):
-    """Settings of AlphaEdit: the threshold and L2 of its Llama-3-8B."""
+    """Settings of AlphaEdit, by default those of its Llama-3-8B."""
 
-    lambda_prior: float = Field(0.0, ge=0, description="λp: weight of the clean model's second moments C")
-    lambda_norm: float = Field(10.0, ge=0, description="λ: weight of ‖ΔW P‖²")
-    learning_rate: float = Field(0.1, gt=0, description="Adam's step, or a normalised one's share of ‖h‖")
     null_space_threshold: float = Field(
         2e-2, gt=0, description="eigenvalues of C below it span the null space"
     )
@@ -104,62 +93,61 @@ class Method:
         return found
 
 
+# What the published codes share: all critical layers, all prompts at once, MEMIT's λ, no mending.
+_SHARED: Mapping[str, Any] = MappingProxyType(
+    {
+        "layers": _CRITICAL, "lambda_prior": 100.0, "learning_rate": 0.5, "first_prompts": None,
+        "early_steps": None, "extra_steps": 0, "mends": 0,
+    }
+)  # fmt: skip
+_MEMIT: Mapping[str, Any] = MappingProxyType({"lambda_norm": 0.0})
+_ALPHAEDIT: Mapping[str, Any] = MappingProxyType(
+    {"lambda_prior": 0.0, "lambda_norm": 10.0, "learning_rate": 0.1}
+)
 _BLUE: Mapping[str, Any] = MappingProxyType({"layers": _BOUNDARY, "residual": "full", "learning_rate": 0.1})
+
+
+def _baseline(
+    kind: type[Published], editor: str, name: str, summary: str, *parts: Mapping[str, Any], **settings: Any
+) -> Method:
+    merged = dict(_SHARED)
+    for part in (*parts, settings):
+        merged |= part
+    return Method(kind(name=name, summary=summary, **merged), f"workers.bench.baselines.{editor}")
+
+
 _ALL = (
     Method(Recipe()),
-    Method(
-        Published(
-            name="encore",
-            summary="ENCORE (arXiv 2502.01636): "
-            "MPES, norm constraint and previous edits at all critical layers",
-            stop="mpes",
-            extra_steps=1,
-        ),
-        "workers.bench.baselines.encore:Encore",
+    _baseline(
+        Published, "encore:Encore", "encore",
+        "ENCORE (arXiv 2502.01636): MPES, norm constraint and previous edits at all critical layers",
+        stop="mpes", extra_steps=1,
     ),
-    Method(
-        Batchwise(name="memit", summary="MEMIT (arXiv 2210.07229): each batch against the prior alone"),
-        "workers.bench.baselines.memit:Memit",
+    _baseline(
+        Batchwise, "memit:Memit", "memit",
+        "MEMIT (arXiv 2210.07229): each batch against the prior alone", _MEMIT,
     ),
-    Method(
-        Batchwise(
-            name="memit-blue",
-            summary="MEMIT at BLUE's boundary layers (arXiv 2502.03748), own full target at each",
-            **_BLUE,
-        ),
-        "workers.bench.baselines.memit:Memit",
+    _baseline(
+        Batchwise, "memit:Memit", "memit-blue",
+        "MEMIT at BLUE's boundary layers (arXiv 2502.03748), own full target at each", _MEMIT, _BLUE,
     ),
-    Method(
-        AlphaEditRecipe(
-            name="alphaedit",
-            summary="AlphaEdit (arXiv 2410.02355): keys through the null space of C, previous edits",
-        ),
-        "workers.bench.baselines.alphaedit:AlphaEdit",
+    _baseline(
+        AlphaEditRecipe, "alphaedit:AlphaEdit", "alphaedit",
+        "AlphaEdit (arXiv 2410.02355): keys through the null space of C, previous edits", _ALPHAEDIT,
     ),
-    Method(
-        AlphaEditRecipe(
-            name="alphaedit-blue",
-            summary="AlphaEdit at BLUE's boundary layers (arXiv 2502.03748)",
-            lambda_norm=1.0,
-            **_BLUE,
-        ),
-        "workers.bench.baselines.alphaedit:AlphaEdit",
+    _baseline(
+        AlphaEditRecipe, "alphaedit:AlphaEdit", "alphaedit-blue",
+        "AlphaEdit at BLUE's boundary layers (arXiv 2502.03748)", _ALPHAEDIT, _BLUE, lambda_norm=1.0,
     ),
-    Method(
-        PruneRecipe(
-            name="prune",
-            summary="PRUNE (arXiv 2405.16821): MEMIT, large singular values of the summed ΔW restrained",
-        ),
-        "workers.bench.baselines.prune:Prune",
+    _baseline(
+        PruneRecipe, "prune:Prune", "prune",
+        "PRUNE (arXiv 2405.16821): MEMIT, large singular values of the summed ΔW restrained", _MEMIT,
     ),
-    Method(
-        Batchwise(
-            name="emmet",
-            summary="EMMET (arXiv 2403.14236): the batch's values reached exactly, least change under C",
-        ),
-        "workers.bench.baselines.emmet:Emmet",
+    _baseline(
+        Batchwise, "emmet:Emmet", "emmet",
+        "EMMET (arXiv 2403.14236): the batch's values reached exactly, least change under C", _MEMIT,
     ),
-)
+)  # fmt: skip
 METHODS: Mapping[str, Method] = MappingProxyType({one.recipe.name: one for one in _ALL})
 
 
