@@ -14,6 +14,8 @@ from daemon.core.names import Role
 from daemon.core.terminal import make_console
 
 if TYPE_CHECKING:
+    from daemon.core.config.settings import Config
+    from workers.locate.run import Located, Options
     from workers.locate.sweep import Pair
 
 
@@ -31,7 +33,7 @@ def locate(
     facts: Annotated[
         Path | None,
         typer.Option(
-            help="JSON lines: relation, subject, prompt, answer, paraphrase; none: the shipped ones"
+            help="JSON lines: relation, subject, prompt, answer, paraphrase; without it, the shipped ones"
         ),
     ] = None,
     n: Annotated[int, typer.Option("--n", min=1, help="known facts that are traced, at most")] = 24,
@@ -39,7 +41,7 @@ def locate(
     edits: Annotated[int, typer.Option(min=1, help="facts edited at each pair, at most")] = 12,
     batch: Annotated[int, typer.Option(min=1, help="facts in one batch")] = 8,
     pairs: Annotated[int, typer.Option(min=1, max=5, help="pairs that the trace proposes, at most")] = 3,
-    recipe: Annotated[str | None, typer.Option(help="preset that is tried; none: edit.recipe")] = None,
+    recipe: Annotated[str | None, typer.Option(help="recipe that is tried; without it, edit.recipe")] = None,
     seed: Annotated[int, typer.Option(help="draws facts, noise and edits")] = 0,
     out: Annotated[
         Path | None, typer.Option(help="folder of results; without it, locate in the data directory")
@@ -51,22 +53,22 @@ def locate(
     """Choose the layers to edit in a model and write them to a recipe file.
 
     Facts that the model knows are traced: their subject becomes noise, and one layer's state at the subject's
-    last token is put back; what returns of the answer's probability shows where facts are recalled. The pairs
-    of boundary layers that follow are tried by real edits, the best ones again on other facts. The model's
-    files are not touched. Ends with an error where no pair takes half of the edits. Run the
-    same command again to resume an interrupted run.
+    last token is restored. The part of the answer's probability that returns shows where facts are recalled.
+    The pairs of boundary layers that follow are tried by real edits, the best ones again on other facts. The
+    model's files are not touched. Ends with an error where less than half of the edits succeed at any pair.
+    Run the same command again to resume an interrupted run.
 
     Examples: errata locate | errata locate --against 3,8 --seed 1 | errata locate --facts mine.jsonl --json
     """
     from workers.bench.lab import engine
     from workers.bench.report import Report
-    from workers.locate import report
+    from workers.locate.report import require_pictures
     from workers.locate.run import Options, locate_layers
     from workers.progress import progress_bars
 
     config, start = load(context), time.monotonic()
     if picture:
-        report.require_pictures()
+        require_pictures()
     rivals = tuple(_pair(text) for text in against or ())
     options = Options(recipe or config.edit.recipe, facts, n, noises, edits, batch, pairs, rivals, seed)
     console, folder = Console(stderr=True), out or config.data_dir / "locate"
@@ -75,26 +77,42 @@ def locate(
     if kept.resumed:
         console.print(f"resuming after {kept.resumed} results in {folder} (--fresh starts over)")
     with progress_bars(console) as step:
-        found = locate_layers(config, options, kept, step)
+        located = locate_layers(config, options, kept, step)
     kept.finish()
-    model = config.model_path.name
-    document = report.document(options, found, model, time.monotonic() - start)
+    _show(config, options, located, folder, time.monotonic() - start, picture=picture, as_json=as_json)
+    console.print(f"results: {folder}")
+
+
+def _show(
+    config: "Config",
+    options: "Options",
+    located: "Located",
+    folder: Path,
+    seconds: float,
+    *,
+    picture: bool,
+    as_json: bool,
+) -> None:
+    """Write and print the results of a run that took ``seconds``."""
+    from workers.locate import report
+
+    model, overrides = config.model_path.name, config.edit.recipe_overrides
+    document = report.document(options, located, model, seconds)
     report.write_text(folder / "locate.json", json.dumps(document, indent=1))
     if picture:
-        report.draw(folder / "locate.png", found.trace, found.choice)
-    found.require_useful()
-    recipe_text = report.recipe_text(options, config.edit.recipe_overrides, found.layers, model)
+        report.draw(folder / "locate.png", located.trace, located.choice)
+    located.require_useful()
+    recipe_text = report.recipe_text(options, overrides, located.layers, model)
     report.write_text(folder / "recipe.toml", recipe_text)
     if as_json:
         typer.echo(json.dumps(document))
-    else:
-        screen = make_console()
-        screen.print(report.trace_table(found))
-        screen.print(report.choice_table(found.choice, edits))
-        for line in report.comparison(found.choice):
-            screen.print(line, highlight=False)
-        screen.print(recipe_text, highlight=False, markup=False)
-    console.print(f"results: {folder}")
+        return
+    screen = make_console()
+    screen.print(report.trace_table(located))
+    screen.print(report.choice_table(located.choice, options.edits))
+    for line in report.comparison(located.choice):
+        screen.print(line, highlight=False)
+    screen.print(recipe_text, highlight=False, markup=False)
 
 
 def _pair(text: str) -> "Pair":
