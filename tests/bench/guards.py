@@ -113,7 +113,7 @@ WEIGHTS = (
     ),
     Guard(
         "what was written is asked for before it is kept", _WRITING,
-        "            if verdict.ok:\n",
+        "            if reading.ok:\n",
         "            if True:\n",
         _FENCING + "test_a_poisonous_fact_is_quarantined_and_the_others_are_applied[Unland-not_learned]",
     ),
