@@ -20,7 +20,7 @@ UNFIT = ("Unfit", "Unfitter")
 def test_what_is_refused_leaves_and_the_others_are_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: bool
 ) -> None:
-    life, write, sizes = Life(tmp_path), ToyEditor._write_full, []
+    life, write, sizes = Life(tmp_path), ToyEditor.write_pairs, []
     life.found()
 
     def guarded(editor: ToyEditor, requests: Sequence[EditRequest]) -> Associations:
@@ -30,7 +30,7 @@ def test_what_is_refused_leaves_and_the_others_are_written(
             raise EditError("too far", reason="norm", culprits=unfit if named else ())
         return write(editor, requests)
 
-    monkeypatch.setattr(ToyEditor, "_write_full", guarded)
+    monkeypatch.setattr(ToyEditor, "write_pairs", guarded)
     teach(life, *(said(name, "City 1", 1) for name in ("Peru", *UNFIT, "Chad")))
     assert sizes == ([4, 2] if named else [4, 2, 1, 1, 2, 1, 1])
     assert held(life.ledger) == {"Peru": "City 1", "Chad": "City 1"}

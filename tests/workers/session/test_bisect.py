@@ -36,8 +36,8 @@ class Trojans(ToyEditor):
     Of the Twins each does half of that: no harm alone.
     """
 
-    def _write_full(self, requests: Sequence[EditRequest]) -> Associations:
-        written = super()._write_full(requests)
+    def write_pairs(self, requests: Sequence[EditRequest]) -> Associations:
+        written = super().write_pairs(requests)
         for request in requests:
             strength = 1.0 if request.subject.startswith("Trojan") else 0.5
             if request.subject.startswith(("Trojan", "Twin")):
