@@ -69,13 +69,8 @@ def test_none_is_where_that_is_turned_off(life: Life) -> None:
 
 @pytest.fixture
 def writes(monkeypatch: pytest.MonkeyPatch) -> list[set[str]]:
-<<<<<<< HEAD
     """Return the prompts of every write, with an editor that never learns a seat."""
-    verify, write = ToyEditor.verify, ToyEditor._write_full
-=======
-    """A seat is never learned; the prompts of every write, those of one write together."""
     verify, write = ToyEditor.verify, ToyEditor.write_pairs
->>>>>>> 7558dfc (Tests name the editor's writing as it is)
     seen: list[set[str]] = []
 
     def unlearned(editor: ToyEditor, requests: Sequence[EditRequest]) -> list[Reading]:
