@@ -25,7 +25,7 @@ from workers.editing.recipes import Recipe
 
 EASY = {
     "lambda_prior": 1e-3, "lambda_norm": 1e-3, "clamp": 50.0, "decay": 0.0, "anchor_limit": 500.0,
-    "learning_rate": 0.1, "steps": 6, "mends": 0, "kl_weight": 0.0,
+    "learning_rate": 0.2, "steps": 6, "mends": 0, "kl_weight": 0.0,
 }  # fmt: skip
 TIMES = ("seconds_per_fact", "units_per_fact")
 SIZE = 3
@@ -137,7 +137,7 @@ def test_a_sequence_goes_on_where_it_was_stopped(
 
 @pytest.mark.parametrize("mends", [0, 2])
 def test_only_what_got_another_value_counts_as_mended(lab: Lab, facts: list[BenchFact], mends: int) -> None:
-    editor = lab.editor(recipe().model_copy(update={"mends": mends}))
+    editor = lab.editor(recipe().model_copy(update={"mends": mends, "learning_rate": 0.02}))
     sequencer = Sequencer(editor, review=len(facts))
     requests = [fact.request for fact in facts]
     sequencer.write(requests[:SIZE])

@@ -140,5 +140,5 @@ def test_chat_prefixes_are_what_the_template_says_before_a_prompt(of_bytes: PreT
     assert asked == "<user>"
     assert answered == "<user>Complete the sentence.</><assistant>"
     tokenizer.chat_template = "always the same"
-    with pytest.raises(ModelError, match="does not keep"):
+    with pytest.raises(ModelError, match="changes the text"):
         chat_prefixes(tokenizer)
