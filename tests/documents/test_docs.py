@@ -38,33 +38,33 @@ GUIDES = [
 RUNBOOKS = sorted((ROOT / "monitoring" / "runbooks").glob("*.md"))
 PAGES = [*GUIDES, *RUNBOOKS]
 
-MODEL = "needs the language model; tests/model and tests/e2e run it"
+MODEL = "needs the language model, which this test does without"
 BENCH = "takes minutes to hours; tests/workers/bench runs the benches in small"
 TENSORS = "needs tensors, which this installation lacks; tests/crash/test_damage.py backs up and restores"
-ENDLESS = "runs until it is stopped; tests/e2e starts it"
+ENDLESS = "runs until it is stopped"
 STAGE = "a stage of deploy/test.sh, which runs these tests"
 ROOT_ONLY = "changes the machine it runs on; tests/documents/test_deploy.py checks the files that it uses"
 ENGINE = "needs a container engine or a cluster; tests/documents/test_deploy.py checks the files that it uses"
 SERVER = "talks to a running server; the tests of its routes post the same"
 NOT_RUN = MappingProxyType(
     {
-        "sh deploy/quickstart.sh": "downloads a model and edits it for minutes; CI's clone runs it",
+        "sh deploy/quickstart.sh": "downloads a model and edits it for minutes; run by hand before a release",
         "sh deploy/test.sh": "runs these tests",
         ". .venv/bin/activate": "made by deploy/install.sh",
-        "errata ask": MODEL,
-        "errata export": MODEL,
-        "errata rebuild": MODEL,
-        "errata probe": MODEL,
+        "errata ask": f"{MODEL}; tests/e2e/test_main_path.py runs it",
+        "errata export": f"{MODEL}; tests/workers/publishing runs it",
+        "errata rebuild": f"{MODEL}; tests/crash/test_damage.py rebuilds head",
+        "errata probe": f"{MODEL}; tests/numerics/test_probes.py runs the probes",
         "errata backup": TENSORS,
         "errata restore": TENSORS,
-        "errata run": ENDLESS,
-        "errata serve": ENDLESS,
-        "errata top": ENDLESS,
+        "errata run": f"{ENDLESS}; tests/e2e starts it",
+        "errata serve": f"{ENDLESS}; tests/workers/serving tests its routes",
+        "errata top": f"{ENDLESS}; tests/daemon/cli/test_watch.py runs it once",
         "errata bench": BENCH,
         "errata locate": "takes minutes; tests/workers/locate runs it in small",
         "errata feeds test wikidata": "asks Wikidata; tests/daemon/feeds does it with a server of its own",
         "curl": SERVER,
-        "python -m tests.bench": BENCH,
+        "python -m tests.bench": "takes minutes to hours, for developers",
         "python -m pytest": STAGE,
         "python -m pip wheel": "fetches the build system; deploy/test.sh builds the project too",
         "ruff": STAGE,
