@@ -25,7 +25,7 @@ from workers.editing.recipes import Recipe
 
 EASY = {
     "lambda_prior": 1e-3, "lambda_norm": 1e-3, "clamp": 50.0, "decay": 0.0, "anchor_limit": 500.0,
-    "learning_rate": 0.2, "steps": 6, "mends": 0, "kl_weight": 0.0,
+    "learning_rate": 0.1, "steps": 6, "mends": 0, "kl_weight": 0.0,
 }  # fmt: skip
 TIMES = ("seconds_per_fact", "units_per_fact")
 SIZE = 3
