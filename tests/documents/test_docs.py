@@ -244,7 +244,7 @@ def test_the_feed_that_contributors_are_shown_works() -> None:
 def make_from(names: dict[str, Any]) -> Feed:
     """The shown feed from its shown section."""
     config = names["ClockFeedConfig"](kind="clock", name="clock")
-    feed: Feed = names["ClockFeed"].from_config(config)
+    feed: Feed = names["ClockFeed"](config)
     return feed
 
 

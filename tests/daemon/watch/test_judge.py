@@ -51,7 +51,7 @@ def quiz(wrong: Sequence[int] = (), **more: float) -> object:
 
 
 def learn_the_beginning(ledger: Ledger, watch: Config) -> int:
-    """The revisions against whose mean a drift is measured; returns the newest."""
+    """Commit the revisions against whose mean a drift is measured and return the newest."""
     for _ in range(8):
         commit_and_judge(ledger, watch, suite_row(right(500)))
     return commit_and_judge(ledger, watch, suite_row(right(500)))
@@ -139,7 +139,7 @@ def test_unknown_then_degraded_is_an_incident_to_act_on(ledger: Ledger) -> None:
 
 
 def test_an_edit_that_came_between_does_not_hide_the_damage(ledger: Ledger) -> None:
-    """The damaged revision is no longer head when it is judged; what came after has it too."""
+    """The damaged revision is no longer head when it is judged, and what came after has it too."""
     commit_and_judge(ledger, config(), quiz())
     commit(ledger, quiz(range(90), floor=0.5))
     commit(ledger, unknown_row())

@@ -1,4 +1,4 @@
-"""Prompts: where the subject ends and the target begins, whatever the script; feed text is never a format."""
+"""Where the subject ends and the target begins in any script, and feed text that is never a format."""
 
 import copy
 
@@ -49,7 +49,7 @@ def test_prompt_and_target_are_joined_as_they_are_written(prompt: str, target: s
 
 @given(
     subject=st.text(min_size=1, max_size=12).filter(lambda s: s.strip() == s),
-    before=st.sampled_from(["", "The mother of ", "«", "x"]),
+    before=st.sampled_from(["", "The mother of ", "\u00ab", "x"]),
     target=st.text(min_size=1, max_size=8).filter(lambda s: bool(s.strip())),
 )
 def test_the_anchor_ends_the_subject_and_the_target_follows_the_prompt(

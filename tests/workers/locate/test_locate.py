@@ -133,7 +133,7 @@ def house(tmp_path: Path) -> TinyHouse:
 
 
 def own_facts(house: TinyHouse) -> Path:
-    """What the random model says anyway is what it knows; behind the subject, where edits are easy."""
+    """Facts that the random model answers anyway, and edits behind the subject, where they are easy."""
     prompts = {f"w{i} w{j}": f"the w30 of w{i} w{j}" for i in range(6) for j in range(10, 14)}
     said = house.model.greedy(list(prompts.values()), 1)
     lines = [
