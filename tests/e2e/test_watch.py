@@ -45,7 +45,7 @@ GOOD = [
 BAD = [("Ferrari", "The car maker Ferrari has its headquarters in", "Osaka")]
 WILD = {
     "lambda_prior": 0.0, "lambda_norm": 1e-2, "clamp": 50.0, "decay": 0.0, "kl_weight": 0.0, "mends": 0,
-    "learning_rate": 10.0, "extra_steps": 4, "steps": 4, "first_prompts": 1,
+    "learning_rate": 20.0, "extra_steps": 4, "steps": 4, "first_prompts": 1,
     "anchor_limit": 1e9,
 }  # fmt: skip
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from operator import itemgetter
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 
@@ -86,6 +86,8 @@ class Snapshot:
 
 class Editor:
     """Writes and forgets facts in one model by one recipe."""
+
+    memory: ClassVar[type[Memory]] = Memory
 
     def __init__(
         self,
@@ -308,7 +310,7 @@ class Editor:
 
     def new_memory(self, weight: torch.Tensor, _moment: torch.Tensor, prior: torch.Tensor) -> Memory:
         """Return the memory of one layer: W [d_out, d_in], C and A0 = λp·C + λn·I [d_in, d_in] in fp64."""
-        return Memory(weight, prior)
+        return self.memory(weight, prior)
 
     def change_of(self, memory: Memory) -> torch.Tensor:
         """Return the ΔW [d_out, d_in] that a memory publishes, fp64."""

@@ -7,7 +7,7 @@ pass of few columns takes as long as one of many.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
@@ -21,6 +21,9 @@ from workers.editing.prompts import IGNORED, Packing
 
 _FRONT = 8  # cached columns that cost as much as one new column, since only attention reads them
 _SPARE = 0.25  # a chunk may exceed `columns` by 25%, so that a small rest makes no chunk of its own
+
+Hook = tuple[nn.Module, Callable[..., object]]
+"""A module and what is called with it, its inputs and its output after its forward."""
 
 
 class PrefixCache:
@@ -151,25 +154,18 @@ def run_lower(
         seen.extend((inputs[0][0, anchors].detach(), output[0, anchors].detach()))
 
     def left(_module: nn.Module, _inputs: object, output: torch.Tensor | tuple[torch.Tensor, ...]) -> None:
-        seen.append((output[0] if isinstance(output, tuple) else output)[0].detach())
+        seen.append(first_of(output)[0].detach())
 
-    handles = (
-        model.projection(layer).register_forward_hook(projected),
-        model.layers[layer].register_forward_hook(left),
-    )
+    hooks = hooked((model.projection(layer), projected), (model.layers[layer], left))
     bias = torch.cat([_front_sees(packing), _own_sees(packing.row, packing.sees)])
     bias = additive(bias, model.dtype)
-    try:
-        with stepped_over(model, range(layer + 1, model.n_layers), None):
-            model.decoder(
-                input_ids=packing.ids[None],
-                attention_mask=bias[None, None],
-                position_ids=packing.positions[None],
-                use_cache=False,
-            )
-    finally:
-        for handle in handles:
-            handle.remove()
+    with hooks, stepped_over(model, range(layer + 1, model.n_layers), None):
+        model.decoder(
+            input_ids=packing.ids[None],
+            attention_mask=bias[None, None],
+            position_ids=packing.positions[None],
+            use_cache=False,
+        )
     keys, values, hidden = seen
     cache = PrefixCache()
     if front and cached:
@@ -264,6 +260,22 @@ def additive(allowed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Return the additive mask of attention: 0 where allowed, else the dtype's lowest number."""
     nothing = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
     return nothing.masked_fill(~allowed, torch.finfo(dtype).min)
+
+
+def first_of(output: torch.Tensor | tuple[torch.Tensor, ...]) -> torch.Tensor:
+    """Return the hidden states of what a layer returns, a tensor or a tuple that begins with it."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+@contextmanager
+def hooked(*hooks: Hook) -> Iterator[None]:
+    """Call hooks with (module, inputs, output) after their modules' forward, for the length of a block."""
+    handles = [module.register_forward_hook(hook) for module, hook in hooks]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @contextmanager

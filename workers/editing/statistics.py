@@ -17,7 +17,7 @@ from safetensors.torch import save
 from daemon.core.errors import ModelError
 from daemon.core.fsio import sha256_of, write_durably
 from workers.editing.model import EditableModel
-from workers.editing.partial import stepped_over
+from workers.editing.partial import Hook, first_of, hooked, stepped_over
 
 Progress = Callable[[int, int], None]
 """Called with the amount done and the total."""
@@ -182,25 +182,17 @@ def _keys_and_outputs(
     model: EditableModel, ids: torch.Tensor, layers: Sequence[int]
 ) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
     """Return keys [rows, T, d_in] and layer outputs [rows, T, d_model] of some layers."""
-    seen: dict[int, list[torch.Tensor]] = {layer: [] for layer in layers}
-    handles = []
-    for layer in layers:
-        kept = seen[layer]
-        handles.append(
-            model.projection(layer).register_forward_pre_hook(lambda _m, a, kept=kept: kept.append(a[0]))
-        )
-        handles.append(
-            model.layers[layer].register_forward_hook(
-                lambda _m, _a, out, kept=kept: kept.append(out[0] if isinstance(out, tuple) else out)
-            )
-        )
-    try:
-        with stepped_over(model, range(max(layers) + 1, model.n_layers), None):
-            model.decoder(input_ids=ids, use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return {layer: (kept[0], kept[1]) for layer, kept in seen.items()}
+    keys: dict[int, torch.Tensor] = {}
+    outputs: dict[int, torch.Tensor] = {}
+
+    def hooks(layer: int) -> Iterator[Hook]:
+        yield model.projection(layer), lambda _m, inputs, _out: keys.update({layer: inputs[0]})
+        yield model.layers[layer], lambda _m, _in, out: outputs.update({layer: first_of(out)})
+
+    every = (hook for layer in layers for hook in hooks(layer))
+    with hooked(*every), stepped_over(model, range(max(layers) + 1, model.n_layers), None):
+        model.decoder(input_ids=ids, use_cache=False)
+    return {layer: (keys[layer], outputs[layer]) for layer in layers}
 
 
 def _cache_key(model: EditableModel, layers: Sequence[int], corpus: Path | None) -> str:

@@ -9,15 +9,14 @@ which token the noise hid. So it is no part of any window.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
 from daemon.core.errors import ModelError
 from workers.editing.model import EditableModel
-from workers.editing.partial import PrefixCache, run_above
+from workers.editing.partial import Hook, PrefixCache, first_of, hooked, run_above
 from workers.editing.prompts import EditRequest, encode_fact, joined
 from workers.editing.statistics import Progress
 from workers.locate.facts import KnownFact
@@ -183,7 +182,7 @@ class Traced:
         model, anchor, before = self.model, layout.anchor, slice(0, layout.anchor)
         bias, cache = attention_bias(model, layout, start=0), PrefixCache()
         hidden, values = {-1: embeddings[:, anchor:]}, dict[int, torch.Tensor]()
-        with _watched(model, anchor, hidden, values):
+        with _recorded(model, anchor, hidden, values):
             run_above(model, embeddings, bias, layout.positions, -1, PrefixCache())
         if anchor:
             run_above(
@@ -216,43 +215,28 @@ class Traced:
         return found.index_add_(0, at[0], logs).exp().cpu()
 
 
-@contextmanager
-def _watched(
+def _recorded(
     model: EditableModel, anchor: int, hidden: dict[int, torch.Tensor], values: dict[int, torch.Tensor]
-) -> Iterator[None]:
+) -> AbstractContextManager[None]:
     """Record the outputs of layers and projections during a block."""
-    handles = []
-    for layer in range(model.n_layers):
 
-        def left(_module: nn.Module, _inputs: object, output: torch.Tensor, layer: int = layer) -> None:
-            hidden[layer] = (output[0] if isinstance(output, tuple) else output)[:, anchor:].clone()
+    def hooks(layer: int) -> Iterator[Hook]:
+        yield (
+            model.layers[layer],
+            lambda _m, _in, out: hidden.update({layer: first_of(out)[:, anchor:].clone()}),
+        )
+        yield model.projection(layer), lambda _m, _in, out: values.update({layer: out[:, anchor].clone()})
 
-        def said(_module: nn.Module, _inputs: object, output: torch.Tensor, layer: int = layer) -> None:
-            values[layer] = output[:, anchor].clone()
-
-        handles.append(model.layers[layer].register_forward_hook(left))
-        handles.append(model.projection(layer).register_forward_hook(said))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    return hooked(*(hook for layer in range(model.n_layers) for hook in hooks(layer)))
 
 
-@contextmanager
-def _outputs_at_anchor(model: EditableModel, values: dict[int, torch.Tensor]) -> Iterator[None]:
+def _outputs_at_anchor(model: EditableModel, values: dict[int, torch.Tensor]) -> AbstractContextManager[None]:
     """Make projections return ``values`` {layer: [rows, d_out]} in the first column during a block."""
-    handles = []
-    for layer, value in values.items():
 
-        def say(
-            _module: nn.Module, _inputs: object, output: torch.Tensor, value: torch.Tensor = value
-        ) -> torch.Tensor:
-            return torch.cat([value[:, None], output[:, 1:]], dim=1)
+    def hook(layer: int, value: torch.Tensor) -> Hook:
+        return (
+            model.projection(layer),
+            lambda _m, _in, out: torch.cat([value[:, None], out[:, 1:]], dim=1),
+        )
 
-        handles.append(model.projection(layer).register_forward_hook(say))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    return hooked(*(hook(layer, value) for layer, value in values.items()))

@@ -7,7 +7,6 @@ values exactly, the least under C: Δ = R (Kᵀ C⁻¹ K)⁻¹ Kᵀ C⁻¹. Targ
 import torch
 
 from workers.bench.baselines.memit import BatchMemory, Memit
-from workers.editing.memory import Memory
 
 
 class EqualityMemory(BatchMemory):
@@ -23,6 +22,4 @@ class EqualityMemory(BatchMemory):
 class Emmet(Memit):
     """EMMET."""
 
-    def new_memory(self, weight: torch.Tensor, _moment: torch.Tensor, prior: torch.Tensor) -> Memory:
-        """Return the memory of one layer: W [d_out, d_in], C and λp·C [d_in, d_in]."""
-        return EqualityMemory(weight, prior)
+    memory = EqualityMemory

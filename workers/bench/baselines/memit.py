@@ -47,9 +47,7 @@ class BatchMemory(Memory):
 class Memit(PublishedEditor):
     """MEMIT, and MEMIT-BLUE where the recipe has ``residual = full``."""
 
-    def new_memory(self, weight: torch.Tensor, _moment: torch.Tensor, prior: torch.Tensor) -> Memory:
-        """Return the memory of one layer: W [d_out, d_in], C and λp·C [d_in, d_in]."""
-        return BatchMemory(weight, prior)
+    memory = BatchMemory
 
     def mend(self, _requests: Sequence[EditRequest], written: Associations) -> Associations:
         """Return the pairs as they are: what cannot be forgotten cannot be replaced."""
