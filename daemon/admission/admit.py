@@ -1,7 +1,7 @@
 """Admit raw feed items to the ledger: parse, date, drop known ones and place the rest.
 
-A chunk of items is admitted in one transaction with bulk statements. Every item ends in exactly one outcome.
-A malformed item goes to quarantine with its position and reason and holds up no other.
+A chunk is admitted in one transaction with bulk statements, and every item ends in exactly one outcome: a
+malformed one in quarantine with its position and reason, where it holds up no other.
 """
 
 from collections import Counter
@@ -93,9 +93,7 @@ def pull_feed(
     """Read at most ``limit`` items and admit them together with the cursor behind them, all or nothing.
 
     If another scheduler moved the cursor meanwhile, the items are dropped; the next pull reads on from there.
-
-    Raises:
-        FeedError: the feed cannot be read now; nothing was changed.
+    A feed that cannot be read now raises FeedError, and nothing is changed.
     """
     with ledger.read() as connection:
         before = find_feed(connection, feed.name)

@@ -34,10 +34,7 @@ class Contender:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a correction goes, why, and which waiting ones it beats.
-
-    ``quarantine_reason`` is set where it goes to quarantine; ``message`` is for people.
-    """
+    """Where a correction goes, why, a message for people, and which waiting ones it beats."""
 
     outcome: AdmissionOutcome
     state: CorrectionState
@@ -105,10 +102,7 @@ def _newest(rows: Iterable[Contender]) -> Contender | None:
 
 
 def _still_confirms(row: Contender, carrier: Contender | None) -> bool:
-    """Whether the value that a CONFIRMED correction confirmed is still held.
-
-    A rollback or a guard may have taken it out of the weights since.
-    """
+    """Whether a confirmed value is still held: a rollback or a guard may have taken it out of the weights."""
     if row.state is not CorrectionState.CONFIRMED:
         return False
     return row.object is None if carrier is None else row.agrees_with(carrier)

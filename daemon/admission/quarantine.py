@@ -37,11 +37,7 @@ def release(ledger: Ledger, entry: int, who: str, reason: str) -> Decision:
 
 
 def approve(ledger: Ledger, entry: int, who: str, reason: str) -> Decision:
-    """Release an entry that waits for a human's approval.
-
-    Raises:
-        NotFoundError: no such entry, it was closed, or was quarantined for a reason that no approval mends.
-    """
+    """Release an entry that waits for a human's approval, or raise NotFoundError if it does not."""
     with ledger.read() as connection:
         why = connection.execute(select(quarantine.c.reason).where(quarantine.c.id == entry)).scalar()
     if why is not None and why not in APPROVABLE:
@@ -53,11 +49,7 @@ def approve(ledger: Ledger, entry: int, who: str, reason: str) -> Decision:
 
 
 def drop(ledger: Ledger, entry: int, who: str, reason: str) -> None:
-    """Close a quarantined entry without admitting it.
-
-    Raises:
-        NotFoundError: no such entry, or it was closed.
-    """
+    """Close a quarantined entry without admitting it, or raise NotFoundError if it is not open."""
     with ledger.write() as connection:
         _close(connection, ledger, _open_entry(connection, entry), who, reason, None)
 
@@ -98,11 +90,7 @@ def place_again(connection: Connection, entry: RowMapping, why: str) -> Decision
 
 
 def _open_entry(connection: Connection, entry: int) -> RowMapping:
-    """Return an entry that is still in quarantine.
-
-    Raises:
-        NotFoundError: no such entry, or it was closed.
-    """
+    """Return an entry that is still in quarantine, or raise NotFoundError."""
     row = connection.execute(select(quarantine).where(quarantine.c.id == entry)).mappings().one_or_none()
     hint = "errata quarantine list shows the open entries"
     if row is None:
@@ -113,11 +101,7 @@ def _open_entry(connection: Connection, entry: int) -> RowMapping:
 
 
 def _admit_raw(connection: Connection, ledger: Ledger, entry: RowMapping) -> Decision:
-    """Parse and store an item that was refused as it came.
-
-    Raises:
-        InvalidCorrectionError: it is still no valid correction.
-    """
+    """Parse and store an item that was refused as it came, or raise InvalidCorrectionError again."""
     now = ledger.clock.now()
     correction = parse_item(entry["raw"], complete=complete)
     arrival = arrive(correction, entry["position"], OPERATOR_TRUST, now, now)

@@ -64,8 +64,7 @@ def arrive(
 ) -> Arrival:
     """Give a correction its identity and order, with ``moment`` for one without times.
 
-    Raises:
-        InvalidCorrectionError: dated more than a day after ``clock_now``.
+    Raises InvalidCorrectionError for one that is dated more than a day after ``clock_now``.
     """
     for name, at in (("effective_at", correction.effective_at), ("observed_at", correction.observed_at)):
         if at is not None and at > clock_now + _FUTURE:
@@ -86,7 +85,7 @@ def store_arrivals(
 ) -> list[Decision]:
     """Store the corrections that the ledger does not have, each in its state by newest-wins.
 
-    A correction that ``objection`` refuses is stored too, in quarantine.
+    One that ``objection`` refuses is stored too, in quarantine.
     """
     known = _known(connection, (arrival.id for arrival in arrivals))
     facts = load_contenders(connection, (one.fact_id for one in arrivals if one.id not in known))

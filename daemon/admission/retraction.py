@@ -17,10 +17,7 @@ def retract(ledger: Ledger, model: str, name: str, who: str, reason: str) -> dic
     """Take one fact out of the weights, effective now.
 
     ``name`` is the fact's id, a prefix of it, or its subject. Where the fact's value is dated later than now,
-    the retraction is dated just after it.
-
-    Raises:
-        NotFoundError: no such fact, or several.
+    the retraction is dated just after it. No such fact, or several, raise NotFoundError.
     """
     with ledger.read() as connection:
         fact_id = find_fact(connection, name, model)

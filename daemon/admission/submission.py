@@ -37,16 +37,11 @@ class Submission:
 
 
 def submit(
-    ledger: Ledger,
-    correction: Mapping[str, Any],
-    who: str,
-    feed: str = OPERATOR,
-    trust: int = OPERATOR_TRUST,
+    ledger: Ledger, correction: Mapping[str, Any], who: str, feed: str = OPERATOR, trust: int = OPERATOR_TRUST
 ) -> Decision:
     """Admit one correction with an audit row, dated now where it bears no time.
 
-    Raises:
-        InvalidCorrectionError: it is no correction, or is dated in the future; nothing was stored.
+    Raises InvalidCorrectionError and stores nothing if it is no correction, or is dated in the future.
     """
     checked = from_mapping(complete(dict(correction)))
     with ledger.write() as connection:
@@ -63,9 +58,8 @@ def submit_all(
     before. Submitting the same again does no harm: what the ledger has is a duplicate or a confirmation, and
     a key gives the first answer again.
 
-    Raises:
-        InvalidCorrectionError: one is no correction for ``model`` (the message names it), or the key was
-        used for something else. Nothing was stored.
+    Raises InvalidCorrectionError and stores nothing if one is no correction for ``model`` (the message names
+    it), or the key was used for something else.
     """
     if len(values) > MAX_ITEMS:
         raise InvalidCorrectionError(QuarantineReason.TOO_LARGE, f"more than {MAX_ITEMS} corrections at once")
@@ -114,11 +108,7 @@ def _admit(
 def _earlier_answer(
     connection: Connection, now: datetime, submission: Submission, digest: str
 ) -> list[dict[str, Any]] | None:
-    """Return what was answered to the submission's key before, or None.
-
-    Raises:
-        InvalidCorrectionError: the key was used for something else.
-    """
+    """Return what was answered to the submission's key before, or None."""
     if not submission.key:
         return None
     forget_deliveries(connection, now - _REMEMBERED)
@@ -137,8 +127,7 @@ def _earlier_answer(
 def read_items(text: str) -> list[Any]:
     """Parse a document that is one JSON object, a list of them, or one object per line.
 
-    Raises:
-        InvalidCorrectionError: it is none of these; the message names the line.
+    Raises InvalidCorrectionError, which names the line, if it is none of these.
     """
     try:
         value = json.loads(text)
@@ -164,11 +153,7 @@ def _read_lines(text: str) -> list[Any]:
 
 
 def _checked(now: datetime, model: str, value: Any) -> Correction:
-    """Return an item as a correction of ``model``.
-
-    Raises:
-        InvalidCorrectionError: it is no correction, is for another model, or is dated in the future.
-    """
+    """Return an item as a correction of ``model``, or raise InvalidCorrectionError."""
     if not isinstance(value, Mapping):
         raise InvalidCorrectionError(QuarantineReason.SCHEMA, "a correction is a JSON object")
     correction = from_mapping(complete({"model": model, **value}))

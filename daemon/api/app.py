@@ -51,11 +51,7 @@ class RollbackRequest(BaseModel):
 
 
 def make_app(ledger: Ledger, config: Config) -> FastAPI:
-    """The application over one ledger.
-
-    Raises:
-        ConfigError: a file with a token cannot be read or is empty.
-    """
+    """The application over one ledger, or ConfigError if a file with a token cannot be read or is empty."""
     app = FastAPI(title="Errata", version=version(), docs_url=None, redoc_url=None, openapi_url=None)
     for file in config.api.token_files.values():
         read_token(file)

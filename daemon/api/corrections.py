@@ -1,7 +1,4 @@
-"""The route ``POST /v1/corrections``: one correction, a list, or CloudEvents 1.0.
-
-A delivery may be signed by its feed, and is idempotent by its key.
-"""
+"""The route ``POST /v1/corrections``: one correction, a list or CloudEvents 1.0, idempotent by key."""
 
 import hashlib
 import hmac
@@ -88,12 +85,7 @@ def add_corrections(app: FastAPI, ledger: Ledger, config: Config) -> None:
 def _require_allowance(
     ledger: Ledger, config: Config, hook: WebhookFeedConfig, bucket: TokenBucket, count: int
 ) -> None:
-    """Raise unless the feed may deliver this number of items now.
-
-    Raises:
-        UnavailableError: the feed is paused, or the queue is full.
-        RateLimitedError: the delivery exceeds the feed's rate.
-    """
+    """Raise UnavailableError or RateLimitedError unless the feed may deliver this number of items now."""
     with ledger.read() as connection:
         if is_feed_paused(connection, hook.name):
             raise UnavailableError(f"feed {hook.name} is paused", hint="errata feeds list shows the reason")

@@ -35,8 +35,8 @@ class Guard:
 
     With tokens, the role of the bearer decides (``daemon.core.tokens``). Without tokens, only clients on this
     host may make changes, if they address it by a loopback name and come from no page of another origin.
-    Deliveries of a feed with a key of its own pass to the route, which checks their signature.
-    A body must always be declared as JSON, which an HTML form cannot do.
+    Deliveries of a feed with a key of its own pass to the route, which checks their signature. A body must
+    always be declared as JSON, which an HTML form cannot do.
     """
 
     def __init__(
@@ -102,10 +102,7 @@ class Guard:
         return _media_refusal(headers)
 
     async def _note(self, scope: Scope, status: int) -> None:
-        """Count a refusal against its sender, and record a refused change in the audit.
-
-        The rate of these rows is limited, so that nobody without a token can fill the ledger.
-        """
+        """Count a refusal against its sender, and record a refused change in the audit, at a limited rate."""
         self._failures.add(_address(scope))
         if changes(scope["method"]) and self._audited.available(1):
             self._audited.take(1)
@@ -172,10 +169,7 @@ def _address(scope: Scope) -> str:
 
 
 def _is_local(scope: Scope, headers: Headers) -> bool:
-    """Whether the client is on this machine and addresses it by a loopback name.
-
-    A foreign name that resolves to this machine (DNS rebinding) is refused.
-    """
+    """Whether the client is here and used a loopback name, not one that resolves to it (DNS rebinding)."""
     client = scope.get("client")
     host, origin = headers.get("host", ""), headers.get("origin")
     try:

@@ -102,8 +102,7 @@ def rollback(
         str | None, typer.Option(metavar="REV", help="refuse unless this revision is head")
     ] = None,
     bisect: Annotated[
-        bool,
-        typer.Option("--bisect", help="then quarantine the culprits and queue the others again"),
+        bool, typer.Option("--bisect", help="then quarantine the culprits and queue the others again")
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -146,11 +145,7 @@ def rollback(
 
 
 def _command(context: typer.Context, name: str) -> Any:
-    """Another command of this installation.
-
-    Raises:
-        ConfigError: it belongs to the workers, which are not installed here.
-    """
+    """Another command of this installation, or ConfigError if the workers are not installed here."""
     from daemon.core.errors import ConfigError
 
     group = context.parent
@@ -197,10 +192,7 @@ def _turn(context: typer.Context, feed: str | None, reason: str, as_json: bool, 
 
 
 def _complete(item: dict[str, Any]) -> dict[str, Any]:
-    """One correction from options.
-
-    A missing object is refused, because it would mean that the fact is no longer true.
-    """
+    """One correction from options, all of which are needed: without an object the fact would be retracted."""
     missing = [f"--{key}" for key in ("subject", "prompt", "object") if key not in item]
     if missing:
         raise typer.BadParameter(f"missing {', '.join(missing)} (to take a fact out: errata retract)")

@@ -187,8 +187,7 @@ def why(
 def set_paused(config: "Config", feed: str | None, reason: str, *, on: bool) -> bool:
     """Pause or resume a feed, or the model's edits, and return whether that changed anything.
 
-    Raises:
-        NotFoundError: no such feed is configured.
+    Raises NotFoundError if no such feed is configured.
     """
     from daemon.core.ledger import switches
 

@@ -1,7 +1,6 @@
 """Print docs/reference.md, the reference of commands, configuration keys and metrics.
 
-After a change of a command or key run ``python -m daemon.cli.reference > docs/reference.md``.
-A test compares.
+After a change run ``python -m daemon.cli.reference > docs/reference.md``. A test compares.
 """
 
 import inspect

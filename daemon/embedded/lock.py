@@ -10,11 +10,7 @@ from daemon.core.errors import UnavailableError
 
 @contextmanager
 def only_one(run_path: Path) -> Iterator[None]:
-    """Hold the lock of an installation, whose folder of run-time files is ``run_path``.
-
-    Raises:
-        UnavailableError: another process holds it.
-    """
+    """Hold the lock of the installation with this folder of run-time files, or raise UnavailableError."""
     run_path.mkdir(parents=True, exist_ok=True, mode=0o700)
     with (run_path / "supervisor.lock").open("w") as stream:
         try:

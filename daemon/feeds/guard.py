@@ -79,8 +79,7 @@ class Web:
     def get(self, url: str, headers: Mapping[str, str] | None = None) -> Answer:
         """Return the whole answer to a GET.
 
-        Raises:
-            FeedError: not allowed, no answer, an error status, too long or too slow.
+        Raises FeedError if that is not allowed, or the answer is missing, an error, too long or too slow.
         """
         deadline = time.monotonic() + self._limits.timeout_seconds
         with self.stream(url, {"accept-encoding": "gzip", **(headers or {})}) as response:
@@ -100,8 +99,7 @@ class Web:
     def stream(self, url: str, headers: Mapping[str, str]) -> Iterator[httpx.Response]:
         """Yield the answer to a GET while it comes in, after following and checking redirects.
 
-        Raises:
-            FeedError: not allowed, no answer, or an error status.
+        Raises FeedError if that is not allowed, without an answer, or at an error status.
         """
         try:
             for _ in range(_REDIRECTS + 1):
@@ -181,8 +179,7 @@ class _Pinned(httpx.BaseTransport):
 def checked_host(url: str, limits: Limits) -> str:
     """Return the host of a URL that the limits allow, without resolving it.
 
-    Raises:
-        FeedError: another scheme, another host, credentials in the URL, or not a URL.
+    Raises FeedError at another scheme, another host, credentials in the URL, or no URL.
     """
     try:
         parts = urlsplit(url)
@@ -205,8 +202,7 @@ def checked_host(url: str, limits: Limits) -> str:
 def resolve(host: str, port: int, limits: Limits) -> list[Address]:
     """Return the addresses of a host, all of which must be public unless private ones are allowed.
 
-    Raises:
-        FeedError: no such host, or an address that may not be asked.
+    Raises FeedError if there is no such host, or one of its addresses may not be asked.
     """
     try:
         entries = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)

@@ -44,8 +44,7 @@ class HttpFeed:
     def pull(self, cursor: Cursor, limit: int) -> Pull:
         """Return at most ``limit`` items of the page that is being read.
 
-        Raises:
-            FeedError: the server cannot be asked, or its answer is not JSON.
+        Raises FeedError if the server cannot be asked, or its answer is not JSON.
         """
         url, index = str(cursor.get("url") or self._config.url), int(cursor.get("index", 0))
         page = self._page

@@ -66,8 +66,7 @@ class JsonlFeed:
     def pull(self, cursor: Cursor, limit: int) -> Pull:
         """Return at most ``limit`` lines from ``cursor`` on.
 
-        Raises:
-            FeedError: the file is missing, is not a regular file, or cannot be read.
+        Raises FeedError if the file is missing, is not a regular file, or cannot be read.
         """
         place = _Place.of(cursor)
         with self._errors():
@@ -100,11 +99,7 @@ class JsonlFeed:
         return replace(pull, more=pull.more or following != self.path)
 
     def _stat(self) -> os.stat_result | None:
-        """Return the status of the file at the path, or None.
-
-        Raises:
-            FeedError: there is something else than a regular file.
-        """
+        """Return the status of the regular file at the path, or None without a file."""
         try:
             status = self.path.stat()
         except FileNotFoundError:

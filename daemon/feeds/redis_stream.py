@@ -18,7 +18,7 @@ _START = "0-0"
 class RedisStreamFeed:
     """Entries of a stream, first those that were delivered but not admitted, then new ones.
 
-    An entry is acknowledged by the pull after the one that returned it. By then the cursor, which is
+    An entry is acknowledged by the pull after the one that returned it, because by then the cursor, which is
     committed with the admitted items, has passed it.
     """
 
@@ -31,8 +31,7 @@ class RedisStreamFeed:
     def pull(self, cursor: Cursor, limit: int) -> Pull:
         """Return at most ``limit`` entries behind the cursor.
 
-        Raises:
-            FeedError: Redis does not answer, or the key is not a stream.
+        Raises FeedError if Redis does not answer, or the key is not a stream.
         """
         last = str(cursor.get("id", _START))
         with self._errors():

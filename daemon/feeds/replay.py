@@ -19,8 +19,7 @@ _TOPICS = ("eqiad.mediawiki.recentchange", "codfw.mediawiki.recentchange")
 def replay(ledger: Ledger, feed: FeedSection, since: str, who: str, reason: str) -> Cursor:
     """Set a feed's cursor to its start, a moment or a cursor in JSON, and return the old one.
 
-    Raises:
-        ConfigError: the feed cannot be read from there.
+    Raises ConfigError if the feed cannot be read from there.
     """
     cursor = _cursor(feed, since)
     with ledger.write() as connection:

@@ -36,8 +36,7 @@ class RssFeed:
     def pull(self, cursor: Cursor, limit: int) -> Pull:
         """Return at most ``limit`` new entries.
 
-        Raises:
-            FeedError: the server cannot be asked, or its answer is neither RSS nor Atom.
+        Raises FeedError if the server cannot be asked, or its answer is neither RSS nor Atom.
         """
         is_unread = cursor.get("unread")
         if not is_unread and is_too_early(cursor, self._config.every_seconds):
@@ -91,8 +90,7 @@ class RssFeed:
 def parse(body: bytes, content_type: str = "") -> list[Mapping[str, Any]]:
     """Parse the entries of a document, oldest first.
 
-    Raises:
-        FeedError: a document type or an entity is declared, the encoding is UTF-16, or it is no feed.
+    Raises FeedError at a document type or an entity, at UTF-16, and if it is no feed.
     """
     if _FORBIDDEN.search(body) or body.lstrip()[:2] in _WIDE or body[:2] in _WIDE:
         raise FeedError("the XML declares a document type or entities, or is not in an ASCII-like encoding")

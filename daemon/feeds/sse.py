@@ -39,8 +39,7 @@ class EventStream:
     def take(self, after: str, limit: int, wait_seconds: float = 0.2) -> list[Event]:
         """Return at most ``limit`` events behind ``after``, fewer when no more have come in yet.
 
-        Raises:
-            FeedError: the stream cannot be read now and the buffer is empty.
+        Raises FeedError if the stream cannot be read now and the buffer is empty.
         """
         if self._position != after:
             self.close()
@@ -133,11 +132,7 @@ class _Reader:
 
 
 def _bounded(response: httpx.Response) -> httpx.Response:
-    """Return the same response, which fails at an event longer than ``_EVENT_BYTES``.
-
-    Raises:
-        FeedError: the response is compressed.
-    """
+    """Return the same response, which fails at compression and at an event longer than ``_EVENT_BYTES``."""
     if response.headers.get("content-encoding", "identity") != "identity":
         raise FeedError("the stream is compressed, which was not asked for")
     return httpx.Response(

@@ -81,8 +81,7 @@ def _wording(
 ) -> str | None:
     """Return the wording of the value that was added, else of one that is left, or None.
 
-    Raises:
-        UnsayableError: there is no single value that can be put into words.
+    Raises UnsayableError if no single value can be put into words.
     """
     if not new:
         return None

@@ -59,8 +59,7 @@ class WikidataFeed:
     def pull(self, cursor: Cursor, limit: int) -> Pull:
         """Return the facts of the next events, of which at most ``limit`` are read.
 
-        Raises:
-            FeedError: the stream or the entity API cannot be read now.
+        Raises FeedError if the stream or the entity API cannot be read now.
         """
         after = str(cursor.get("last_event_id", ""))
         events = self._stream.take(after, limit)

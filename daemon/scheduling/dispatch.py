@@ -51,38 +51,22 @@ class CeleryQueue:
         self._redis = redis.Redis.from_url(redis_url(config), socket_timeout=5, socket_connect_timeout=5)
 
     def send(self, model: str, batch_id: str) -> None:
-        """Put an id on the queue.
-
-        Raises:
-            UnavailableError: Redis does not take it.
-        """
+        """Put an id on the queue, or raise UnavailableError."""
         with _redis_errors():
             self._app.send_task(EDIT_TASK, args=[batch_id], queue=edit_queue(model), retry=False)
 
     def survey(self, model: str) -> None:
-        """Ask for a run of all probes on head, behind what is on the queue.
-
-        Raises:
-            UnavailableError: Redis does not take it.
-        """
+        """Ask for a run of all probes on head, behind what is on the queue, or raise UnavailableError."""
         with _redis_errors():
             self._app.send_task(SURVEY_TASK, queue=edit_queue(model), retry=False)
 
     def depth(self, model: str) -> int:
-        """How many ids wait and were not taken by a worker.
-
-        Raises:
-            UnavailableError: Redis does not answer.
-        """
+        """How many ids wait and were not taken by a worker, or UnavailableError."""
         with _redis_errors():
             return int(self._redis.llen(edit_queue(model)))
 
     def workers(self) -> list[str]:
-        """The names of the worker processes that answer a ping within a second.
-
-        Raises:
-            UnavailableError: Redis does not answer.
-        """
+        """The names of the worker processes that answer a ping within a second, or UnavailableError."""
         with _redis_errors():
             return [name for answer in self._app.control.ping(timeout=1.0) for name in answer]
 
@@ -144,8 +128,7 @@ def _ahead(connection: Connection, model: str) -> int:
 def send_open(ledger: Ledger, queue: Queue) -> int:
     """Send every batch of the outbox, and return how many.
 
-    Raises:
-        UnavailableError: Redis does not take them; they stay in the outbox.
+    Raises UnavailableError if Redis does not take them; they stay in the outbox.
     """
     return _send(ledger, queue, BatchState.OPEN)
 

@@ -1,7 +1,7 @@
 """The repeated jobs of the daemon, of which one process leads.
 
-APScheduler only repeats the jobs: ``Scheduler.tick`` does each of them once. Other schedulers wait until the
-lease of the leading one expires.
+APScheduler only repeats the jobs: ``Scheduler.tick`` does each once. Other schedulers wait until the lease
+of the leading one expires.
 """
 
 import os

@@ -23,8 +23,7 @@ _WHO = "scheduler"
 def ask_for_survey(ledger: Ledger, config: Config, queue: Queue) -> bool:
     """Ask the worker for a survey when one is due and none runs, and return whether that was done.
 
-    Raises:
-        UnavailableError: the queue does not take it. It is due again when the lease has expired.
+    Raises UnavailableError if the queue does not take it. It is due again when the lease has expired.
     """
     model = config.model.name
     with ledger.read() as connection:

@@ -35,11 +35,10 @@ class Copied:
 def back_up(config: Config, folder: Path, progress: Progress = lambda _done, _of: None) -> Copied:
     """Copy ledger and blobs into an empty or new ``folder`` while everything runs.
 
-    The ledger is copied first. The blobs that it needs are in the store and stay there for the grace time.
+    The ledger is copied first: the blobs that it needs are in the store and stay there for the grace time.
 
-    Raises:
-        ConfigError: the ledger is no file of this machine. StoreError: the folder is not empty, a blob is
-        missing or corrupt, or nothing can be written.
+    Raises ConfigError if the ledger is no file of this machine, and StoreError if the folder is not empty, a
+    blob is missing or corrupt, or nothing can be written.
     """
     source = _ledger_file(config)
     if folder.exists() and any(folder.iterdir()):
@@ -62,9 +61,8 @@ def restore(config: Config, folder: Path, progress: Progress = lambda _done, _of
 
     An existing ledger is kept beside the restored one. Nothing may run meanwhile.
 
-    Raises:
-        ConfigError: the ledger is no file of this machine. LedgerError: there is no backup in ``folder``.
-        CorruptBlobError: a blob of the backup is damaged itself; nothing was changed.
+    Raises ConfigError if the ledger is no file of this machine, LedgerError if there is no backup in
+    ``folder``, and CorruptBlobError if a blob of the backup is damaged itself; nothing was changed.
     """
     target = _ledger_file(config)
     if not (folder / LEDGER_FILE).is_file():
@@ -92,8 +90,7 @@ def restore(config: Config, folder: Path, progress: Progress = lambda _done, _of
 def copy_database(source: Path, target: Path) -> None:
     """Copy a SQLite database that may be in use, and check the copy.
 
-    Raises:
-        LedgerError: source or copy is damaged. StoreError, DiskFullError: it cannot be written.
+    Raises LedgerError if source or copy is damaged, StoreError or DiskFullError if it cannot be written.
     """
     part = target.with_name(f".part-{target.name}")
     try:

@@ -246,10 +246,7 @@ def _token(section: str, file: Path | None, host: str) -> Finding:
         empty, mode = not file.read_text(encoding="utf-8").strip(), stat.S_IMODE(file.stat().st_mode)
     except (OSError, UnicodeDecodeError) as error:
         return Finding(
-            check,
-            False,
-            f"{file} cannot be read: {error}",
-            "write a token into it: openssl rand -hex 32",
+            check, False, f"{file} cannot be read: {error}", "write a token into it: openssl rand -hex 32"
         )
     if empty:
         return Finding(check, False, f"{file} is empty", "write a token into it: openssl rand -hex 32")

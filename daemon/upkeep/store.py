@@ -21,11 +21,7 @@ Progress = Callable[[int, int], None]
 
 
 def require_free_space(config: Config) -> None:
-    """Refuse to hand out work that could not be saved. It resumes when there is space again.
-
-    Raises:
-        DiskFullError: less than ``store.reserve_bytes`` are free.
-    """
+    """Raise DiskFullError if less than ``store.reserve_bytes`` are free: no work that could not be saved."""
     free = free_bytes(config)
     if free < config.store.reserve_bytes:
         raise DiskFullError(
@@ -58,10 +54,9 @@ def is_scrub_due(connection: Connection, ledger: Ledger, config: Config) -> bool
 
 
 def scrub(ledger: Ledger, config: Config, progress: Progress = lambda _done, _of: None) -> dict[str, str]:
-    """Read every blob that a kept revision needs and compare it with its name.
+    """Compare every blob that a kept revision needs with its name, and return the unsound with the reason.
 
-    Returns the damaged blobs and what is wrong with each. Each opens an incident of the newest revision that
-    needs it.
+    Each of these opens an incident of the newest revision that needs it.
     """
     start = time.monotonic()
     with ledger.read() as connection:

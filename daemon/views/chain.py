@@ -31,11 +31,7 @@ def revision_list(connection: Connection, model: str, limit: int, before: int | 
 
 
 def revision_detail(connection: Connection, model: str, number: int) -> Row:
-    """Return one revision with its tensors, stages, norms, probes and changes of facts.
-
-    Raises:
-        NotFoundError: no revision has this number.
-    """
+    """Return one revision with its tensors, stages, norms, probes and changes of facts, or NotFoundError."""
     row = get_revision(connection, model, number)
     shown = _revision(row, head_number(connection, model), live_number(connection, model))
     return shown | {
@@ -64,10 +60,7 @@ def newest_probes(connection: Connection, model: str, numbers: Sequence[int]) ->
 
 
 def probes_in_force(connection: Connection, model: str) -> list[Row]:
-    """Return the newest measurement of each probe on the content of head.
-
-    A rollback makes a revision with the content of an earlier one, whose measurements count.
-    """
+    """Return the newest measurement of each probe on head's content, which earlier revisions may share."""
     newest = (
         select(func.max(probe_results.c.id))
         .where(probe_results.c.model == model, probe_results.c.revision.in_(_same_as_head(connection, model)))

@@ -14,8 +14,7 @@ from daemon.views.rows import Row, fetch
 def difference(connection: Connection, model: str, first: int, second: int) -> Row:
     """Return the facts that differ between two revisions, with the norms and probes of both.
 
-    Raises:
-        NotFoundError: one of the revisions does not exist.
+    Raises NotFoundError if one of the revisions does not exist.
     """
     before, after = (get_revision(connection, model, number) for number in (first, second))
     old, new = (_correction_by_fact(connection, model, number) for number in (first, second))
@@ -52,10 +51,7 @@ def _corrections(connection: Connection, ids: set[str]) -> dict[str, Row]:
 
 
 def _fact(fact: str, before: Row | None, after: Row | None) -> Row:
-    """Return one fact that differs.
-
-    A row is None where the revision does not hold the fact. Its object is None where it holds the absence.
-    """
+    """Return one fact that differs, where a row is None if its revision does not hold the fact."""
     shown = after or before or {}
     change = "added" if before is None else "removed" if after is None else "changed"
     return {

@@ -18,12 +18,7 @@ _SHOWN = 10  # candidates of an ambiguous name in the error message
 
 
 def fact_list(
-    connection: Connection,
-    model: str,
-    *,
-    limit: int,
-    offset: int = 0,
-    state: str | None = None,
+    connection: Connection, model: str, *, limit: int, offset: int = 0, state: str | None = None
 ) -> list[Row]:
     """Return facts in order of their first correction, with their wanted value and the one in the weights.
 
@@ -45,8 +40,7 @@ def fact_list(
 def find_fact(connection: Connection, text: str, model: str | None = None) -> str:
     """Return the id of the fact that has ``text`` as its id, its exact subject or a unique prefix of its id.
 
-    Raises:
-        NotFoundError: no fact matches, or several do. Then the message lists them.
+    Raises NotFoundError if no fact matches, or several do: then the message lists them.
     """
     subject = " ".join(unicodedata.normalize("NFC", text).split())
     ways = [corrections.c.subject == subject]
@@ -67,10 +61,9 @@ def find_fact(connection: Connection, text: str, model: str | None = None) -> st
 
 
 def fact_story(connection: Connection, fact_id: str) -> Row:
-    """Return all corrections of one fact in order of admission, and the revisions that held each.
+    """Return all corrections of a fact in order of admission, and the revisions that held each.
 
-    Raises:
-        NotFoundError: the fact has no correction.
+    Raises NotFoundError if the fact has no correction.
     """
     query = select(corrections).where(corrections.c.fact_id == fact_id).order_by(corrections.c.seq)
     rows = fetch(connection, query)
@@ -93,11 +86,7 @@ def fact_story(connection: Connection, fact_id: str) -> Row:
 
 
 def current_correction(connection: Connection, fact_id: str) -> Row:
-    """Return the correction of a fact that is in force.
-
-    Raises:
-        NotFoundError: the fact has no correction.
-    """
+    """Return the correction of a fact that is in force, or raise NotFoundError if it has none."""
     ranked = _ranked().where(corrections.c.fact_id == fact_id).subquery()
     rows = fetch(connection, select(ranked).where(ranked.c.place == 1))
     if not rows:
@@ -131,10 +120,7 @@ def _facts(candidates: Select[Any]) -> Select[Any]:
 
 
 def _ranked() -> Select[Any]:
-    """Select corrections with their rank within their fact.
-
-    Those in force come first and confirmations last, each newest first.
-    """
+    """Select corrections ranked in their fact: in force first, confirmations last, each newest first."""
     rank = case(
         (corrections.c.state.in_(_CURRENT), 0), (corrections.c.state == CorrectionState.CONFIRMED, 2), else_=1
     )

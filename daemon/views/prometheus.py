@@ -42,10 +42,7 @@ _UP_PERIODS = 3.0  # lease periods without a heartbeat after which a worker coun
 
 
 def render(ledger: Ledger, config: Config, history: StageHistory | None = None) -> bytes:
-    """Return all metrics in Prometheus' text format.
-
-    With a ``history`` that is kept between scrapes, old revisions are not read again.
-    """
+    """Return all metrics in Prometheus' text format, reading only new revisions with a kept ``history``."""
     registry = CollectorRegistry()
     registry.register(LedgerCollector(ledger, config, history or StageHistory()))
     return generate_latest(registry)
@@ -60,10 +57,8 @@ class Samples:
     def add(self, name: str, value: float, **labels: str) -> None:
         """Add one series.
 
-        Raises:
-            KeyError: the metric is not declared, or one of its labels is missing.
-            ValueError: a label is not declared.
-            TypeError: the metric is a histogram.
+        Raises KeyError at an undeclared metric or a missing label, ValueError at an undeclared label, and
+        TypeError for a histogram.
         """
         family = self._families[name]
         if isinstance(family, HistogramMetricFamily):
@@ -73,9 +68,7 @@ class Samples:
     def add_histogram(self, name: str, buckets: Sequence[float], total: float, **labels: str) -> None:
         """Add one histogram, with the counts of each of ``STAGE_BUCKETS`` and above, and the sum of values.
 
-        Raises:
-            KeyError, ValueError: as for ``add``.
-            TypeError: the metric is not a histogram.
+        Raises KeyError and ValueError as ``add``, and TypeError if the metric is not a histogram.
         """
         family = self._families[name]
         if not isinstance(family, HistogramMetricFamily):
@@ -115,12 +108,7 @@ class _Scrape:
     """One scrape within a read transaction."""
 
     def __init__(
-        self,
-        connection: Connection,
-        now: datetime,
-        config: Config,
-        samples: Samples,
-        history: StageHistory,
+        self, connection: Connection, now: datetime, config: Config, samples: Samples, history: StageHistory
     ) -> None:
         self._connection, self._now, self._config, self._history = connection, now, config, history
         self._add, self._add_histogram = samples.add, samples.add_histogram

@@ -49,10 +49,7 @@ def _probes(add: Add, connection: Connection, now: datetime, model: str) -> None
 
 
 class StageHistory:
-    """Histograms of the stages of all edits.
-
-    Revisions never change, so a process reads each of them once.
-    """
+    """Histograms of the stages of all edits, which read each revision once, because it never changes."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

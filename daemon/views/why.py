@@ -25,11 +25,7 @@ _ORDER = ("said", "held", "decided", "batch", "attempt", "written", "probe", "in
 
 
 def fact_timeline(connection: Connection, fact_id: str) -> Row:
-    """Return the events of a fact, oldest first, each with its time, kind and a line of text.
-
-    Raises:
-        NotFoundError: the fact has no correction.
-    """
+    """Return a fact's events, oldest first, each with time, kind and a line of text, or NotFoundError."""
     story = fact_story(connection, fact_id)
     mine = corrections.c.fact_id == fact_id
     stated = fetch(connection, select(corrections).where(mine).order_by(corrections.c.seq))

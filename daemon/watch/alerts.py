@@ -1,8 +1,7 @@
 """Alerts from an Alertmanager that call for a rollback.
 
-An alert about one of our probes opens no incident, because the judge has opened one. An alert about
-something else, for example a metric of the serving side, opens an incident of head, unless it began before
-head existed.
+An alert about one of our probes opens no incident, because the judge has opened one. Any other, such as one
+about a metric of the serving side, opens an incident of head, unless it began before head existed.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,4 @@
-"""Verdicts on one revision, from its measurements, their bounds and the revisions before it.
-
-Nothing is written here. Verdicts depend on the ledger and the configuration alone.
-"""
+"""Verdicts on one revision, by the ledger and the configuration alone, without writing anything."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -229,10 +226,7 @@ class _Look:
         return Drift(0.0, reset)
 
     def _reset(self, probe: str) -> int:
-        """The revision from which drift is counted.
-
-        An operator who closes an incident by hand accepts the scores of its revision.
-        """
+        """The revision from which drift is counted, the last whose incident an operator closed by hand."""
         query = select(func.max(incidents.c.revision)).where(
             incidents.c.model == self._model,
             incidents.c.probe == probe,

@@ -30,12 +30,11 @@ def roll_back(
 ) -> int:
     """Append a revision with the content of ``to`` or of the last good one, and return its number.
 
-    The same transaction closes the open incidents of the revisions that are thereby left behind. Before that
-    it calls ``in_transaction``, which may record something else about them.
+    The same transaction closes the open incidents of the revisions that are thereby left behind, after a call
+    of ``in_transaction``, which may record something else about them.
 
-    Raises:
-        ConfigError: neither or both of ``to`` and ``last_good``, or no reason. NotFoundError: no such
-        revision, or no good one. StaleHeadError: head is not ``expected_head``, or does not hold still.
+    Raises ConfigError for neither or both of ``to`` and ``last_good`` or no reason, NotFoundError for no such
+    or no good revision, and StaleHeadError if head is not ``expected_head`` or does not hold still.
     """
     if (to is None) is not last_good:
         raise ConfigError("a rollback needs a revision or the last good one, not both")
@@ -59,12 +58,9 @@ def roll_back(
 
 
 def last_good_revision(connection: Connection, head_row: RowMapping, at_most: int | None = None) -> int:
-    """The newest revision before head that passed its probes and differs from head in content.
+    """The newest live revision before head, at most ``at_most``, that differs from head in content.
 
-    ``at_most`` excludes revisions with a greater number.
-
-    Raises:
-        NotFoundError: there is none.
+    Raises NotFoundError if there is none.
     """
     query = (
         select(revisions.c.number)
