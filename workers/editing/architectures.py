@@ -9,20 +9,14 @@ from daemon.core.errors import ModelError
 
 @dataclass(frozen=True)
 class Architecture:
-    """Paths of modules, by default those of Llama.
+    """Paths of modules, by default those of Llama."""
 
-    ``decoder`` lies below the causal LM and runs everything but the head; ``layers`` lie below the decoder.
-    ``projection`` is the last linear map of a layer's MLP, below the layer: its input is the key, its output
-    the value. ``post_norm`` is a norm that the value passes before it joins the residual stream, below the
-    layer. ``transposed`` weights are [d_in, d_out] (Conv1D). ``tuples``: a layer returns a tuple.
-    """
-
-    decoder: str = "model"
-    layers: str = "layers"
-    projection: str = "mlp.down_proj"
-    post_norm: str = ""
-    transposed: bool = False
-    tuples: bool = False
+    decoder: str = "model"  # below the causal LM, runs everything but the head
+    layers: str = "layers"  # below the decoder
+    projection: str = "mlp.down_proj"  # below the layer, from key to value: the last linear map of its MLP
+    post_norm: str = ""  # below the layer, a norm that the value passes before it joins the residual stream
+    transposed: bool = False  # weights are [d_in, d_out] (Conv1D)
+    tuples: bool = False  # a layer returns a tuple
 
 
 _LLAMA = Architecture()
@@ -48,11 +42,7 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
 
 
 def architecture_of(model_type: str) -> Architecture:
-    """Return the row of a Hugging Face ``model_type``.
-
-    Raises:
-        ModelError: there is none.
-    """
+    """Return the row of a Hugging Face ``model_type``, or raise ModelError where there is none."""
     if model_type not in ARCHITECTURES:
         raise ModelError(
             f"models of type {model_type!r} are not known",

@@ -1,7 +1,6 @@
 """The editor writes facts into one model in memory, forgets them, and checks the weights.
 
-Callers take a ``snapshot`` first and return to it when something is refused. A write that raises has put the
-model back already.
+Callers return to a ``snapshot`` when something is refused. A write that raises has put the model back.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,8 +28,7 @@ _ANSWER_MARGIN = 4  # tokens decoded beyond the target's, since an answer may be
 class Associations:
     """The pairs that n facts own: keys {layer: [n, d_in]} and values {layer: [n, d_out]}, fp32 on the CPU.
 
-    They are rounded to fp32 before they are written, so that exactly what is stored is forgotten.
-    ``steps`` {layer: mean steps of the target search}.
+    Rounded before they are written, so that exactly what is stored is forgotten. steps {layer: mean steps}.
     """
 
     ids: list[str]
@@ -109,11 +107,7 @@ class Editor:
     # -- changing the weights -------------------------------------------------------------------------
 
     def write(self, requests: Sequence[EditRequest]) -> Associations:
-        """Write facts and return their pairs.
-
-        Raises:
-            EditError: a prompt, a value or the solution is refused; the model is as it was.
-        """
+        """Write facts and return their pairs, or raise EditError and leave the model as it was."""
         if not requests:
             return Associations([], {}, {})
         with self._undone_on_error():
@@ -153,13 +147,8 @@ class Editor:
     # -- reading the weights -----------------------------------------------------------------------
 
     def guard(self, batch_ceiling: float, total_ceiling: float) -> None:
-        """Refuse weights that are not finite or moved too far.
-
-        Finiteness comes first: a comparison with NaN refuses nothing.
-
-        Raises:
-            EditError: reason ``not_finite`` or ``norm``.
-        """
+        """Raise EditError for weights that are not finite or moved too far (``not_finite``, ``norm``)."""
+        # finiteness comes first: a comparison with NaN refuses nothing
         for layer, memory in self._memories.items():
             require_finite(layer, memory.weight)
         for layer, (batch, total) in self.delta_norms().items():
@@ -176,10 +165,7 @@ class Editor:
         }
 
     def verify(self, requests: Sequence[EditRequest]) -> list[Reading]:
-        """Decode each prompt greedily and compare the answers with the targets.
-
-        An answer is right if it begins with the target, in whole words, case ignored.
-        """
+        """Return greedy answers, right if they begin with the target in whole words, case ignored."""
         if not requests:
             return []
         tokenizer = self.model.tokenizer
@@ -215,8 +201,7 @@ class Editor:
     def write_pairs(self, requests: Sequence[EditRequest]) -> Associations:
         """Write facts: at each layer in order its own targets, found on the weights so far, then mend.
 
-        BLUE (arXiv 2502.03748): each boundary layer's residual is written in full. The model
-        is left changed by an error: call ``write``.
+        BLUE (arXiv 2502.03748) writes each residual in full. An error leaves changes: call ``write``.
         """
         written = Associations([request.id for request in requests], {}, {})
         for layer in self.layers:
@@ -226,11 +211,7 @@ class Editor:
         return self.mend(requests, written)
 
     def targets_at(self, layer: int, requests: Sequence[EditRequest]) -> Targets:
-        """Search the values that make the requests true at a layer.
-
-        Raises:
-            EditError: a value is refused.
-        """
+        """Return the values that make the requests true at a layer, or raise EditError if one is refused."""
         with self._measure(f"targets of layer {layer}"):
             targets = self._find(self.model, requests, layer, self.recipe, self.prefixes)
         limits = self._limits(requests, targets.norms, layer)
@@ -253,11 +234,8 @@ class Editor:
         The new key is the bare prompt's on the weights as they are. Decoding sees that prompt alone, and
         where it begins with the subject its key lies far from the mean over the prefixed prompts. The prior
         and the other facts keep W k short of v, so the value is set as far beyond the target as it takes to
-        reach it.
-        Where the prior resists that key, as an attention sink's, the subject is extended by some words.
-
-        Raises:
-            EditError: a value is refused; the model is as it was.
+        reach it. Where the prior resists that key, as an attention sink's, the subject is extended by some
+        words. Raises EditError if a value is refused; the model is as it was.
         """
         with self._undone_on_error(), self._measure("verify and mend"):
             return self._mended(requests, written)
@@ -288,10 +266,7 @@ class Editor:
         return replace(written, keys={**written.keys, layer: keys}, values={**written.values, layer: values})
 
     def _reachable(self, request: EditRequest, turn: int) -> EditRequest:
-        """Return the request, or one with a longer subject where the prior resists its key.
-
-        The subject with the strongest key comes first, at the next turn the one with the second strongest.
-        """
+        """Return the request or, where the prior resists its key, a longer one: the strongest, then the second."""
         layer = self.layers[-1]
         memory = self._memories[layer]
 
@@ -346,11 +321,8 @@ class Editor:
             raise
 
     def _limits(self, requests: Sequence[EditRequest], norms: torch.Tensor, layer: int) -> list[float]:
-        """Return the largest norm allowed for each value.
-
-        It is a multiple of the clean model's mean norm, or of the norm that the clean model has at this very
-        token where that is larger: some tokens exceed the mean several times.
-        """
+        """Return the largest norm allowed for each value, a multiple of the clean model's mean norm."""
+        # or of its norm at this very token where that is larger: some tokens exceed the mean several times
         limits = [self.recipe.anchor_limit * self.statistics.anchors[layer]] * len(requests)
         beyond = [row for row, norm in enumerate(norms.tolist()) if not norm <= limits[row]]
         if beyond:

@@ -8,21 +8,13 @@ from daemon.core.errors import EditError
 
 
 def require_finite(layer: int, weight: torch.Tensor) -> None:
-    """Refuse a weight with an entry that is not finite.
-
-    Raises:
-        EditError: reason ``not_finite``.
-    """
+    """Raise EditError (``not_finite``) for a weight with an entry that is not finite."""
     if not weight.isfinite().all():
         raise EditError(f"layer {layer} is not finite", reason="not_finite")
 
 
 def require_near(layer: int, batch: float, total: float, batch_ceiling: float, total_ceiling: float) -> None:
-    """Refuse a layer that moved too far, in one batch or from W0, both as shares of ‖W0‖.
-
-    Raises:
-        EditError: reason ``norm``.
-    """
+    """Raise EditError (``norm``) for a layer that moved too far in one batch or from W0, shares of ‖W0‖."""
     if not batch <= batch_ceiling:
         raise EditError(f"layer {layer} moved by {batch:.3f} of its norm in one batch", reason="norm")
     if not total <= total_ceiling:
@@ -30,11 +22,7 @@ def require_near(layer: int, batch: float, total: float, batch_ceiling: float, t
 
 
 def require_anchored(ids: Sequence[str], norms: Sequence[float], limits: Sequence[float]) -> None:
-    """Refuse values whose norm exceeds its limit (NAS, arXiv 2602.02543).
-
-    Raises:
-        EditError: reason ``norm``, with the requests that are guilty.
-    """
+    """Raise EditError (``norm``, culprits) for norms beyond their limits (NAS, arXiv 2602.02543)."""
     beyond = [row for row, norm in enumerate(norms) if not norm <= limits[row]]
     if beyond:
         worst = max(beyond, key=lambda row: norms[row] / limits[row])
@@ -46,10 +34,7 @@ def require_anchored(ids: Sequence[str], norms: Sequence[float], limits: Sequenc
 
 
 def retry_without(ids: Sequence[str], error: EditError) -> tuple[list[int], list[list[int]]]:
-    """Return the rows that an error refuses for good, and the parts in which to try the others again.
-
-    An error that names no culprit halves the batch, until the culprit is alone.
-    """
+    """Return the rows that an error refuses, and the parts to try again: halves if it names no culprit."""
     refused = [row for row, one in enumerate(ids) if one in error.culprits or len(ids) == 1]
     rest = [row for row in range(len(ids)) if row not in set(refused)]
     middle = 0 if refused else len(rest) // 2

@@ -1,7 +1,7 @@
 """One edited layer as a linear associative memory in fp64.
 
-The layer is the ridge solution W = argmin Σ ‖W k_i − v_i‖² + tr((W−W0) A0 (W−W0)ᵀ) over the pairs that it
-holds, A0 = λp·C + λn·I. Writing and forgetting are its recursive form: ENCORE's sequential closed form with
+The layer is the ridge solution W = argmin Σ ‖W k_i − v_i‖² + tr((W−W0) A0 (W−W0)ᵀ) over its pairs, with A0 =
+λp·C + λn·I. Writing and forgetting are its recursive form: ENCORE's sequential closed form with
 previous-edits weight 1 (arXiv 2502.01636), which undoes itself exactly.
 """
 
@@ -38,11 +38,9 @@ class Memory:
     def write(self, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Add pairs: A += K Kᵀ, then W += (V − W K) Kᵀ A⁻¹.
 
-        keys [n, d_in] and values [n, d_out], any float dtype; the maths is fp64.
-
-        Raises:
-            EditError: reason ``not_finite`` when a number is not finite, ``norm`` when a key outweighs the
-                prior so far that the pair could not be forgotten exactly; nothing was changed.
+        keys [n, d_in] and values [n, d_out], any float dtype; the maths is fp64. Raises EditError and changes
+        nothing for a number that is not finite (``not_finite``) or a key that outweighs the prior so far that
+        its pair could not be forgotten exactly (``norm``).
         """
         K, V = self.columns(keys, values)
         strength = float(self._strength(K).max())
@@ -55,10 +53,7 @@ class Memory:
     def forget(self, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Take pairs out that were written: A −= K Kᵀ, then W −= (V − W K) Kᵀ A⁻¹.
 
-        A memory without pairs is W0 itself, free of rounding.
-
-        Raises:
-            EditError: a number is not finite; nothing was changed.
+        A memory without pairs is W0 itself, free of rounding. Raises EditError if a number is not finite.
         """
         K, V = self.columns(keys, values)
         if self._pairs == K.shape[1]:
@@ -69,11 +64,7 @@ class Memory:
         self._set(weight, gram, inverse, self._pairs - K.shape[1])
 
     def rebuild(self, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Start from W0 and write all pairs in one shot: W = W0 + (V − W0 K) Kᵀ A⁻¹.
-
-        Raises:
-            EditError: a number is not finite; nothing was changed.
-        """
+        """Write all pairs at once: W = W0 + (V − W0 K) Kᵀ A⁻¹, or raise EditError if one is not finite."""
         if len(keys) == 0:
             self._set(self.base, self.prior, self._prior_inverse, 0)
             return
@@ -106,11 +97,7 @@ class Memory:
         return float((self.weight - self.base).norm() / self.base.norm())
 
     def columns(self, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return K [d_in, n] and V [d_out, n], fp64, of keys [n, d_in] and values [n, d_out].
-
-        Raises:
-            EditError: a number is not finite.
-        """
+        """Return K [d_in, n] and V [d_out, n] in fp64, or raise EditError if a number is not finite."""
         K = keys.to(self.weight.device).double().T
         V = values.to(self.weight.device).double().T
         if not (K.isfinite().all() and V.isfinite().all()):
@@ -122,10 +109,7 @@ class Memory:
         return resisted
 
     def _updated(self, K: torch.Tensor, sign: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return Gram matrix and inverse after K is added or removed.
-
-        The inverse is factorised anew where updating it leaves a large residual.
-        """
+        """Return Gram matrix and inverse with K added or removed, inverted anew if the residual is large."""
         gram = self._gram + sign * (K @ K.T)
         if K.shape[1] * _WOODBURY_SHARE > K.shape[0]:
             return gram, _invert(gram)
@@ -168,11 +152,7 @@ def _updated_inverse(inverse: torch.Tensor, K: torch.Tensor, sign: int) -> torch
 
 
 def _invert(gram: torch.Tensor) -> torch.Tensor:
-    """Return the inverse of a symmetric positive definite matrix by Cholesky.
-
-    Raises:
-        EditError: it is not positive definite.
-    """
+    """Return the inverse by Cholesky, or raise EditError if the matrix is not positive definite."""
     factor, info = torch.linalg.cholesky_ex(gram)
     if int(info) != 0:
         raise EditError("the Gram matrix is not positive definite", hint="raise λn of the recipe")

@@ -21,8 +21,7 @@ _LENGTH_LIMITS = ("max_position_embeddings", "sliding_window")
 class EditableModel:
     """A model, its tokenizer and the parts that an edit needs, on the model's own device and dtype.
 
-    ``precise`` is the dtype of sums and of targets: fp32, or the model's own where that is wider.
-    ``max_tokens`` is the longest text that an edit may look at.
+    precise: dtype of sums and targets, fp32 or a wider one of the model; max_tokens: longest text of an edit.
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -136,10 +135,7 @@ class EditableModel:
         return total / max(count, 1)
 
     def _nll(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return NLL [n, T − 1] of the tokens after the first, NaN at padding.
-
-        With it whether each is the argmax [n, T − 1] bool, and the character spans [n, T, 2] of all tokens.
-        """
+        """Return NLL and argmax bool [n, T − 1] of the tokens after the first, and all spans [n, T, 2]."""
         batch = self.tokenizer(
             list(texts), padding=True, padding_side="right", return_offsets_mapping=True, return_tensors="pt"
         )
@@ -155,8 +151,7 @@ class EditableModel:
 def load_model(path: Path, device: str = "auto", dtype: str = "auto") -> EditableModel:
     """Load a Hugging Face folder from safetensors only, running no code of it and going to no network.
 
-    Raises:
-        ModelError: the folder cannot be read or the architecture is not known.
+    Raises ModelError if it cannot be read or the architecture is not known.
     """
     place = device if device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
     kind: str | torch.dtype = "auto" if dtype == "auto" else getattr(torch, dtype)

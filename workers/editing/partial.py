@@ -30,7 +30,7 @@ class PrefixCache:
     """A Hugging Face cache of attention's keys and values for the columns before the anchor.
 
     While ``recording`` it keeps what each layer computes. Afterwards it puts that before a layer's own keys
-    and values and keeps nothing, so that one cache serves any number of passes.
+    and values and keeps nothing.
     """
 
     def __init__(self, kept: dict[int, tuple[torch.Tensor, torch.Tensor]] | None = None) -> None:
@@ -61,9 +61,8 @@ class PrefixCache:
 class Packed:
     """Packed texts at the edited layer, with the columns from the anchors on and a cache of those before.
 
-    hidden [N, d_model]: the edited layer's output; positions, row, targets [N] and sees [rows, P] as in
-    ``Packing``; values [rows, d_out]: the projection's output at the anchors; before: attention's keys and
-    values {layer: [P, heads, width]} of the columns before the anchors.
+    hidden [N, d_model]: the edited layer's output; positions, row, targets, sees as in ``Packing``;
+    values [rows, d_out]: its projection's at the anchors; before {layer: keys, values [P, heads, width]}.
     """
 
     hidden: torch.Tensor
@@ -200,10 +199,7 @@ def run_upper(
 def stream_with(
     model: EditableModel, layer: int, hidden: torch.Tensor, output: torch.Tensor, delta: torch.Tensor
 ) -> torch.Tensor:
-    """Return the layer's output [rows, d_model] with ``delta`` added to its projection's ``output``.
-
-    hidden [rows, d_model]: the layer's output without it; output, delta [rows, d_out].
-    """
+    """Return a layer's output ``hidden`` [rows, d_model] with ``delta`` added to ``output`` [rows, d_out]."""
     post = model.post_norm(layer)
     if post is None:
         return hidden + delta
@@ -213,10 +209,7 @@ def stream_with(
 
 @torch.no_grad()
 def reach_of(model: EditableModel, layer: int, hidden: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
-    """Return the ‖δ‖ [rows] that moves the residual stream by about its own norm.
-
-    Without a norm after the projection this is ‖h‖, with one a first-order estimate.
-    """
+    """Return the ‖δ‖ [rows] that moves the stream by its norm: ‖h‖, or with a post-norm an estimate of it."""
     reach: torch.Tensor = hidden.norm(dim=1)
     post = model.post_norm(layer)
     if post is not None:

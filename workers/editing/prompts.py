@@ -53,9 +53,8 @@ class Packing:
     """Texts as columns of one row without padding, P columns before the anchors and then the N others.
 
     Columns before the anchors that follow the same tokens are one, for a decoder computes the same for them.
-    ids, positions [P + N] int64; owner [P] int64: one text of each of the first; sees [texts, P] bool: all
-    its texts, a text's columns being in order; row [N] int64: the text of each other column, ascending;
-    targets [N] int64: the token that it must predict, -100 where there is none.
+    All int64: ids, positions [P + N]; owner [P]: one text of each of the first (sees [texts, P] bool: all of
+    them); row [N]: the text of each other column, ascending; targets [N]: the token to predict, or -100.
     """
 
     ids: torch.Tensor
@@ -84,10 +83,8 @@ def encode_fact(
     """Encode prompt and target bare and after each prefix, and last "{subject} is a" without a target.
 
     The first token of a text is an attention sink, whose key hardly depends on the token. A subject that ends
-    there is edited at the next token.
-
-    Raises:
-        EditError: the subject is not in the prompt, the target is empty, or a text is longer than ``limit``.
+    there is edited at the next token. Raises EditError if the subject is not in the prompt, the target is
+    empty, or a text is longer than ``limit``.
     """
     if not request.target.strip():
         raise EditError("the target is empty", culprits=[request.id])
@@ -168,8 +165,7 @@ def longer(request: EditRequest) -> list[EditRequest]:
 def chat_prefixes(tokenizer: PreTrainedTokenizerFast) -> tuple[str, ...]:
     """Return the chat form's text before a user's prompt and before the start of the model's answer.
 
-    Raises:
-        ModelError: the model has no chat form, or one that changes the text put into it.
+    Raises ModelError if the model has no chat form, or one that changes the text put into it.
     """
     if not getattr(tokenizer, "chat_template", None):
         raise ModelError("this model has no chat template", hint="recipe setting chat = false")

@@ -58,10 +58,8 @@ class Recipe(BaseModel):
         return self.steps if layer == self.layers[0] or self.later_steps is None else self.later_steps
 
     def first_prompts_at(self, layer: int) -> int | None:
-        """Return how many prompts the search at a layer begins with (None: all).
-
-        At the last of several layers it begins with all: most facts hold there already.
-        """
+        """Return how many prompts the search at a layer begins with (None: all)."""
+        # all at the last of several layers: most facts hold there already
         return None if len(self.layers) > 1 and layer == self.layers[-1] else self.first_prompts
 
     @property
@@ -81,17 +79,13 @@ class Recipe(BaseModel):
         return Normalised(delta, self.learning_rate, reach)
 
     def is_reached(self, wrong: "torch.Tensor", _losses: "torch.Tensor") -> "torch.Tensor":
-        """Return which targets [n] bool are reached, by Most-Probable Early Stopping (arXiv 2502.01636).
-
-        wrong [n] int64: target tokens that are not the most probable ones; losses [n]: nats.
-        """
+        """Return which targets [n] bool have no ``wrong`` token [n] int64 (MPES, arXiv 2502.01636)."""
         return wrong == 0
 
     def changed(self, overrides: Mapping[str, Any], n_layers: int) -> Self:
         """Return the recipe with some settings changed, checked against a model of ``n_layers``.
 
-        Raises:
-            ConfigError: unknown setting, a value out of range, a layer that the model does not have.
+        Raises ConfigError for an unknown setting, a value out of range, a layer that the model does not have.
         """
         try:
             recipe = self.model_validate(self.model_dump() | dict(overrides))

@@ -55,8 +55,7 @@ def load_or_compute(
 ) -> Statistics:
     """Read the statistics of a model, layers and corpus from the cache in ``folder``, or compute them.
 
-    Raises:
-        ModelError: the cached file is damaged, or the corpus cannot be read.
+    Raises ModelError if the cached file is damaged or the corpus cannot be read.
     """
     path = folder / f"{_cache_key(model, layers, corpus)}.safetensors"
     if path.exists():

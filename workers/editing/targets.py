@@ -55,9 +55,7 @@ def find_targets(
 ) -> Targets:
     """Search keys and values of each fact at one layer, on the weights that the model has now.
 
-    Raises:
-        EditError: a prompt does not fit, or a number is not finite.
-        OutOfMemoryError: one fact alone does not fit into memory.
+    Raises EditError if a prompt does not fit or a number is not finite, OutOfMemoryError for one fact.
     """
     kind = model.device.type
     facts, columns = _FACTS.get(kind, _FACTS_ELSEWHERE), _COLUMNS.get(kind, _COLUMNS_ELSEWHERE)
@@ -115,18 +113,13 @@ class _Text:
 
 @dataclass(frozen=True)
 class _Rows:
-    """Texts as the upper layers see them.
-
-    fact [rows] int64: the fact that the text belongs to; first [rows] bool: used from the first step on;
-    plain [rows] bool: it is "{subject} is a"; clean [plain rows, vocabulary]: log-probabilities after it
-    before any edit.
-    """
+    """Texts as the upper layers see them."""
 
     packed: Packed
-    fact: torch.Tensor
-    first: torch.Tensor
-    plain: torch.Tensor
-    clean: torch.Tensor
+    fact: torch.Tensor  # [rows] int64: the fact that the text belongs to
+    first: torch.Tensor  # [rows] bool: used from the first step on
+    plain: torch.Tensor  # [rows] bool: it is "{subject} is a"
+    clean: torch.Tensor  # [plain rows, vocabulary]: log-probabilities after it before any edit
 
     def rows(self, index: torch.Tensor) -> Self:
         """Return the rows of an ascending index."""
@@ -142,10 +135,9 @@ class _Search:
 
     Rows go through the upper layers packed, and the gradients of the passes add up. Rows of units that are
     done leave. A unit uses the recipe's first prompts only, until these predict its targets; then it is wide
-    and uses all of them.
-
-    Where the bare prompt begins with the subject, its tokens may be attention sinks, whose keys hardly depend
-    on the subject. No value there fits the other prompts too, so a recipe that mends leaves it to mending.
+    and uses all. Where the bare prompt begins with the subject, its tokens may be attention sinks, whose keys
+    hardly depend on the subject. No value there fits the other prompts too, so a recipe that mends leaves it
+    to mending.
     """
 
     def __init__(
@@ -216,10 +208,7 @@ class _Search:
         return self._result(delta, steps, ticks > 0)
 
     def _visible(self, sought: torch.Tensor, wide: torch.Tensor, *, plain: bool = True) -> list[_Rows]:
-        """Return the rows that units [units] bool use now, a part for each pass.
-
-        Rows of "{subject} is a" are among them only if ``plain``.
-        """
+        """Return the rows that units [units] bool use now, a part a pass, "{subject} is a" if ``plain``."""
         rows, facts, all_of = self.rows, sought[self.unit], wide[self.unit]
         seen = facts[rows.fact] & (rows.first | all_of[rows.fact]) & (plain | ~rows.plain)
         index = seen.nonzero()[:, 0]
@@ -244,11 +233,7 @@ class _Search:
     def _loss(
         self, rows: _Rows, delta: torch.Tensor, wrong: torch.Tensor, count: torch.Tensor
     ) -> torch.Tensor:
-        """Return the loss [units] of one pass without decay, and add to ``wrong`` [units] int64.
-
-        It is the NLL of the target tokens over their ``count`` [units], and kl·KL(clean ‖ edited) after
-        "{subject} is a". ``wrong`` counts target tokens that are not the argmax.
-        """
+        """Return a pass's loss [units] without decay, and add the targets that are no argmax to ``wrong``."""
         packed = rows.packed
         normed = run_upper(self.model, packed, self.layer, delta[self.unit[rows.fact]])
         at, tokens = packed.wanted()
@@ -288,10 +273,7 @@ class _Search:
         return [text for group in groups for text in group], torch.cat(keys), Packed.concat(packs)
 
     def _apart(self, keys: torch.Tensor) -> torch.Tensor:
-        """Return which facts [facts] bool have another key bare than after prefixes.
-
-        keys [prompts, facts, d_in], the bare prompt's first.
-        """
+        """Return which facts [facts] bool have another key bare than prefixed, keys [prompts, facts, d_in]."""
         if len(keys) == 1 or not self.recipe.leaves_bare:
             return torch.zeros(keys.shape[1], dtype=torch.bool, device=keys.device)
         return functional.cosine_similarity(keys[0], keys[1:].mean(0)) < _APART

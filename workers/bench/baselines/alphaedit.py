@@ -1,12 +1,10 @@
 """AlphaEdit (Null-Space Constrained Knowledge Editing, arXiv 2410.02355).
 
-P projects onto the null space of C, the eigenvectors with eigenvalues near 0 (eq. 6): a change along P
-leaves what the clean model's keys give as it is. With previous edits Kp (eq. 14): Δ = R Kᵀ P (Kp Kpᵀ P + K
-Kᵀ P + λ·I)⁻¹.
-
-W moves along P alone, so W K = W0 (I − P) K + W P K, and Δ is the engine's ridge solution with prior λ·I
-for the keys P K and the values V − W0 (I − P) K. With ``residual = full`` at two layers it is
-AlphaEdit-BLUE (arXiv 2502.03748).
+P projects onto the null space of C, the eigenvectors with eigenvalues near 0 (eq. 6): a change along P leaves
+what the clean model's keys give as it is. With previous edits Kp (eq. 14): Δ = R Kᵀ P (Kp Kpᵀ P + K Kᵀ P +
+λ·I)⁻¹. W moves along P alone, so W K = W0 (I − P) K + W P K, and Δ is the engine's ridge solution with prior
+λ·I for the keys P K and the values V − W0 (I − P) K. With ``residual = full`` at two layers: AlphaEdit-BLUE
+(arXiv 2502.03748).
 """
 
 import torch
@@ -46,20 +44,12 @@ class AlphaEdit(PublishedEditor):
     recipe: AlphaEditRecipe
 
     def new_memory(self, weight: torch.Tensor, moment: torch.Tensor, prior: torch.Tensor) -> Memory:
-        """Return the memory of one layer: W [d_out, d_in], C and the prior [d_in, d_in].
-
-        Raises:
-            EditError: C has no eigenvalue below the threshold.
-        """
+        """Return the memory of one layer, or raise EditError if C has no eigenvalue below the threshold."""
         return ProjectedMemory(weight, prior, null_space(moment, self.recipe.null_space_threshold))
 
 
 def null_space(moment: torch.Tensor, threshold: float) -> torch.Tensor:
-    """Return P [d_in, d_in], the projector onto C's eigenvectors below the threshold (eq. 6).
-
-    Raises:
-        EditError: there is none.
-    """
+    """Return projector P [d_in, d_in] on C's eigenvectors below the threshold (eq. 6), or raise EditError."""
     eigenvalues, vectors = torch.linalg.eigh(moment.double())
     free = vectors[:, eigenvalues < threshold]
     if free.shape[1] == 0:

@@ -21,11 +21,7 @@ class BatchMemory(Memory):
     """Weights without history, each batch solved against the prior λp·C."""
 
     def write(self, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Add Δ of a batch: keys [n, d_in], values [n, d_out].
-
-        Raises:
-            EditError: a number is not finite; nothing was changed.
-        """
+        """Add Δ of keys [n, d_in] and values [n, d_out], or raise EditError if a number is not finite."""
         K, V = self.columns(keys, values)
         weight = self.weight + (V - self.weight @ K) @ self.solved(K).T
         self._set(weight, self._gram, self._inverse, self._pairs)
@@ -36,11 +32,7 @@ class BatchMemory(Memory):
         return solved
 
     def forget(self, _keys: torch.Tensor, _values: torch.Tensor) -> None:
-        """Refuse: what a batch added depends on what was there.
-
-        Raises:
-            EditError: always.
-        """
+        """Raise EditError, for what a batch added depends on what was there."""
         raise EditError("this recipe keeps no history and cannot forget", hint="use rollback, or encore-blue")
 
 

@@ -24,10 +24,7 @@ class Prune(Memit):
 
 
 def restrained(delta: torch.Tensor, base: torch.Tensor, logarithm: float) -> torch.Tensor:
-    """Return ΔW [d_out, d_in] whose singular values σ above σmax(W0) are log_b σ − log_b σmax + σmax.
-
-    Smaller ones stay as they are.
-    """
+    """Return ΔW [d_out, d_in] whose singular values σ > σmax(W0) become log_b σ − log_b σmax + σmax."""
     left, sigma, right = torch.linalg.svd(delta, full_matrices=False)
     largest = torch.linalg.matrix_norm(base, ord=2)
     grown = (sigma / largest).clamp(min=1.0).log() / math.log(logarithm) + largest

@@ -25,9 +25,7 @@ class PublishedEditor(Editor):
 
         Targets z_i = h_i^L + δ_i are sought at the last critical layer L alone. Then each layer l, upwards,
         writes a share of what is left, r_i^l = (z_i − h_i^L) / (L − l + 1) (eq. 20): m_i^l = W k_i^l + r_i^l.
-
-        Raises:
-            ConfigError: a norm follows the projection, so that shares do not add up in the residual stream.
+        Raises ConfigError for a norm after the projection: shares would not add up in the residual stream.
         """
         last = self.layers[-1]
         if self.model.post_norm(last) is not None:

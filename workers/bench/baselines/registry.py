@@ -78,12 +78,10 @@ class AlphaEditRecipe(Published):
 
 @dataclass(frozen=True)
 class Method:
-    """A recipe and the subclass of ``Editor`` that carries it out, as module:class.
-
-    The class is imported when it is used, so that a list of the recipes needs no torch.
-    """
+    """A recipe and the subclass of ``Editor`` that carries it out, as module:class."""
 
     recipe: Recipe
+    # imported when it is used, so that a list of the recipes needs no torch
     editor: str = "workers.editing.editor:Editor"
 
     def load(self) -> "type[Editor]":
@@ -152,11 +150,7 @@ METHODS: Mapping[str, Method] = MappingProxyType({one.recipe.name: one for one i
 
 
 def method(name: str) -> Method:
-    """Return the method of a recipe's name.
-
-    Raises:
-        ConfigError: there is none.
-    """
+    """Return the method of a recipe's name, or raise ConfigError if there is none."""
     if name not in METHODS:
         near = difflib.get_close_matches(name, METHODS, n=1)
         hint = f"did you mean {near[0]}?" if near else "errata recipes lists them"
@@ -165,9 +159,5 @@ def method(name: str) -> Method:
 
 
 def resolve(name: str, overrides: Mapping[str, Any], n_layers: int) -> Recipe:
-    """Return a named recipe with some settings changed, checked against the model.
-
-    Raises:
-        ConfigError: unknown name or setting, a value out of range, a layer that the model does not have.
-    """
+    """Return a named recipe with settings changed, or raise ConfigError if they do not fit the model."""
     return method(name).recipe.changed(overrides, n_layers)
