@@ -266,7 +266,7 @@ class Editor:
         return replace(written, keys={**written.keys, layer: keys}, values={**written.values, layer: values})
 
     def _reachable(self, request: EditRequest, turn: int) -> EditRequest:
-        """Return the request or, where the prior resists its key, a longer one: the strongest, then the second."""
+        """Return the request, or one of longer subjects, strongest first, where the prior resists its key."""
         layer = self.layers[-1]
         memory = self._memories[layer]
 

@@ -273,7 +273,7 @@ class _Search:
         return [text for group in groups for text in group], torch.cat(keys), Packed.concat(packs)
 
     def _apart(self, keys: torch.Tensor) -> torch.Tensor:
-        """Return which facts [facts] bool have another key bare than prefixed, keys [prompts, facts, d_in]."""
+        """Return which facts [facts] bool have other keys bare than prefixed, keys [prompts, facts, d_in]."""
         if len(keys) == 1 or not self.recipe.leaves_bare:
             return torch.zeros(keys.shape[1], dtype=torch.bool, device=keys.device)
         return functional.cosine_similarity(keys[0], keys[1:].mean(0)) < _APART
