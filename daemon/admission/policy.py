@@ -168,22 +168,18 @@ def _statements(connection: Connection, facts: Iterable[str]) -> dict[str, list[
     """Return by fact all its corrections but those that a rollback took back, oldest first."""
     statements: defaultdict[str, list[RowMapping]] = defaultdict(list)
     for some in in_chunks(sorted(facts)):
-        query = select(corrections).where(
-            corrections.c.fact_id.in_(some), corrections.c.state != CorrectionState.REVERTED
-        )
-        for row in connection.execute(query.order_by(corrections.c.order_key)).mappings():
+        mine = corrections.c.fact_id.in_(some) & (corrections.c.state != CorrectionState.REVERTED)
+        query = select(corrections).where(mine).order_by(corrections.c.order_key)
+        for row in connection.execute(query).mappings():
             statements[row["fact_id"]].append(row)
     return statements
 
 
 def _open_entry(connection: Connection, correction_id: str, reason: QuarantineReason) -> RowMapping | None:
     """Return the entry in which a correction waits for ``reason``, or None."""
-    query = select(entries).where(
-        entries.c.correction_id == correction_id,
-        entries.c.reason == reason,
-        entries.c.state == QuarantineState.HELD,
-    )
-    return connection.execute(query.limit(1)).mappings().one_or_none()
+    mine = (entries.c.correction_id == correction_id) & (entries.c.reason == reason)
+    query = select(entries).where(mine, entries.c.state == QuarantineState.HELD).limit(1)
+    return connection.execute(query).mappings().one_or_none()
 
 
 def _value(row: RowMapping) -> str | None:

@@ -60,17 +60,10 @@ def waiting(connection: Connection, model: str, limit: int) -> list[dict[str, An
         *(corrections.c[name] for name in ("subject", "relation", "object", "source")),
         *(quarantine.c[name] for name in ("id", "reason", "feed", "message", "at", "correction_id")),
     )
-    query = (
-        select(*columns)
-        .join(corrections, corrections.c.id == quarantine.c.correction_id)
-        .where(
-            quarantine.c.state == QuarantineState.HELD,
-            quarantine.c.reason.in_(APPROVABLE),
-            corrections.c.model == model,
-        )
-    )
-    rows = connection.execute(query.order_by(quarantine.c.id).limit(limit)).mappings()
-    return [dict(row) for row in rows]
+    mine = (corrections.c.model == model) & (quarantine.c.state == QuarantineState.HELD)
+    joined = select(*columns).join(corrections, corrections.c.id == quarantine.c.correction_id)
+    query = joined.where(mine, quarantine.c.reason.in_(APPROVABLE)).order_by(quarantine.c.id).limit(limit)
+    return [dict(row) for row in connection.execute(query).mappings()]
 
 
 def place_again(connection: Connection, entry: RowMapping, why: str) -> Decision:

@@ -94,15 +94,16 @@ def store_arrivals(
     decisions: list[Decision] = []
     for arrival in arrivals:
         if arrival.id in known:
-            outcome = AdmissionOutcome.DUPLICATE
-            decisions.append(Decision(arrival.position, outcome, arrival.id, arrival.fact_id))
+            duplicate = AdmissionOutcome.DUPLICATE
+            decisions.append(Decision(arrival.position, duplicate, arrival.id, arrival.fact_id))
             continue
         known.add(arrival.id)
         refusal = objection(arrival.correction, trust)
         placement = to_quarantine(*refusal) if refusal else facts[arrival.fact_id].place(_contender(arrival))
         rows[arrival.id] = _row(arrival, now, feed, trust, placement)
         winners |= dict.fromkeys(placement.beaten, arrival.id)
-        decisions.append(_decision(arrival, placement))
+        outcome, reason, message = placement.outcome, placement.quarantine_reason, placement.message
+        decisions.append(Decision(arrival.position, outcome, arrival.id, arrival.fact_id, reason, message))
     for loser in winners.keys() & rows.keys():
         rows[loser] |= {"state": CorrectionState.SUPERSEDED, "reason": f"by {winners[loser]}"}
     store_corrections(connection, list(rows.values()))
@@ -148,17 +149,6 @@ def _known(connection: Connection, ids: Iterable[str]) -> set[str]:
     """Return those of the ids that the ledger has."""
     queries = (select(corrections.c.id).where(corrections.c.id.in_(some)) for some in in_chunks(ids))
     return {known for query in queries for known in connection.execute(query).scalars()}
-
-
-def _decision(arrival: Arrival, placement: Placement) -> Decision:
-    return Decision(
-        position=arrival.position,
-        outcome=placement.outcome,
-        correction_id=arrival.id,
-        fact_id=arrival.fact_id,
-        reason=placement.quarantine_reason,
-        message=placement.message,
-    )
 
 
 def _contender(arrival: Arrival) -> Contender:

@@ -56,9 +56,8 @@ def make_app(ledger: Ledger, config: Config) -> FastAPI:
     for file in config.api.token_files.values():
         read_token(file)
     app.add_middleware(BodyLimit, limit=MAX_BODY_BYTES)
-    app.add_middleware(
-        Guard, ledger=ledger, settings=config.api, signed_feeds=signed_feeds(config)
-    )  # added last, so it sees each request first
+    # added last, so it sees each request first
+    app.add_middleware(Guard, ledger=ledger, settings=config.api, signed_feeds=signed_feeds(config))
     answer_errors(app)
     _add_health(app, ledger, config)
     _add_views(app, ledger, config)
@@ -128,15 +127,7 @@ def _add_changes(app: FastAPI, ledger: Ledger, config: Config) -> None:
     @app.post("/v1/rollback")
     def post_rollback(body: RollbackRequest) -> dict[str, Any]:
         """Append a revision with the content of an earlier one and answer with the new head."""
-        number = roll_back(
-            ledger,
-            model,
-            to=body.to,
-            last_good=body.last_good,
-            who=WHO,
-            reason=body.reason,
-            expected_head=body.expected_head,
-        )
+        number = roll_back(ledger, model, who=WHO, **body.model_dump())
         with ledger.read() as connection:
             row = chain.get_revision(connection, model, number)
         return {"model": model, "head": number, "content_of": row["content_of"]}

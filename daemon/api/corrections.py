@@ -62,15 +62,11 @@ def add_corrections(app: FastAPI, ledger: Ledger, config: Config) -> None:
         submission = Submission(WHO, API_FEED, OPERATOR_TRUST, key)
         if hook is not None:
             submission = Submission(f"feed {hook.name}", hook.name, hook.trust, key, policy)
-        rows = await run_in_threadpool(_take, ledger, config, hook, items, submission)
+        rows = await run_in_threadpool(_take, hook, items, submission)
         return JSONResponse({"corrections": rows}, status_code=202)
 
     def _take(
-        ledger: Ledger,
-        config: Config,
-        hook: WebhookFeedConfig | None,
-        items: list[Any],
-        submission: Submission,
+        hook: WebhookFeedConfig | None, items: list[Any], submission: Submission
     ) -> list[dict[str, Any]]:
         model = config.model.name
         if hook is None:

@@ -124,11 +124,17 @@ def _page(seen: dict[str, Any]) -> "Group":
         Text(f"{seen['at'][:19]}Z  ", style="dim") + Text(head, style="bold") + Text(wait),
         Text("  ".join(care), style="bold red"),
     ]
+    revisions = [row | {"created": moment(row["created_at"])} for row in seen["revisions"]]
+    feeds = [row | {"pulled": age(row["lag_seconds"])} for row in seen["feeds"]]
+    workers = [
+        row | {"heard": age(row["heartbeat_age_seconds"]), "MiB": row["memory_bytes"] >> 20}
+        for row in seen["workers"]
+    ]
     tables = (
-        (("number", "kind", "state", "active_facts", "created"), _revisions(seen)),
+        (("number", "kind", "state", "active_facts", "created"), revisions),
         (("probe", "result", "score", "bound", "items"), seen["probes"]),
-        (("name", "items", "pulled", "error"), _feeds(seen)),
-        (("name", "state", "heard", "device", "MiB"), _workers(seen)),
+        (("name", "items", "pulled", "error"), feeds),
+        (("name", "state", "heard", "device", "MiB"), workers),
         (("place", "held", "revision", "attempts", "message"), seen["places"]),
     )
     return Group(*parts, *(_table(columns, rows) for columns, rows in tables if rows))
@@ -149,18 +155,3 @@ def _table(columns: tuple[str, ...], rows: list[dict[str, Any]]) -> Any:
         bad = not_ok or row.get("state") == "rejected" or row.get("error")
         table.add_row(*(Text(cell(row.get(key))) for key in columns), style="red" if bad else "")
     return table
-
-
-def _revisions(seen: dict[str, Any]) -> list[dict[str, Any]]:
-    return [row | {"created": moment(row["created_at"])} for row in seen["revisions"]]
-
-
-def _feeds(seen: dict[str, Any]) -> list[dict[str, Any]]:
-    return [row | {"pulled": age(row["lag_seconds"])} for row in seen["feeds"]]
-
-
-def _workers(seen: dict[str, Any]) -> list[dict[str, Any]]:
-    return [
-        row | {"heard": age(row["heartbeat_age_seconds"]), "MiB": row["memory_bytes"] >> 20}
-        for row in seen["workers"]
-    ]

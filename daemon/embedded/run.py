@@ -148,24 +148,15 @@ class Supervisor:
     @contextmanager
     def _api(self, ledger: Ledger) -> Iterator[None]:
         """Run the HTTP API in a thread, or raise UnavailableError if its port cannot be bound."""
-        settings = uvicorn.Config(
-            make_app(ledger, self.config),
-            host=self.config.api.host,
-            port=self.config.api.port,
-            log_config=None,
-            access_log=False,
-        )
-        server = uvicorn.Server(settings)
+        app, host, port = make_app(ledger, self.config), self.config.api.host, self.config.api.port
+        server = uvicorn.Server(uvicorn.Config(app, host=host, port=port, log_config=None, access_log=False))
         thread = threading.Thread(target=server.run, name="api", daemon=True)
         thread.start()
         deadline = time.monotonic() + _API_START_SECONDS
         while not server.started and thread.is_alive() and time.monotonic() < deadline:
             time.sleep(0.05)
         if not server.started:
-            raise UnavailableError(
-                f"the API cannot listen on {self.config.api.host}:{self.config.api.port}",
-                hint="change api.port",
-            )
+            raise UnavailableError(f"the API cannot listen on {host}:{port}", hint="change api.port")
         try:
             yield
         finally:
@@ -195,10 +186,8 @@ def _require_feeds(ledger: Ledger, config: Config) -> None:
     known = {row.name for row in rows if row.cursor}
     for feed in config.feeds:
         if isinstance(feed, JsonlFeedConfig) and feed.name not in known and not feed.path.exists():
-            raise ConfigError(
-                f"feed {feed.name}: the file {feed.path} does not exist",
-                hint="create it, or correct the path",
-            )
+            missing = f"feed {feed.name}: the file {feed.path} does not exist"
+            raise ConfigError(missing, hint="create it, or correct the path")
 
 
 def run_command(

@@ -38,19 +38,16 @@ class Feed(Protocol):
     @property
     def name(self) -> str:
         """The feed's name in the ledger, in metrics and in switches."""
-        ...
 
     @property
     def trust(self) -> int:
         """How trusted the feed is, from 0 to 100, which decides between statements of equal times."""
-        ...
 
     def pull(self, cursor: Cursor, limit: int) -> Pull:
         """Read at most ``limit`` items from ``cursor`` on ({}: from the start), without lasting effects.
 
         Raises FeedError if the source cannot be read now; the cursor stays where it is.
         """
-        ...
 
 
 class FeedConfig(Protocol):
@@ -59,7 +56,6 @@ class FeedConfig(Protocol):
     @property
     def kind(self) -> str:
         """The kind of feed, which is a key of ``_KINDS``."""
-        ...
 
 
 # module:class, imported when a feed of the kind is configured: its dependencies may be heavy or absent

@@ -46,12 +46,8 @@ class Limits:
     def of(cls, config: WebConfig, *urls: str) -> Self:
         """Return a section's limits, whose hosts are those of its URLs where it lists none."""
         hosts = config.hosts or tuple(urlsplit(url).hostname or "" for url in urls)
-        return cls(
-            frozenset(host.casefold() for host in hosts),
-            config.allow_private,
-            config.max_bytes,
-            config.timeout_seconds,
-        )
+        folded = frozenset(host.casefold() for host in hosts)
+        return cls(folded, config.allow_private, config.max_bytes, config.timeout_seconds)
 
 
 @dataclass(frozen=True)

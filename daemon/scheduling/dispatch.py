@@ -28,19 +28,15 @@ class Queue(Protocol):
 
     def send(self, model: str, batch_id: str) -> None:
         """Put an id on the queue, or raise UnavailableError."""
-        ...
 
     def survey(self, model: str) -> None:
         """Ask for a run of all probes, or raise UnavailableError."""
-        ...
 
     def depth(self, model: str) -> int:
         """How many ids wait on the queue, or raise UnavailableError."""
-        ...
 
     def workers(self) -> list[str]:
         """The names of the worker processes that answer now, or raise UnavailableError."""
-        ...
 
 
 class CeleryQueue:
@@ -107,9 +103,8 @@ def _due(connection: Connection, ledger: Ledger, config: Config) -> list[list[st
         return []
     left = edits_left(connection, ledger.clock.now(), config.model.name, config.edit.edits_per_hour)
     wanted = free * size if left is None else min(free * size, left)
-    waiting = select(corrections.c.id, corrections.c.admitted_at).where(
-        corrections.c.model == config.model.name, corrections.c.state == CorrectionState.PENDING
-    )
+    mine = (corrections.c.model == config.model.name) & (corrections.c.state == CorrectionState.PENDING)
+    waiting = select(corrections.c.id, corrections.c.admitted_at).where(mine)
     rows = connection.execute(waiting.order_by(corrections.c.seq).limit(wanted)).all()
     ripe = to_text(ledger.clock.now() - timedelta(seconds=config.edit.batch_age_seconds))
     cut = [rows[start : start + size] for start in range(0, len(rows), size)]

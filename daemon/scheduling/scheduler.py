@@ -117,8 +117,7 @@ class Scheduler:
 
     def dispatch(self) -> None:
         """Make batches of waiting corrections and send the outbox."""
-        if self._lease is not None:
-            self._guarded("dispatch", self._dispatch)
+        self._guarded("dispatch", self._dispatch)
 
     def _dispatch(self) -> None:
         require_free_space(self.config)
@@ -127,8 +126,7 @@ class Scheduler:
 
     def reconcile(self) -> None:
         """Send batches again that Redis lost or a dead worker left."""
-        if self._lease is not None:
-            self._guarded("reconcile", self._reconcile)
+        self._guarded("reconcile", self._reconcile)
 
     def _reconcile(self) -> None:
         require_free_space(self.config)
@@ -136,14 +134,12 @@ class Scheduler:
 
     def judge(self) -> None:
         """Judge new revisions by their probes."""
-        if self._lease is not None:
-            self._guarded("judge", lambda: judge(self.ledger, self.config))
+        self._guarded("judge", lambda: judge(self.ledger, self.config))
 
     def keep(self) -> None:
         """Delete blobs that no revision needs, and check the others when that is due."""
-        if self._lease is not None:
-            self._guarded("collect", lambda: collect_garbage(self.ledger, self.config))
-            self._guarded("scrub", self._scrub_when_due)
+        self._guarded("collect", lambda: collect_garbage(self.ledger, self.config))
+        self._guarded("scrub", self._scrub_when_due)
 
     def _scrub_when_due(self) -> None:
         with self.ledger.read() as connection:
@@ -153,13 +149,11 @@ class Scheduler:
 
     def survey(self) -> None:
         """Ask for a run of all probes when it is due."""
-        if self._lease is not None:
-            self._guarded("survey", lambda: ask_for_survey(self.ledger, self.config, self.queue))
+        self._guarded("survey", lambda: ask_for_survey(self.ledger, self.config, self.queue))
 
     def greet(self) -> None:
         """Ping the workers, and record when each answered."""
-        if self._lease is not None:
-            self._guarded("greet", lambda: heard(self.ledger, self.config.model.name, self.queue.workers()))
+        self._guarded("greet", lambda: heard(self.ledger, self.config.model.name, self.queue.workers()))
 
     def _pull_one(self, feed: Feed) -> None:
         section, bucket, model = self._sections[feed.name], self._buckets[feed.name], self.config.model.name
@@ -184,7 +178,9 @@ class Scheduler:
             return is_feed_paused(connection, feed.name)
 
     def _guarded(self, job: str, work: Callable[[], object], feed: str | None = None) -> None:
-        """Run a job and log its failure. The next tick tries again."""
+        """Run a job if this scheduler leads, and log its failure. The next tick tries again."""
+        if self._lease is None:
+            return
         try:
             work()
         except ErrataError as error:

@@ -47,9 +47,8 @@ def is_due(connection: Connection, config: Config, now: datetime) -> bool:
         current = head(connection, model)
     except NotFoundError:
         return False
-    same = select(revisions.c.number).where(
-        revisions.c.model == model, revisions.c.content == current["content"]
-    )
+    content = revisions.c.content == current["content"]
+    same = select(revisions.c.number).where(revisions.c.model == model, content)
     mine = (probe_results.c.model == model) & (probe_results.c.probe == ALL_PROBES)
     done = select(probe_results.c.id).where(mine, probe_results.c.revision.in_(same)).limit(1)
     if connection.execute(done).scalar() is not None or current["number"] == 0:

@@ -86,9 +86,8 @@ def _same_as_head(connection: Connection, model: str) -> Select[Any]:
     """Select the numbers of the revisions that have the content of head."""
     head = head_number(connection, model)
     content = select(revisions.c.content).where(revisions.c.model == model, revisions.c.number == head)
-    return select(revisions.c.number).where(
-        revisions.c.model == model, revisions.c.content == content.scalar_subquery()
-    )
+    same = revisions.c.content == content.scalar_subquery()
+    return select(revisions.c.number).where(revisions.c.model == model, same)
 
 
 def _probe_rows(connection: Connection, ids: Select[Any]) -> list[Row]:

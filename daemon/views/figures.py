@@ -79,12 +79,9 @@ def feed_items(connection: Connection) -> Counts:
 
 def queue(connection: Connection, now: datetime, model: str) -> Queue:
     """Return depth and age of the queue, with age 0 when it is empty."""
-    mine = (corrections.c.model == model, corrections.c.state.in_(WAITING))
-    rows = connection.execute(
-        select(corrections.c.state, func.count(), func.min(corrections.c.admitted_at))
-        .where(*mine)
-        .group_by(corrections.c.state)
-    ).all()
+    query = select(corrections.c.state, func.count(), func.min(corrections.c.admitted_at))
+    query = query.where(corrections.c.model == model, corrections.c.state.in_(WAITING))
+    rows = connection.execute(query.group_by(corrections.c.state)).all()
     depth = {state: int(count) for state, count, _ in rows}
     oldest = min((admitted for _, _, admitted in rows), default=None)
     return Queue(

@@ -60,11 +60,9 @@ class StageHistory:
     def of(self, connection: Connection, model: str) -> Mapping[str, tuple[list[int], float]]:
         """Return for each stage the counts by bucket of ``STAGE_BUCKETS`` and the sum of seconds."""
         with self._lock:
-            query = select(revisions.c.number, revisions.c.stages).where(
-                revisions.c.model == model,
-                revisions.c.kind == RevisionKind.EDIT,
-                revisions.c.number > self._seen.get(model, 0),
-            )
+            edits = (revisions.c.model == model) & (revisions.c.kind == RevisionKind.EDIT)
+            unseen = revisions.c.number > self._seen.get(model, 0)
+            query = select(revisions.c.number, revisions.c.stages).where(edits, unseen)
             for row in connection.execute(query.order_by(revisions.c.number)):
                 self._seen[model] = row.number
                 for stage, seconds in row.stages.items():

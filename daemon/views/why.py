@@ -69,26 +69,19 @@ def _stated(row: Row) -> Row:
 
 
 def _quarantine(connection: Connection, ids: list[str]) -> list[Row]:
-    rows = _where(connection, quarantine, quarantine.c.correction_id.in_(ids))
-    return [
-        _event(
-            row["at"],
-            "held",
-            f"quarantine entry {row['id']}: {row['reason']}, {row['message']}; {row['state']}",
-            correction=row["correction_id"],
-            entry=row["id"],
-        )
-        for row in rows
-    ]
+    events = []
+    for row in _where(connection, quarantine, quarantine.c.correction_id.in_(ids)):
+        text = f"quarantine entry {row['id']}: {row['reason']}, {row['message']}; {row['state']}"
+        events.append(_event(row["at"], "held", text, correction=row["correction_id"], entry=row["id"]))
+    return events
 
 
 def _batches(connection: Connection, ids: set[str]) -> list[Row]:
     events = []
     for row in _where(connection, batches, batches.c.id.in_(ids)):
         sent = f", sent {row['sends']} times, last at {row['sent_at']}" if row["sent_at"] else ", not sent"
-        events.append(
-            _event(row["created_at"], "batch", f"batch {row['id']} {row['state']}{sent}", batch=row["id"])
-        )
+        text = f"batch {row['id']} {row['state']}{sent}"
+        events.append(_event(row["created_at"], "batch", text, batch=row["id"]))
     for row in _where(connection, attempts, attempts.c.batch_id.in_(ids)):
         outcome = ": ".join(filter(None, (row["outcome"], row["error"])))
         ending = f"{outcome} at {row['ended_at']}" if row["ended_at"] else "has not ended, or died"
@@ -141,15 +134,11 @@ def _measured(connection: Connection, model: str, numbers: set[int]) -> list[Row
 
 
 def _audit(connection: Connection, targets: list[str]) -> list[Row]:
-    rows = _where(connection, audit, audit.c.target.in_(targets))
-    return [
-        _event(
-            row["at"],
-            "audit",
-            f"{row['who']}: {row['action']}" + (f" ({row['reason']})" if row["reason"] else ""),
-        )
-        for row in rows
-    ]
+    events = []
+    for row in _where(connection, audit, audit.c.target.in_(targets)):
+        reason = f" ({row['reason']})" if row["reason"] else ""
+        events.append(_event(row["at"], "audit", f"{row['who']}: {row['action']}{reason}"))
+    return events
 
 
 def _where(connection: Connection, table: Table, condition: ColumnElement[bool]) -> list[Row]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from statistics import fmean
 
-from sqlalchemy import Connection, RowMapping, func, select
+from sqlalchemy import ColumnElement, Connection, RowMapping, func, select
 
 from daemon.core.clock import to_text
 from daemon.core.config.watch import WatchConfig
@@ -80,9 +80,8 @@ class _Look:
         result, score, bound = ProbeResult(measured["result"]), measured["score"], measured["bound"]
         message = ""
         if result is ProbeResult.UNKNOWN:
-            message = (
-                f"{measured['probe']} is not known: {measured['details'].get('error', 'no reason given')}"
-            )
+            why = measured["details"].get("error", "no reason given")
+            message = f"{measured['probe']} is not known: {why}"
         elif result is ProbeResult.DEGRADED:
             shown = "not a number" if score is None else f"{score:.4g}"
             message = f"{measured['probe']} is {shown}, the bound is {bound:.4g}"
@@ -163,24 +162,14 @@ class _Look:
 
     def _reference(self, probe: str) -> RowMapping | None:
         """The newest good measurement among the live revisions that led to this one."""
-        joined = probe_results.join(
-            revisions,
-            (revisions.c.model == probe_results.c.model) & (revisions.c.number == probe_results.c.revision),
-        )
+        same = (revisions.c.model == probe_results.c.model) & (revisions.c.number == probe_results.c.revision)
+        good = (probe_results.c.result == ProbeResult.OK) & (revisions.c.state == RevisionState.LIVE)
+        query = select(probe_results).select_from(probe_results.join(revisions, same))
+        query = query.where(self._measured(probe), good)
+        query = query.order_by(probe_results.c.revision.desc(), probe_results.c.id.desc()).limit(1)
         for numbers in in_chunks(self._before):
-            query = (
-                select(probe_results)
-                .select_from(joined)
-                .where(
-                    probe_results.c.model == self._model,
-                    probe_results.c.probe == probe,
-                    probe_results.c.revision.in_(numbers),
-                    probe_results.c.result == ProbeResult.OK,
-                    revisions.c.state == RevisionState.LIVE,
-                )
-            )
-            order = (probe_results.c.revision.desc(), probe_results.c.id.desc())
-            row = self._connection.execute(query.order_by(*order).limit(1)).mappings().first()
+            chosen = query.where(probe_results.c.revision.in_(numbers))
+            row = self._connection.execute(chosen).mappings().first()
             if row is not None:
                 return row
         return None
@@ -189,26 +178,21 @@ class _Look:
         """The outcomes of the first revisions from ``reset`` on that have the same items."""
         values: dict[int, tuple[float, ...]] = {}
         forward = [number for number in reversed(self._before) if number >= reset]
+        items = (now.suite, now.scale, len(now.values))
+        query = select(probe_results.c.revision, probe_results.c.outcomes)
+        query = query.where(self._measured(probe), probe_results.c.outcomes.is_not(None))
+        query = query.order_by(probe_results.c.revision).limit(4 * _BASELINE)
         for numbers in in_chunks(forward):
-            query = select(probe_results.c.revision, probe_results.c.outcomes).where(
-                probe_results.c.model == self._model,
-                probe_results.c.probe == probe,
-                probe_results.c.revision.in_(numbers),
-                probe_results.c.outcomes.is_not(None),
-            )
-            for row in self._connection.execute(
-                query.order_by(probe_results.c.revision).limit(4 * _BASELINE)
-            ):
+            for row in self._connection.execute(query.where(probe_results.c.revision.in_(numbers))):
                 then = Outcomes.from_json(row.outcomes)
-                if then and (then.suite, then.scale, len(then.values)) == (
-                    now.suite,
-                    now.scale,
-                    len(now.values),
-                ):
+                if then and (then.suite, then.scale, len(then.values)) == items:
                     values[row.revision] = then.values
                 if len(values) == _BASELINE:
                     return list(values.values())
         return list(values.values())
+
+    def _measured(self, probe: str) -> ColumnElement[bool]:
+        return (probe_results.c.model == self._model) & (probe_results.c.probe == probe)
 
     def _drift_before(self, probe: str, reset: int) -> Drift:
         query = (
@@ -227,13 +211,10 @@ class _Look:
 
     def _reset(self, probe: str) -> int:
         """The revision from which drift is counted, the last whose incident an operator closed by hand."""
-        query = select(func.max(incidents.c.revision)).where(
-            incidents.c.model == self._model,
-            incidents.c.probe == probe,
-            incidents.c.state == IncidentState.CLOSED,
-            incidents.c.rollback_revision.is_(None),
-            incidents.c.result == ProbeResult.DEGRADED,
-        )
+        degraded = incidents.c.result == ProbeResult.DEGRADED
+        mine = (incidents.c.model == self._model) & (incidents.c.probe == probe) & degraded
+        by_hand = (incidents.c.state == IncidentState.CLOSED) & incidents.c.rollback_revision.is_(None)
+        query = select(func.max(incidents.c.revision)).where(mine, by_hand)
         return int(self._connection.execute(query).scalar() or 0)
 
 

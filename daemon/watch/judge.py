@@ -53,24 +53,18 @@ def judge(ledger: Ledger, config: Config) -> None:
 
 def _unjudged(connection: Connection, model: str) -> Sequence[int]:
     """Revisions with a measurement that was not judged yet, oldest first, without rejected ones."""
-    seen = select(func.coalesce(func.max(judgements.c.measurement), 0)).where(
-        judgements.c.model == revisions.c.model, judgements.c.revision == revisions.c.number
-    )
-    fresh = select(probe_results.c.id).where(
-        probe_results.c.model == revisions.c.model,
-        probe_results.c.revision == revisions.c.number,
-        probe_results.c.id > seen.scalar_subquery(),
-    )
-    query = select(revisions.c.number).where(
-        revisions.c.model == model, revisions.c.state != RevisionState.REJECTED, fresh.exists()
-    )
-    return connection.execute(query.order_by(revisions.c.number)).scalars().all()
+    judged = (judgements.c.model == revisions.c.model) & (judgements.c.revision == revisions.c.number)
+    seen = select(func.coalesce(func.max(judgements.c.measurement), 0)).where(judged)
+    its = (probe_results.c.model == revisions.c.model) & (probe_results.c.revision == revisions.c.number)
+    fresh = select(probe_results.c.id).where(its, probe_results.c.id > seen.scalar_subquery())
+    mine = (revisions.c.model == model) & (revisions.c.state != RevisionState.REJECTED)
+    query = select(revisions.c.number).where(mine, fresh.exists()).order_by(revisions.c.number)
+    return connection.execute(query).scalars().all()
 
 
 def _judge_one(ledger: Ledger, config: Config, number: int) -> None:
-    with (
-        ledger.read() as connection
-    ):  # the statistical tests take a while, so no write transaction is open meanwhile
+    # the statistical tests take a while, so no write transaction is open meanwhile
+    with ledger.read() as connection:
         row = find_revision(connection, config.model.name, number)
         verdicts = [] if row is None else assess(connection, config.watch, row, ledger.clock.now())
     if row is None or not verdicts:
@@ -167,12 +161,8 @@ def react(ledger: Ledger, config: Config, who: str, alert: str | None = None) ->
 def _trouble(connection: Connection, config: Config) -> Trouble | None:
     """The open degradations, all of revisions that led to head: a rollback closes the others."""
     model = config.model.name
-    bad = (
-        incidents.c.model == model,
-        incidents.c.state == IncidentState.OPEN,
-        incidents.c.result == ProbeResult.DEGRADED,
-    )
-    rows = connection.execute(select(incidents).where(*bad)).mappings().all()
+    bad = (incidents.c.state == IncidentState.OPEN) & (incidents.c.result == ProbeResult.DEGRADED)
+    rows = connection.execute(select(incidents).where(incidents.c.model == model, bad)).mappings().all()
     if not rows:
         return None
     newest = head(connection, model)

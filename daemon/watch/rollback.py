@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 
-from sqlalchemy import Connection, RowMapping, select
+from sqlalchemy import Connection, RowMapping, func, select
 
 from daemon.core.errors import ConfigError, NotFoundError, StaleHeadError
 from daemon.core.ledger.chain import head
@@ -62,19 +62,11 @@ def last_good_revision(connection: Connection, head_row: RowMapping, at_most: in
 
     Raises NotFoundError if there is none.
     """
-    query = (
-        select(revisions.c.number)
-        .where(
-            revisions.c.model == head_row["model"],
-            revisions.c.number < head_row["number"],
-            revisions.c.number <= (head_row["number"] if at_most is None else at_most),
-            revisions.c.state == RevisionState.LIVE,
-            revisions.c.kept,
-            revisions.c.content != head_row["content"],
-        )
-        .order_by(revisions.c.number.desc())
-        .limit(1)
-    )
+    good = (revisions.c.state == RevisionState.LIVE) & revisions.c.kept
+    before = (revisions.c.number < head_row["number"]) & (revisions.c.content != head_row["content"])
+    query = select(func.max(revisions.c.number)).where(revisions.c.model == head_row["model"], good, before)
+    if at_most is not None:
+        query = query.where(revisions.c.number <= at_most)
     number = connection.execute(query).scalar()
     if number is None:
         raise NotFoundError(
