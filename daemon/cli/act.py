@@ -6,9 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
-from daemon.cli.common import Reason, answer, need_reason, open_ledger, print_table
+from daemon.cli.common import Reason, answer, answer_table, need_reason, open_ledger
 from daemon.cli.feeds import paused_text, set_paused
-from daemon.core.command import Json, load, needs, print_json, who
+from daemon.core.command import Json, load, needs, who
 from daemon.core.names import Role
 
 _MAX_BYTES = 64 << 20  # of one submission: it is held in memory
@@ -66,10 +66,8 @@ def submit(
     config = load(context)
     with open_ledger(config) as ledger:
         rows = submit_all(ledger, config.model.name, items, Submission(who()))
-    if as_json:
-        print_json({"corrections": rows})
-    else:
-        print_table("corrections", ("correction", "fact", "outcome", "message"), rows)
+    columns = ("correction", "fact", "outcome", "message")
+    answer_table({"corrections": rows}, "corrections", columns, rows, as_json)
 
 
 def retract(

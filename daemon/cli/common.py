@@ -57,6 +57,13 @@ def answer(document: Any, line: str, as_json: bool) -> None:
     print_json(document) if as_json else say(line)
 
 
+def answer_table(
+    document: Any, title: str, columns: Sequence[str], rows: Sequence[Mapping[str, Any]], as_json: bool
+) -> None:
+    """Print a command's answer, as JSON or as a table."""
+    print_json(document) if as_json else print_table(title, columns, rows)
+
+
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
     """Print rows as a table, in a pipe without colour, borders or cuts."""
     from rich import box

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from daemon.cli.common import answer, print_table
-from daemon.core.command import Json, config_file, load, needs, print_json
+from daemon.cli.common import answer, answer_table
+from daemon.core.command import Json, config_file, load, needs
 from daemon.core.names import Role
 
 if TYPE_CHECKING:
@@ -38,10 +38,8 @@ def config_show(context: typer.Context, as_json: Json = False) -> None:
     """
     config = load(context)
     rows = describe(config, config_file(context))
-    if as_json:
-        print_json({"config": {row["key"]: {k: row[k] for k in ("value", "from")} for row in rows}})
-        return
-    print_table("keys", ("key", "value", "from", "meaning"), rows)
+    document = {"config": {row["key"]: {k: row[k] for k in ("value", "from")} for row in rows}}
+    answer_table(document, "keys", ("key", "value", "from", "meaning"), rows, as_json)
 
 
 @config_app.command("path")
@@ -101,10 +99,8 @@ def doctor(context: typer.Context, as_json: Json = False) -> None:
         for one in findings
     ]
     sound = all(one.ok for one in findings)
-    if as_json:
-        print_json({"ok": sound, "checks": rows})
-    else:
-        print_table("checks", ("check", "result", "detail", "fix"), rows)
+    columns = ("check", "result", "detail", "fix")
+    answer_table({"ok": sound, "checks": rows}, "checks", columns, rows, as_json)
     if not sound:
         raise typer.Exit(1)
 

@@ -10,6 +10,7 @@ from daemon.cli.common import (
     Reason,
     age,
     answer,
+    answer_table,
     moment,
     need_reason,
     object_text,
@@ -47,9 +48,6 @@ def list_(context: typer.Context, as_json: Json = False) -> None:
     config = load(context)
     with open_ledger(config) as ledger, ledger.read() as connection:
         rows = feed_page(connection, ledger.clock.now(), config.feeds)
-    if as_json:
-        print_json({"feeds": rows})
-        return
     shown = [
         row
         | {"last pull": age(row["lag_seconds"]), "outcomes": _counts(row["outcomes"])}
@@ -57,7 +55,7 @@ def list_(context: typer.Context, as_json: Json = False) -> None:
         for row in rows
     ]
     columns = ("name", "kind", "trust", "items", "outcomes", "dropped", "last pull", "paused", "error")
-    print_table("feeds", columns, shown)
+    answer_table({"feeds": rows}, "feeds", columns, shown, as_json)
 
 
 @feeds_app.command("test")
@@ -75,10 +73,8 @@ def test(
     """
     config = load(context)
     rows = _look(config, _section(config, feed, is_url="://" in feed), limit, seconds)
-    if as_json:
-        print_json({"feed": feed, "items": rows})
-    else:
-        print_table("items", ("position", "verdict", "subject", "relation", "object", "prompt"), rows)
+    columns = ("position", "verdict", "subject", "relation", "object", "prompt")
+    answer_table({"feed": feed, "items": rows}, "items", columns, rows, as_json)
 
 
 @feeds_app.command("pause")
@@ -150,12 +146,9 @@ def approve(
 
         with ledger.read() as connection:
             rows = waiting(connection, config.model.name, limit)
-    if as_json:
-        print_json({"waiting": rows})
-        return
     shown = [row | {"at": moment(row["at"])} for row in rows]
     columns = ("id", "reason", "subject", "relation", "object", "feed", "source", "message", "at")
-    print_table("corrections that wait for approval", columns, shown)
+    answer_table({"waiting": rows}, "corrections that wait for approval", columns, shown, as_json)
 
 
 @needs(Role.READ)

@@ -9,6 +9,7 @@ from daemon.cli.common import (
     Reason,
     age,
     answer,
+    answer_table,
     cell,
     moment,
     need_reason,
@@ -44,10 +45,7 @@ def status(context: typer.Context, as_json: Json = False) -> None:
     config = load(context)
     with open_ledger(config) as ledger, ledger.read() as connection:
         page = view(connection, ledger.clock.now(), config.model.name)
-    if as_json:
-        print_json(page)
-        return
-    _print_status(page)
+    print_json(page) if as_json else _print_status(page)
 
 
 @needs(Role.READ)
@@ -76,8 +74,6 @@ def facts(
             rows = fact_list(connection, model, limit=limit, state=_state(state))
     if fact is not None:
         print_json(story) if as_json else _print_history(story)
-    elif as_json:
-        print_json({"model": model, "facts": rows})
     else:
         shown = [
             row
@@ -86,7 +82,7 @@ def facts(
             for row in rows
         ]
         columns = ("fact", "subject", "relation", "object", "state", "in weights", "revision", "since")
-        print_table("facts", columns, shown)
+        answer_table({"model": model, "facts": rows}, "facts", columns, shown, as_json)
 
 
 @needs(Role.READ)
@@ -100,9 +96,6 @@ def revisions(context: typer.Context, limit: Limit = 50, as_json: Json = False) 
     config = load(context)
     with open_ledger(config) as ledger, ledger.read() as connection:
         rows = revision_list(connection, config.model.name, limit)
-    if as_json:
-        print_json({"model": config.model.name, "revisions": rows})
-        return
     shown = [
         {
             "revision": row["number"],
@@ -117,7 +110,8 @@ def revisions(context: typer.Context, limit: Limit = 50, as_json: Json = False) 
         }
         for row in rows
     ]
-    print_table("revisions", tuple(shown[0]) if shown else (), shown)
+    document, columns = {"model": config.model.name, "revisions": rows}, tuple(shown[0]) if shown else ()
+    answer_table(document, "revisions", columns, shown, as_json)
 
 
 @needs(Role.READ)
@@ -137,10 +131,7 @@ def show(
     number = parse_revision(revision)
     with open_ledger(config) as ledger, ledger.read() as connection:
         detail = revision_detail(connection, config.model.name, number)
-    if as_json:
-        print_json(detail)
-        return
-    _print_revision(detail)
+    print_json(detail) if as_json else _print_revision(detail)
 
 
 @needs(Role.READ)
@@ -167,9 +158,6 @@ def incidents(
             close_incident(ledger, close, who(), reason)
         with ledger.read() as connection:
             rows = incident_list(connection, limit=limit, model=config.model.name, unsettled=unsettled)
-    if as_json:
-        print_json({"model": config.model.name, "incidents": rows})
-        return
     columns = ("id", "revision", "probe", "state", "message", "opened", "closed", "rolled back by")
     shown = [
         row
@@ -177,7 +165,8 @@ def incidents(
         | {"rolled back by": row["rollback_revision"]}
         for row in rows
     ]
-    print_table("incidents", columns, shown)
+    document = {"model": config.model.name, "incidents": rows}
+    answer_table(document, "incidents", columns, shown, as_json)
 
 
 @needs(Role.READ)
@@ -205,11 +194,9 @@ def audit_list(context: typer.Context, limit: Limit = 50, as_json: Json = False)
     config = load(context)
     with open_ledger(config) as ledger, ledger.read() as connection:
         rows = view(connection, limit=limit)
-    if as_json:
-        print_json({"audit": rows})
-        return
     shown = [row | {"at": moment(row["at"])} for row in rows]
-    print_table("audit rows", ("id", "at", "who", "action", "target", "reason"), shown)
+    columns = ("id", "at", "who", "action", "target", "reason")
+    answer_table({"audit": rows}, "audit rows", columns, shown, as_json)
 
 
 @audit_app.command("verify")
@@ -295,9 +282,8 @@ def _print_revision(detail: dict[str, Any]) -> None:
         if detail[key] not in (None, ""):
             say(f"  {key:<12} {detail[key]}")
     say(f"  {'facts':<12} {detail['active_facts']}")
-    print_table(
-        "probes", ("probe", "version", "result", "score", "bound", "items", "seconds"), detail["probes"]
-    )
+    measured = ("probe", "version", "result", "score", "bound", "items", "seconds")
+    print_table("probes", measured, detail["probes"])
     columns = ("fact_id", "subject", "relation", "object", "correction_id")
     for name in ("written", "ended"):
         rows = [row | {"object": object_text(row["object"])} for row in detail[name]]

@@ -4,8 +4,8 @@ from typing import Annotated
 
 import typer
 
-from daemon.cli.common import Limit, Reason, answer, moment, need_reason, open_ledger, print_table
-from daemon.core.command import Json, load, needs, print_json, who
+from daemon.cli.common import Limit, Reason, answer, answer_table, moment, need_reason, open_ledger
+from daemon.core.command import Json, load, needs, who
 from daemon.core.names import Role
 
 quarantine_app = typer.Typer(help="Items that were refused or reverted, and why.", no_args_is_help=True)
@@ -38,12 +38,9 @@ def quarantine_list(
     config = load(context)
     with open_ledger(config) as ledger, ledger.read() as connection:
         rows = view(connection, limit=limit, state=state)
-    if as_json:
-        print_json({"quarantine": rows})
-        return
     columns = ("id", "feed", "position", "reason", "message", "state", "correction_id", "at", "raw")
     shown = [row | {"at": moment(row["at"])} for row in rows]
-    print_table("quarantine entries", columns, shown)
+    answer_table({"quarantine": rows}, "quarantine entries", columns, shown, as_json)
 
 
 @quarantine_app.command("release")
