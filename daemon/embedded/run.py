@@ -168,11 +168,10 @@ def drained(ledger: Ledger, config: Config) -> bool:
     """Whether no correction or batch waits and every revision has been judged."""
     model = config.model.name
     open_states = (CorrectionState.PENDING, CorrectionState.QUEUED)
+    open_batches = (BatchState.OPEN, BatchState.SENT)
     queries = (
         select(func.count()).where(corrections.c.model == model, corrections.c.state.in_(open_states)),
-        select(func.count()).where(
-            batches.c.model == model, batches.c.state.in_((BatchState.OPEN, BatchState.SENT))
-        ),
+        select(func.count()).where(batches.c.model == model, batches.c.state.in_(open_batches)),
         select(func.count()).where(revisions.c.model == model, revisions.c.state == RevisionState.CANDIDATE),
     )
     with ledger.read() as connection:

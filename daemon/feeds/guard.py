@@ -187,9 +187,8 @@ def checked_host(url: str, limits: Limits) -> str:
         hint = "https only; allow_private also allows http"
         raise FeedError(f"{_shown(url)} is not {' or '.join(schemes)}", hint=hint)
     if host not in limits.hosts or not host or port == 0:
-        raise FeedError(
-            f"{_shown(url)} leads to a host that is not allowed", hint="add it to hosts in [[feeds]]"
-        )
+        hint = "add it to hosts in [[feeds]]"
+        raise FeedError(f"{_shown(url)} leads to a host that is not allowed", hint=hint)
     if parts.username is not None or parts.password is not None or len(url) > _URL_CHARACTERS:
         raise FeedError(f"a URL may not carry credentials or be longer than {_URL_CHARACTERS} characters")
     return host

@@ -98,12 +98,10 @@ def _ledger(config: Config) -> Finding:
     if version == newest:
         return Finding("ledger", True, f"sound, schema {version}")
     if version is not None and version > newest:
-        return Finding(
-            "ledger", False, f"schema {version}, this Errata knows {newest}", "install the newer Errata"
-        )
-    return Finding(
-        "ledger", False, f"schema {version}, newest is {newest}", "errata run migrates it at start"
-    )
+        detail, fix = f"schema {version}, this Errata knows {newest}", "install the newer Errata"
+    else:
+        detail, fix = f"schema {version}, newest is {newest}", "errata run migrates it at start"
+    return Finding("ledger", False, detail, fix)
 
 
 def _audit(ledger: Ledger) -> Finding:
@@ -112,12 +110,8 @@ def _audit(ledger: Ledger) -> Finding:
         rows = connection.execute(select(func.count()).select_from(audit_table)).scalar_one()
     if broken is None:
         return Finding("audit", True, f"{rows} rows, the chain holds")
-    return Finding(
-        "audit",
-        False,
-        f"row {broken} does not follow from the one before",
-        "somebody changed the ledger by hand; compare with a backup",
-    )
+    fix = "somebody changed the ledger by hand; compare with a backup"
+    return Finding("audit", False, f"row {broken} does not follow from the one before", fix)
 
 
 def _revisions(ledger: Ledger, config: Config) -> Finding:
@@ -125,9 +119,8 @@ def _revisions(ledger: Ledger, config: Config) -> Finding:
         head = figures.head_number(connection, config.model.name)
         live = figures.live_number(connection, config.model.name)
     if head is None:
-        return Finding(
-            "revisions", False, f"model {config.model.name} has none", "errata prepare founds revision 0"
-        )
+        fix = "errata prepare founds revision 0"
+        return Finding("revisions", False, f"model {config.model.name} has none", fix)
     return Finding("revisions", True, f"head {head}, live {live}")
 
 
@@ -162,9 +155,8 @@ def _ledger_clock(ledger: Ledger) -> Finding:
     if now < _WRITTEN:
         return Finding("clock and ledger", False, f"the clock says {now:%Y-%m-%d}", fix)
     if ahead > _SKEW:
-        return Finding(
-            "clock and ledger", False, f"the ledger's newest row is {ahead:.0f} s in the future", fix
-        )
+        detail = f"the ledger's newest row is {ahead:.0f} s in the future"
+        return Finding("clock and ledger", False, detail, fix)
     return Finding("clock and ledger", True, "the ledger has no row that is dated ahead")
 
 
@@ -202,11 +194,9 @@ def _redis_clock(config: Config) -> Finding:
     with _redis(config) as client:
         seconds, micros = client.time()
     skew = abs(datetime.now(UTC).timestamp() - seconds - micros / 1e6)
-    fix = "set both clocks right (chrony, systemd-timesyncd)"
-    ok = skew <= _SKEW
-    return Finding(
-        "clock and redis", ok, f"this clock and that of Redis differ by {skew:.1f} s", "" if ok else fix
-    )
+    ok, detail = skew <= _SKEW, f"this clock and that of Redis differ by {skew:.1f} s"
+    fix = "" if ok else "set both clocks right (chrony, systemd-timesyncd)"
+    return Finding("clock and redis", ok, detail, fix)
 
 
 def _disk(config: Config) -> Finding:
@@ -225,9 +215,8 @@ def _model(config: Config) -> Finding:
     missing = [name for name in ("config.json", "*.safetensors") if not list(folder.glob(name))]
     if not missing:
         return Finding("model", True, str(folder))
-    return Finding(
-        "model", False, f"{folder} has no {' and no '.join(missing)}", "errata prepare, or set model.path"
-    )
+    detail = f"{folder} has no {' and no '.join(missing)}"
+    return Finding("model", False, detail, "errata prepare, or set model.path")
 
 
 def _statistics(config: Config) -> Finding:
@@ -239,17 +228,15 @@ def _statistics(config: Config) -> Finding:
 
 
 def _token(section: str, file: Path | None, host: str) -> Finding:
-    check = f"{section} token"
+    check, fix = f"{section} token", "write a token into it: openssl rand -hex 32"
     if file is None:
         return Finding(check, True, f"none: only this machine is served, at {host}")
     try:
         empty, mode = not file.read_text(encoding="utf-8").strip(), stat.S_IMODE(file.stat().st_mode)
     except (OSError, UnicodeDecodeError) as error:
-        return Finding(
-            check, False, f"{file} cannot be read: {error}", "write a token into it: openssl rand -hex 32"
-        )
+        return Finding(check, False, f"{file} cannot be read: {error}", fix)
     if empty:
-        return Finding(check, False, f"{file} is empty", "write a token into it: openssl rand -hex 32")
+        return Finding(check, False, f"{file} is empty", fix)
     if mode & 0o077:
         return Finding(check, False, f"{file} has mode {mode:o}", f"chmod 600 {file}")
     return Finding(check, True, str(file))
@@ -258,9 +245,8 @@ def _token(section: str, file: Path | None, host: str) -> Finding:
 def _feed(name: str, path: Path) -> Finding:
     if path.is_file():
         return Finding(f"feed {name}", True, str(path))
-    return Finding(
-        f"feed {name}", False, f"there is no file {path}", "create it, or correct path in [[feeds]]"
-    )
+    fix = "create it, or correct path in [[feeds]]"
+    return Finding(f"feed {name}", False, f"there is no file {path}", fix)
 
 
 def _published(ledger: Ledger, config: Config) -> Finding:

@@ -19,6 +19,7 @@ def difference(connection: Connection, model: str, first: int, second: int) -> R
     before, after = (get_revision(connection, model, number) for number in (first, second))
     old, new = (_correction_by_fact(connection, model, number) for number in (first, second))
     rows = _corrections(connection, {*old.values(), *new.values()})
+    was, tensors = before["tensors"], after["tensors"]
     facts = [
         _fact(fact, rows.get(old.get(fact, "")), rows.get(new.get(fact, "")))
         for fact in {**old, **new}
@@ -29,9 +30,7 @@ def difference(connection: Connection, model: str, first: int, second: int) -> R
         "from": first,
         "to": second,
         "same_content": before["content"] == after["content"],
-        "tensors_changed": sorted(
-            name for name, blob in after["tensors"].items() if before["tensors"].get(name) != blob
-        ),
+        "tensors_changed": sorted(name for name, blob in tensors.items() if was.get(name) != blob),
         "facts": sorted(facts, key=lambda row: (row["change"], row["subject"], row["relation"])),
         "norms": _pairs(before["norms"], after["norms"]),
         "probes": _pairs(*(_scores(connection, model, number) for number in (first, second))),

@@ -171,10 +171,8 @@ class _Scrape:
         self._add("errata_paused", is_paused(self._connection, model), model=model)
 
     def _chain(self, model: str) -> None:
-        for name, kind in (
-            ("errata_edits_total", RevisionKind.EDIT),
-            ("errata_rollbacks_total", RevisionKind.ROLLBACK),
-        ):
+        counted = {"errata_edits_total": RevisionKind.EDIT, "errata_rollbacks_total": RevisionKind.ROLLBACK}
+        for name, kind in counted.items():
             self._add(name, figures.revisions_of_kind(self._connection, model, kind), model=model)
         number = figures.head_number(self._connection, model)
         head = None if number is None else find_revision(self._connection, model, number)
@@ -198,10 +196,9 @@ class _Scrape:
         return dict(self._connection.execute(query).scalar() or {})
 
     def _stages(self, model: str) -> None:
+        name = "errata_edit_stage_duration_seconds"
         for stage, (buckets, total) in self._history.of(self._connection, model).items():
-            self._add_histogram(
-                "errata_edit_stage_duration_seconds", buckets, total, model=model, stage=stage
-            )
+            self._add_histogram(name, buckets, total, model=model, stage=stage)
 
     def _worker(self, model: str) -> None:
         beat = figures.newest_heartbeat(self._connection, self._now, model)

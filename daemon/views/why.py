@@ -37,9 +37,8 @@ def fact_timeline(connection: Connection, fact_id: str) -> Row:
     events += _audit(connection, [fact_id, *ids])
     events.sort(key=lambda event: (event["at"], _ORDER.index(event["kind"])))
     newest = max(stated, key=lambda row: row["order_key"])
-    in_weights = [
-        one for one in story["corrections"] if any(tenure["until"] is None for tenure in one["held"])
-    ]
+    rows = story["corrections"]
+    in_weights = [row for row in rows if any(tenure["until"] is None for tenure in row["held"])]
     return {
         "fact": fact_id,
         "model": story["model"],
@@ -61,11 +60,10 @@ def _value(row: Row) -> str:
 
 def _stated(row: Row) -> Row:
     since = to_text(effective_time(row["order_key"]))
-    text = (
-        f"{row['feed']} (trust {row['trust']}) says {_value(row)}, true since {since}, source {row['source']}"
-    )
+    text = f"{row['feed']} (trust {row['trust']}) says {_value(row)}, true since {since}"
     note = f" ({row['reason']})" if row["reason"] else ""
-    return _event(row["admitted_at"], "said", f"{text}; now {row['state']}{note}", correction=row["id"])
+    text += f", source {row['source']}; now {row['state']}{note}"
+    return _event(row["admitted_at"], "said", text, correction=row["id"])
 
 
 def _quarantine(connection: Connection, ids: list[str]) -> list[Row]:

@@ -92,9 +92,8 @@ def _open(connection: Connection, now: datetime, model: str, alert: Alert) -> No
     except NotFoundError:
         return
     probe = f"alert:{alert.name}"
-    answered = (incidents.c.alert == alert.episode) | (
-        (incidents.c.revision == current["number"]) & (incidents.c.probe == probe)
-    )
+    same = (incidents.c.revision == current["number"]) & (incidents.c.probe == probe)
+    answered = (incidents.c.alert == alert.episode) | same
     if connection.execute(select(incidents.c.id).where(incidents.c.model == model, answered)).first():
         return
     if current["number"] == 0 or alert.startsAt < from_text(current["created_at"]):
