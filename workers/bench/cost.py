@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerF
 
 from workers.bench.baselines.registry import method
 from workers.bench.facts import BenchFact
-from workers.bench.lab import Lab, forward_unit, timed
+from workers.bench.lab import Lab, forward_unit, timed, wait_for_device
 from workers.bench.report import Report
 from workers.editing.editor import Associations, Editor
 from workers.editing.model import EditableModel
@@ -25,22 +25,14 @@ from workers.revisions.store import Store
 
 SHAPES = {
     "llama-3-8b": {
-        "hidden_size": 4096,
-        "intermediate_size": 14336,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "vocab_size": 128256,
+        "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256,
     },
     "small": {
-        "hidden_size": 256,
-        "intermediate_size": 896,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 2,
-        "vocab_size": 49152,
+        "hidden_size": 256, "intermediate_size": 896, "num_hidden_layers": 12,
+        "num_attention_heads": 8, "num_key_value_heads": 2, "vocab_size": 49152,
     },
-}
+}  # fmt: skip
 # Random weights: 10 and 2 steps, as a real search takes them, with nothing that ends or refuses one earlier.
 _FIXED = {"steps": 10, "later_steps": 2, "extra_steps": 10, "mends": 0, "clamp": 1e9, "anchor_limit": 1e9}
 _GROWTH_BATCHES = 200  # enough that a cost that grows with history would double
@@ -60,8 +52,7 @@ class StageClock:
         try:
             yield
         finally:
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
+            wait_for_device()
             inner = sum(self.seconds.values()) - before
             spent = time.perf_counter() - start - inner
             self.seconds[stage] = self.seconds.get(stage, 0.0) + spent
@@ -167,10 +158,8 @@ def _random(shape: str, tokenizer: PreTrainedTokenizerFast) -> EditableModel:
 
 
 def _boundary(recipe: Recipe, n_layers: int) -> tuple[int, ...]:
-    """Return the layers that correspond to 4 and 8 of 32."""
-    if not recipe.own_targets:
-        return recipe.layers
-    return (round(4 * n_layers / 32), round(8 * n_layers / 32))
+    """Return the layers that correspond to 4 and 8 of 32, or the recipe's where they share one target."""
+    return (round(4 * n_layers / 32), round(8 * n_layers / 32)) if recipe.own_targets else recipe.layers
 
 
 def _flat_statistics(model: EditableModel, layers: Sequence[int]) -> Statistics:

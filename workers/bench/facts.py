@@ -32,8 +32,7 @@ class BenchFact:
 def load_facts(name: str, n: int, seed: int | None, path: Path | None) -> list[BenchFact]:
     """Return ``n`` facts of different subjects, the file's first or, with ``seed``, drawn from all of it.
 
-    Raises:
-        ConfigError: the file is missing, unreadable or too short.
+    Raises ConfigError if the file is missing, unreadable or too short.
     """
     records = list(_records(_find(name, path)))
     if seed is not None:
@@ -82,12 +81,7 @@ def _records(path: Path) -> Iterator[Mapping[str, Any]]:
 
 
 def _parquet(path: Path) -> list[Mapping[str, Any]]:
-    """Return all rows of a parquet file.
-
-    Raises:
-        ConfigError: pyarrow is not installed.
-        OSError, ValueError: it is no parquet file.
-    """
+    """Return all rows of a parquet file."""
     try:
         table = import_module("pyarrow.parquet")
     except ImportError as error:
@@ -100,10 +94,8 @@ def _parquet(path: Path) -> list[Mapping[str, Any]]:
 
 def _counterfact(record: Mapping[str, Any], number: int) -> BenchFact | None:
     """Make a fact of a flat record, or of the published form with its lists."""
-    rewrite = record.get("requested_rewrite")
-    if rewrite is None:
-        flat = record
-    else:
+    flat, rewrite = record, record.get("requested_rewrite")
+    if rewrite is not None:
         flat = {
             "subject": rewrite["subject"],
             "prompt": rewrite["prompt"].replace("{}", rewrite["subject"]),
@@ -116,13 +108,8 @@ def _counterfact(record: Mapping[str, Any], number: int) -> BenchFact | None:
     if flat["subject"] not in flat["prompt"]:
         return None
     request = EditRequest(str(number), flat["subject"], flat["prompt"], flat["target_new"])
-    return BenchFact(
-        request,
-        flat["target_true"],
-        flat["paraphrase"],
-        flat["neighborhood_prompt"],
-        flat["neighborhood_target"],
-    )
+    rest = ("target_true", "paraphrase", "neighborhood_prompt", "neighborhood_target")
+    return BenchFact(request, *(flat[name] for name in rest))
 
 
 def _zsre(record: Mapping[str, Any], number: int) -> BenchFact | None:

@@ -59,10 +59,10 @@ def forward_unit(model: EditableModel, repeats: int = 3) -> float:
 
 def timed(work: Callable[[], object]) -> float:
     """Return the seconds that a call takes, the device's queue included."""
-    _wait_for_device()
+    wait_for_device()
     start = time.perf_counter()
     work()
-    _wait_for_device()
+    wait_for_device()
     return time.perf_counter() - start
 
 
@@ -71,6 +71,7 @@ def batches(items: Sequence[Item], size: int) -> list[Sequence[Item]]:
     return [items[start : start + size] for start in range(0, len(items), size)]
 
 
-def _wait_for_device() -> None:
+def wait_for_device() -> None:
+    """Wait until the accelerator, if there is one, has done what is queued."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()

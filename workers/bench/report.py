@@ -17,16 +17,10 @@ from daemon.core.fsio import write_durably
 
 _SHORT = {"perplexity": "ppl ratio", "seconds_per_fact": "s/fact", "units_per_fact": "units/fact"}
 _LONG = {
-    "n": "edits",
-    "greedy": "greedy efficacy, all so far",
-    "first_100": "greedy efficacy, first 100",
-    "others": "greedy efficacy, untouched facts",
-    "es": "ES, all so far",
-    "ps": "PS, all so far",
-    "ns": "neighborhood (NS)",
-    "perplexity": "perplexity / base",
-    "capacity": "facts / d_in",
-}
+    "n": "edits", "greedy": "greedy efficacy, all so far", "first_100": "greedy efficacy, first 100",
+    "others": "greedy efficacy, untouched facts", "es": "ES, all so far", "ps": "PS, all so far",
+    "ns": "neighborhood (NS)", "perplexity": "perplexity / base", "capacity": "facts / d_in",
+}  # fmt: skip
 _ROWS, _SETTINGS, _CURVES, _EARLIER = "rows.jsonl", "settings.json", "curves.png", "earlier"
 _STATES = "state-*.safetensors"
 _OWN = (_ROWS, _SETTINGS, _CURVES, _STATES)
@@ -35,8 +29,7 @@ _OWN = (_ROWS, _SETTINGS, _CURVES, _STATES)
 class Report:
     """Rows of one bench, appended to ``folder``/rows.jsonl as they come.
 
-    An interrupted run of the same ``settings`` is resumed. Results of other runs move to the folder
-    ``earlier``. ``resumed`` is the number of rows that were there.
+    An interrupted run of the same ``settings`` is resumed after ``resumed`` rows. Others move to ``earlier``.
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any], *, fresh: bool = False) -> None:
@@ -49,7 +42,7 @@ class Report:
             "threads": torch.get_num_threads(),
             "cores": os.cpu_count(),
             "machine": platform.machine(),
-            "gpu": _gpu(),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
             "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
         if not fresh and self._is_unfinished():
@@ -161,7 +154,3 @@ def _shown(value: object) -> str:
     if value is None:
         return "–"
     return f"{value:.3f}" if isinstance(value, float) else str(value)
-
-
-def _gpu() -> str | None:
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else None

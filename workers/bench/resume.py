@@ -45,9 +45,7 @@ class Keeper:
         """Bring a fresh editor to the saved state, or return None where none was saved.
 
         Exact recipes are solved in one shot. Others depend on their writes' order, so these are repeated.
-
-        Raises:
-            ConfigError: the file is damaged, or does not give the weights that it was saved from.
+        Raises ConfigError if the file is damaged, or does not give the weights that it was saved from.
         """
         path = self._path(name)
         if not path.exists():
@@ -82,9 +80,8 @@ def _read(path: Path, layers: Sequence[int]) -> tuple[list[Associations], dict[s
         for ids in noted["ids"]:
             rows = slice(start, start + len(ids))
             keys = {layer: tensors[f"keys.{layer}"][rows] for layer in layers}
-            parts.append(
-                Associations(ids, keys, {layer: tensors[f"values.{layer}"][rows] for layer in layers})
-            )
+            values = {layer: tensors[f"values.{layer}"][rows] for layer in layers}
+            parts.append(Associations(ids, keys, values))
             start += len(ids)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"{path} is damaged: {error}", hint="start over with --fresh") from error

@@ -7,6 +7,8 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import islice
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -61,8 +63,7 @@ def run_table(
 class Sequencer:
     """Lifelong editing of one model, batch after batch, with older facts reviewed and mended.
 
-    After each batch the ``review`` facts that were asked longest ago are asked again. Those that slipped get
-    a new pair in place of the old one (``Editor.mend``).
+    After each batch the ``review`` facts asked longest ago are asked again. Those that slipped are mended.
     """
 
     def __init__(self, editor: Editor, review: int) -> None:
@@ -77,20 +78,13 @@ class Sequencer:
 
     def keep(self, keeper: Keeper, seconds: float) -> None:
         """Save all that ``resume`` needs."""
-        starts = [sum(self._sizes[:place]) for place in range(len(self._sizes))]
-        parts = [
-            Associations.concat(self.pairs[start : start + size])
-            for start, size in zip(starts, self._sizes, strict=True)
-        ]
+        pairs = iter(self.pairs)
+        parts = [Associations.concat(list(islice(pairs, size))) for size in self._sizes]
         noted = {"done": self.done, "mended": self.mended, "refused": self.refused, "asked": self._asked}
         keeper.save(self.editor.recipe.name, self.editor, parts, seconds=seconds, **noted)
 
     def resume(self, keeper: Keeper, requests: Sequence[EditRequest]) -> float:
-        """Resume an interrupted run over the same ``requests`` and return the seconds that it had taken.
-
-        Raises:
-            ConfigError: the saved state is damaged.
-        """
+        """Resume an interrupted run over ``requests`` and return the seconds that it had taken."""
         saved = keeper.restore(self.editor.recipe.name, self.editor)
         if saved is None:
             return 0.0
@@ -122,12 +116,10 @@ class Sequencer:
 
     def _review_older(self, known: int) -> None:
         oldest = sorted(range(known), key=lambda i: self._asked[i])[: self.review]
-        prompts, targets = (
-            zip(*((self.requests[i].prompt, self.requests[i].target) for i in oldest), strict=True)
-            if oldest
-            else ((), ())
+        asked = [self.requests[i] for i in oldest]
+        _, holds = self.editor.model.target_scores(
+            [one.prompt for one in asked], [one.target for one in asked]
         )
-        _, holds = self.editor.model.target_scores(prompts, targets)
         for i in oldest:
             self._asked[i] = len(self.requests)
         slipped = [i for i, held in zip(oldest, holds.tolist(), strict=True) if not held]
@@ -192,13 +184,12 @@ def run_sequence(
         step(recipe.name, done, len(facts))
         due = done // every > before // every or done == len(facts)
         if due and done == sequencer.done and not report.has(recipe=recipe.name, n=done):
-            first = scorer.greedy(facts[: min(100, done)])
             report.add(
                 scorer.score(facts[:done]),
                 _norms(editor),
                 recipe=recipe.name,
                 n=done,
-                first_100=sum(first) / len(first),
+                first_100=fmean(scorer.greedy(facts[: min(100, done)])),
                 mended=sequencer.mended,
                 refused=sequencer.refused,
                 capacity=done / editor.statistics.moments[editor.layers[0]].shape[0],
@@ -227,10 +218,9 @@ def run_revisions(
         saved = keeper.restore(name, editor)
         parts = saved.parts if saved else [_written(editor, others)]
         for number in range(saved.about["round"] + 1 if saved else 1, rounds + 1):
-            objects = told[number - 1]
             now = [
                 replace(fact, request=replace(fact.request, target=target))
-                for fact, target in zip(revised, objects, strict=True)
+                for fact, target in zip(revised, told[number - 1], strict=True)
             ]
             if len(parts) > 1 and forgets:
                 editor.forget(parts.pop())
@@ -246,7 +236,7 @@ def run_revisions(
                     greedy=scores.greedy,
                     ps=scores.ps,
                     ns=scores.ns,
-                    others=_share(scorer.greedy(others)),
+                    others=fmean(scorer.greedy(others)),
                     perplexity=scores.perplexity,
                 )
             keeper.save(name, editor, parts, round=number)
@@ -323,7 +313,3 @@ def run_retract(
 
 def _norms(editor: Editor) -> Mapping[str, Any]:
     return {f"norm_{layer}": total for layer, (_, total) in editor.delta_norms().items()}
-
-
-def _share(answers: Sequence[bool]) -> float:
-    return sum(answers) / len(answers)

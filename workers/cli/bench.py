@@ -3,7 +3,7 @@
 import inspect
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -31,7 +31,6 @@ Batch = Annotated[int, typer.Option(min=1, help="facts in one batch")]
 
 _METRICS = ("es", "ps", "ns", "s", "es_argmax", "ps_argmax", "ns_argmax", "greedy", "perplexity")
 _SEQUENCE_CURVES = ("greedy", "first_100", "ps", "ns", "perplexity")
-_REVISION_CURVES = ("greedy", "others", "ps", "ns", "perplexity")
 
 
 @dataclass(frozen=True)
@@ -68,16 +67,9 @@ class Common:
 def bench_command(work: Callable[..., None]) -> Callable[..., None]:
     """Register a command whose first parameter is a ``Common``, the others being options of its own."""
     own = list(inspect.signature(work).parameters.values())[1:]
-    shared = [
-        inspect.Parameter(
-            one.name,
-            inspect.Parameter.KEYWORD_ONLY,
-            annotation=one.type,
-            default=inspect.Parameter.empty if one.default is MISSING else one.default,
-        )
-        for one in fields(Common)
-    ]
-    parameters = [shared[0], *(one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in own), *shared[1:]]
+    shared = list(inspect.signature(Common).parameters.values())
+    every = (shared[0], *own, *shared[1:])
+    parameters = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in every]
 
     @wraps(work)
     def command(**values: Any) -> None:
@@ -110,16 +102,9 @@ class Bench:
             resolve(one, overrides, self.lab.model.n_layers)
             for one in (METHODS if "all" in names else dict.fromkeys(names))
         ]
-        same = {
-            "bench": name,
-            **options,
-            "seed": common.seed,
-            "data": common.data,
-            "recipes": [one.model_dump() for one in self.recipes],
-            "model": config.model_path,
-            "dtype": str(self.lab.model.dtype),
-            "engine": engine(),
-        }
+        recipes = [one.model_dump() for one in self.recipes]
+        same = {"bench": name, **options, "seed": common.seed, "data": common.data, "recipes": recipes}
+        same |= {"model": config.model_path, "dtype": str(self.lab.model.dtype), "engine": engine()}
         self.report = Report(common.out or config.data_dir / "bench" / name, same, fresh=common.fresh)
         if self.report.resumed:
             self.console.print(
@@ -223,7 +208,7 @@ def revisions(
     bench.run(
         lambda step: run_revisions(bench.lab, drawn, bench.recipes[0], rounds, bench.report, step),
         ("recipe", "round", "n", "greedy", "others", "ps", "ns", *norms, "perplexity", "refused"),
-        (*_REVISION_CURVES, *norms),
+        ("greedy", "others", "ps", "ns", "perplexity", *norms),
     )
 
 

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from daemon.core.command import Json, load, needs
+from daemon.core.fsio import write_durably
 from daemon.core.names import Role
 from daemon.core.terminal import make_console
 
@@ -98,12 +99,12 @@ def _show(
 
     model, overrides = config.model_path.name, config.edit.recipe_overrides
     document = report.document(options, located, model, seconds)
-    report.write_text(folder / "locate.json", json.dumps(document, indent=1))
+    write_durably(folder / "locate.json", json.dumps(document, indent=1).encode())
     if picture:
         report.draw(folder / "locate.png", located.trace, located.choice)
     located.require_useful()
     recipe_text = report.recipe_text(options, overrides, located.layers, model)
-    report.write_text(folder / "recipe.toml", recipe_text)
+    write_durably(folder / "recipe.toml", recipe_text.encode())
     if as_json:
         typer.echo(json.dumps(document))
         return

@@ -39,8 +39,7 @@ class Trial:
 def read_known(path: Path | None) -> list[KnownFact]:
     """Read the shipped facts, or a file of JSON lines with the fields of ``KnownFact``.
 
-    Raises:
-        ConfigError: the file cannot be read, or a line is no such fact.
+    Raises ConfigError if the file cannot be read or a line is no such fact.
     """
     name = str(path or "the shipped facts")
     try:
@@ -68,11 +67,7 @@ def _known(line: str, where: str) -> KnownFact:
 
 
 def answered(model: EditableModel, facts: Sequence[KnownFact]) -> list[KnownFact]:
-    """Return the facts that the model knows, every token of the answer being the most probable one.
-
-    Raises:
-        ConfigError: too few of them to choose layers by.
-    """
+    """Return the facts of which the model knows every token, or raise ConfigError if they are too few."""
     _, right = model.target_scores([fact.prompt for fact in facts], [fact.answer for fact in facts])
     known = [fact for fact, knows in zip(facts, right.tolist(), strict=True) if knows]
     if len(known) < _LEAST:
@@ -87,10 +82,7 @@ def make_trial(known: Sequence[KnownFact], size: int, seed: int) -> Trial:
     """Make two sets of at most ``size`` edits, each to the answer of another fact of its relation.
 
     The neighborhood is another subject of the same relation, whose answer is not the new object. At least a
-    third of each relation is not edited, to serve as such.
-
-    Raises:
-        ConfigError: no relation has known facts enough.
+    third of each relation is not edited, to serve as such. Raises ConfigError if none has facts enough.
     """
     chance = random.Random(seed)
     relations: dict[str, list[KnownFact]] = defaultdict(list)

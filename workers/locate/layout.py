@@ -12,16 +12,12 @@ from workers.editing.prompts import IGNORED, Encoded
 
 @dataclass(frozen=True)
 class Layout:
-    """Rows of tokens aligned so that every subject's last token stands in column ``anchor``.
+    """Rows of T tokens aligned so that every subject's last token is in column ``anchor``."""
 
-    ids [rows, T] int64; mask [rows, T] bool, True at real tokens; positions [rows, T] int64;
-    targets [rows, T] int64: the token that column t must predict, -100 elsewhere.
-    """
-
-    ids: torch.Tensor
-    mask: torch.Tensor
-    positions: torch.Tensor
-    targets: torch.Tensor
+    ids: torch.Tensor  # [rows, T] int64
+    mask: torch.Tensor  # [rows, T] bool, True at real tokens
+    positions: torch.Tensor  # [rows, T] int64
+    targets: torch.Tensor  # [rows, T] int64: the token that the column must predict, -100 elsewhere
     anchor: int
 
     def rows(self, index: torch.Tensor) -> "Layout":
@@ -48,10 +44,8 @@ def lay_out(rows: Sequence[Encoded], pad: int, device: torch.device) -> Layout:
         start, read = anchor - row.anchor, row.read
         ids[i, start : start + len(read)] = torch.tensor(read)
         mask[i, start : start + len(read)] = True
-        predicted = row.ids[row.target_start :]
-        targets[i, start + row.target_start - 1 :][: len(predicted)] = torch.tensor(
-            predicted, dtype=torch.long
-        )
+        predicted = torch.tensor(row.ids[row.target_start :], dtype=torch.long)
+        targets[i, start + row.target_start - 1 :][: len(predicted)] = predicted
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     return Layout(ids.to(device), mask.to(device), positions.to(device), targets.to(device), anchor)
 

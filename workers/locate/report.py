@@ -10,7 +10,6 @@ from typing import Any
 from rich.table import Table
 
 from daemon.core.errors import ConfigError
-from daemon.core.fsio import write_durably
 from workers.locate.run import Located, Options
 from workers.locate.sweep import Choice, Pair, Tried
 from workers.locate.tracing import Trace
@@ -63,11 +62,10 @@ def comparison(choice: Choice) -> list[str]:
 
 def document(options: Options, found: Located, model: str, seconds: float) -> dict[str, Any]:
     """Return all results as one JSON document."""
-
-    def row(one: Tried) -> dict[str, Any]:
-        return asdict(one) | {"merit": one.merit}
-
     choice = found.choice
+    tried, checked = (
+        [asdict(one) | {"merit": one.merit} for one in rows] for rows in (choice.tried, choice.checked)
+    )
     return {
         "model": model,
         "layers": list(found.layers),
@@ -76,8 +74,8 @@ def document(options: Options, found: Located, model: str, seconds: float) -> di
         "traced": found.traced,
         "seconds": seconds,
         "trace": asdict(found.trace),
-        "sweep": [row(one) for one in choice.tried],
-        "check": [row(one) | {"overall": choice.overall(one.layers)} for one in choice.checked],
+        "sweep": tried,
+        "check": [one | {"overall": choice.overall(one["layers"])} for one in checked],
     }
 
 
@@ -97,17 +95,8 @@ def recipe_text(options: Options, overrides: Mapping[str, Any], layers: Sequence
     return "\n".join(lines) + "\n"
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a result whole or not at all."""
-    write_durably(path, text.encode())
-
-
 def require_pictures() -> None:
-    """Check for matplotlib before the work begins.
-
-    Raises:
-        ConfigError: it is not installed.
-    """
+    """Raise ConfigError if matplotlib is not installed, before the work begins."""
     try:
         import_module("matplotlib.figure")
     except ImportError as error:

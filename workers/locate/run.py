@@ -35,23 +35,16 @@ class Options:
 
 @dataclass(frozen=True)
 class Located:
-    """The chosen layers with their evidence.
+    """The chosen layers with their evidence."""
 
-    layers: all that the recipe edits; known: facts that the model answers; traced: how many of them.
-    """
-
-    layers: tuple[int, ...]
+    layers: tuple[int, ...]  # all that the recipe edits
     trace: Trace
     choice: Choice
-    known: int
-    traced: int
+    known: int  # facts that the model answers
+    traced: int  # how many of them
 
     def require_useful(self) -> None:
-        """Refuse a choice at which less than half of the edits succeed.
-
-        Raises:
-            ModelError: no pair of layers edits this model.
-        """
+        """Raise ModelError for a choice at which less than half of the edits succeed."""
         best = next(row for row in self.choice.checked if row.layers == self.choice.layers)
         if best.scores.greedy < _USEFUL:
             raise ModelError(
@@ -64,11 +57,8 @@ class Located:
 def locate_layers(config: Config, options: Options, kept: Report, step: Step) -> Located:
     """Select facts that the model knows, trace some, propose pairs and try them by edits.
 
-    A trace or an attempt that ``kept`` has of an interrupted run is not repeated.
-
-    Raises:
-        ConfigError: the file, the recipe or a pair cannot be used, or the model knows too little.
-        ModelError: the model cannot be loaded or traced.
+    A trace or an attempt that ``kept`` has of an interrupted run is not repeated. Raises ConfigError if file,
+    recipe or a pair cannot be used or the model knows too little, ModelError if it is not loaded or traced.
     """
     facts = read_known(options.facts)
     model = open_model(config)

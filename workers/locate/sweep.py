@@ -41,21 +41,19 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Tried:
-    """The model's scores after real edits at a pair.
-
-    norm: ‖W − W0‖/‖W0‖ of the layer that moved most; refused: edits that a guard refused.
-    """
+    """The model's scores after real edits at a pair."""
 
     layers: Pair
     source: str
     scores: Scores
-    norm: float
-    refused: int
+    norm: float  # ‖W − W0‖/‖W0‖ of the layer that moved most
+    refused: int  # edits that a guard refused
 
     @property
     def merit(self) -> float:
-        """The harmonic mean of greedy efficacy, PS and NS, divided by the perplexity ratio."""
-        return merit(self.scores)
+        """The harmonic mean of greedy efficacy, PS and NS, divided by the perplexity ratio (1 at best)."""
+        scores = self.scores
+        return harmonic_mean([scores.greedy, scores.ps, scores.ns]) / scores.perplexity
 
 
 @dataclass(frozen=True)
@@ -69,11 +67,6 @@ class Choice:
     def overall(self, layers: Pair) -> float:
         """Return the mean merit of a checked pair over both sets of edits."""
         return fmean(one.merit for one in (*self.tried, *self.checked) if one.layers == layers)
-
-
-def merit(scores: Scores) -> float:
-    """Return one number for all scores, 1 at best."""
-    return harmonic_mean([scores.greedy, scores.ps, scores.ns]) / scores.perplexity
 
 
 def propose(trace: Trace, most: int, against: Sequence[Pair] = ()) -> list[Candidate]:

@@ -8,7 +8,7 @@ mean of p − p*. The first layer's MLP reads little but the token itself, so it
 which token the noise hid. So it is no part of any window.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -29,17 +29,13 @@ _ROWS = 64  # texts in one pass, noisy copies of some facts: memory grows with t
 
 @dataclass(frozen=True)
 class Trace:
-    """Shares of clean − corrupted that layers recover, ``hidden`` and ``mlp`` [n_layers].
-
-    clean, corrupted: mean probability of the answer. window: number of layers whose MLP outputs are restored
-    together.
-    """
+    """Shares of clean − corrupted that layers recover, ``hidden`` and ``mlp`` [n_layers]."""
 
     hidden: list[float]
     mlp: list[float]
-    clean: float
-    corrupted: float
-    window: int
+    clean: float  # mean probability of the answer
+    corrupted: float  # the same under noise
+    window: int  # number of layers whose MLP outputs are restored together
 
 
 def trace(
@@ -52,9 +48,7 @@ def trace(
 ) -> Trace:
     """Trace the facts, each under ``noises`` draws of noise.
 
-    Raises:
-        ModelError: the noise does not lower the probability of the answers, so there is nothing to recover.
-        EditError: a prompt does not fit into the model.
+    Raises ModelError if noise does not lower the answers' probability, EditError if a prompt does not fit.
     """
     sigma = noise * subject_deviation(model, facts)
     generator = torch.Generator().manual_seed(seed)
@@ -95,35 +89,27 @@ def _reach(n_layers: int) -> int:
 def subject_deviation(model: EditableModel, facts: Sequence[KnownFact]) -> float:
     """Return σ, the standard deviation of the embeddings of the subjects' tokens over all numbers."""
     embed = model.lm.get_input_embeddings()
-    found = [embed(torch.tensor(ids, device=model.device)[at]) for ids, at in map(_subject(model), facts)]
-    return float(torch.cat(found).double().std())
+    subjects = (_subject(model, fact) for fact in facts)
+    embedded = [embed(torch.tensor(ids, device=model.device)[at]) for ids, at in subjects]
+    return float(torch.cat(embedded).double().std())
 
 
-def _subject(model: EditableModel) -> Callable[[KnownFact], tuple[list[int], list[int]]]:
-    """Return a function to the tokens of prompt and answer and the subject's columns among them."""
-
-    def tokens(fact: KnownFact) -> tuple[list[int], list[int]]:
-        start = fact.prompt.find(fact.subject)
-        end = start + len(fact.subject)
-        found = model.tokenizer(joined(fact.prompt, fact.answer), return_offsets_mapping=True)
-        spans = found["offset_mapping"]
-        return found["input_ids"], [i for i, (a, b) in enumerate(spans) if a < end and b > max(a, start)]
-
-    return tokens
+def _subject(model: EditableModel, fact: KnownFact) -> tuple[list[int], list[int]]:
+    """Return the tokens of prompt and answer and the subject's columns among them."""
+    start = fact.prompt.find(fact.subject)
+    end = start + len(fact.subject)
+    encoded = model.tokenizer(joined(fact.prompt, fact.answer), return_offsets_mapping=True)
+    spans = encoded["offset_mapping"]
+    return encoded["input_ids"], [i for i, (a, b) in enumerate(spans) if a < end and b > max(a, start)]
 
 
 @dataclass(frozen=True)
 class _Run:
-    """States of one pass.
+    """States of one pass."""
 
-    hidden {layer: [rows, T − anchor, d_model]}: outputs of the layers from the anchor on, with the embeddings
-    as layer −1; values {layer: [rows, d_out]}: outputs of the projections at the anchor; cache: attention's
-    keys and values before the anchor.
-    """
-
-    hidden: dict[int, torch.Tensor]
-    values: dict[int, torch.Tensor]
-    cache: PrefixCache
+    hidden: dict[int, torch.Tensor]  # [rows, T − anchor, d_model] by layer, the embeddings as layer −1
+    values: dict[int, torch.Tensor]  # [rows, d_out] by layer: outputs of the projections at the anchor
+    cache: PrefixCache  # attention's keys and values before the anchor
 
 
 class Traced:
@@ -152,7 +138,7 @@ class Traced:
         noisy = embeddings[self.fact]
         for row, fact in enumerate(facts):
             shift = layout.anchor - encoded[row].anchor
-            columns = [column + shift for column in _subject(model)(fact)[1]]
+            columns = [column + shift for column in _subject(model, fact)[1]]
             drawn = torch.randn(noises, len(columns), noisy.shape[2], generator=generator) * sigma
             rows = slice(row * noises, (row + 1) * noises)
             noisy[rows, columns] += drawn.to(noisy)
@@ -185,14 +171,8 @@ class Traced:
         with _recorded(model, anchor, hidden, values):
             run_above(model, embeddings, bias, layout.positions, -1, PrefixCache())
         if anchor:
-            run_above(
-                model,
-                embeddings[:, before],
-                bias[:, :, before, before],
-                layout.positions[:, before],
-                -1,
-                cache,
-            )
+            positions = layout.positions[:, before]
+            run_above(model, embeddings[:, before], bias[:, :, before, before], positions, -1, cache)
         return _Run(hidden, values, cache.finished())
 
     @torch.no_grad()
