@@ -24,11 +24,7 @@ class Swept:
 
 
 def blob_path(root: Path, name: str) -> Path:
-    """Return the path of a blob, such as ``ab/abcdef….safetensors``.
-
-    Raises:
-        StoreError: ``name`` is not a sha256 in hexadecimal.
-    """
+    """Return a blob's path, such as ``ab/abcdef….safetensors``. Raises StoreError if ``name`` is none."""
     if _NAME.fullmatch(name) is None:
         raise StoreError(f"{name[:80]!r} is not a blob name: 64 hexadecimal digits are expected")
     return root / name[:2] / f"{name}{_SUFFIX}"
@@ -37,9 +33,7 @@ def blob_path(root: Path, name: str) -> Path:
 def require_sound(root: Path, name: str) -> int:
     """Check a blob's bytes against its name and return its size in bytes.
 
-    Raises:
-        CorruptBlobError: the blob is missing, or its sha256 is not its name.
-        StoreError: the blob cannot be read.
+    Raises CorruptBlobError if it is missing or its sha256 is not its name, StoreError if it cannot be read.
     """
     path = blob_path(root, name)
     if not path.is_file():

@@ -19,28 +19,19 @@ CELERY_URL_FILE = "redis.celery.url"
 def redis_url(config: Config) -> str:
     """Return the URL for redis clients, from the configuration or from the private server of ``errata run``.
 
-    Raises:
-        UnavailableError: no URL is configured and no private server has been started.
+    Raises UnavailableError if no URL is configured and no private server has been started.
     """
     return _configured(config) or _from_file(config.run_path / URL_FILE)
 
 
 def broker_url(config: Config) -> str:
-    """Return the same address in the form that Celery expects.
-
-    Raises:
-        UnavailableError: as for ``redis_url``.
-    """
+    """Return the same address in the form that Celery expects, or raise UnavailableError likewise."""
     configured = _configured(config)
     return _from_file(config.run_path / CELERY_URL_FILE) if configured is None else _for_celery(configured)
 
 
 def ping(config: Config) -> None:
-    """Check that Redis answers.
-
-    Raises:
-        UnavailableError: Redis does not answer within 3 seconds.
-    """
+    """Check that Redis answers within 3 seconds, else raise UnavailableError."""
     try:
         client = redis.Redis.from_url(redis_url(config), socket_timeout=3, socket_connect_timeout=3)
         with client:

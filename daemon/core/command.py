@@ -36,11 +36,7 @@ class CommandContext:
 
     @cached_property
     def config(self) -> "Config":
-        """The configuration, which is read and applied to logging at the first use.
-
-        Raises:
-            ConfigError: the configuration is not valid.
-        """
+        """The configuration, read and applied to logging at the first use. Raises ConfigError if invalid."""
         from daemon.core.config.settings import load_config
         from daemon.core.log import configure_logging
 
@@ -52,8 +48,7 @@ class CommandContext:
 def load(context: typer.Context) -> "Config":
     """The configuration, after a check that the caller's role suffices for the command.
 
-    Raises:
-        ConfigError: the configuration is not valid. ForbiddenError: the role does not suffice.
+    Raises ConfigError if the configuration is not valid, ForbiddenError if the role does not suffice.
     """
     shared: CommandContext = context.obj
     command = context.command_path.partition(" ")[2]
@@ -84,13 +79,10 @@ def needed_role(command: Any) -> Role:
 
 
 def require_role(config: "Config", needed: Role, what: str) -> None:
-    """Raise unless the caller's role includes ``needed``.
+    """Raise ForbiddenError unless the caller's role includes ``needed``.
 
-    The caller has the role of the token in ``ERRATA_TOKEN_FILE``, else ``cli.role``. This guards against
-    slips on a shared account, not against the owner of ``data_dir``: see SECURITY.md.
-
-    Raises:
-        ForbiddenError: the role does not suffice. ConfigError: the token is none of ``[api]``.
+    The caller has the role of the token in ``ERRATA_TOKEN_FILE`` (ConfigError if it is none of ``[api]``),
+    else ``cli.role``. It guards against slips, not against the owner of ``data_dir``: see SECURITY.md.
     """
     from daemon.core.config.settings import TOKEN_VARIABLE
     from daemon.core.errors import ForbiddenError

@@ -35,11 +35,7 @@ _PLACE = "\N{LARGE CIRCLE}"  # replaces the subject in a relation that is derive
 
 
 def _normal_text(value: object) -> object:
-    """Return text in NFC with single spaces, and any other value unchanged.
-
-    Raises:
-        ValueError: the text has a control, surrogate, private-use or unassigned character.
-    """
+    """Return text in NFC with single spaces, and any other value unchanged."""
     if not isinstance(value, str):
         return value
     text = " ".join((value if value.isascii() else unicodedata.normalize("NFC", value)).split())
@@ -52,11 +48,7 @@ def _normal_text(value: object) -> object:
 
 
 def _in_utc(moment: datetime) -> datetime:
-    """Convert a moment to UTC.
-
-    Raises:
-        ValueError: its year in UTC is not between 1 and 9999.
-    """
+    """Convert a moment to UTC."""
     try:
         return moment.astimezone(UTC)
     except OverflowError as error:
@@ -163,10 +155,8 @@ def parse_item(
 ) -> Correction:
     """Parse one item of a feed, with ``model`` as the default model.
 
-    ``complete`` may add fields to the decoded item, such as a relation's prompt.
-
-    Raises:
-        InvalidCorrectionError: the item is not a correction. Other errors are not raised for any bytes.
+    ``complete`` may add fields to the decoded item, such as a relation's prompt. Raises
+    InvalidCorrectionError if the item is not a correction, and no other error for any bytes.
     """
     if len(raw) > MAX_ITEM_BYTES:
         raise InvalidCorrectionError(QuarantineReason.TOO_LARGE, f"longer than {MAX_ITEM_BYTES} bytes")
@@ -184,11 +174,7 @@ def parse_item(
 
 
 def from_mapping(value: Any) -> Correction:
-    """Make a correction of a decoded JSON value.
-
-    Raises:
-        InvalidCorrectionError: the value is not a correction.
-    """
+    """Make a correction of a decoded JSON value, or raise InvalidCorrectionError if it is none."""
     try:
         correction = Correction.model_validate(value)
     except ValidationError as error:
@@ -205,9 +191,8 @@ def _explain(error: ValidationError) -> tuple[QuarantineReason, str]:
     problems = error.errors(include_url=False, include_input=False)
     parts = [f"{'.'.join(str(at) for at in p['loc']) or 'item'}: {p['msg']}" for p in problems[:3]]
     charset = any("is not allowed in text" in p["msg"] for p in problems)
-    return (QuarantineReason.CHARSET if charset else QuarantineReason.SCHEMA), printable(
-        "; ".join(parts), 500
-    )
+    reason = QuarantineReason.CHARSET if charset else QuarantineReason.SCHEMA
+    return reason, printable("; ".join(parts), 500)
 
 
 def _refuse_constant(name: str) -> None:
@@ -230,7 +215,6 @@ def _depth(text: str) -> int:
 
 def _digest(*parts: str) -> str:
     """Return 20 hex digits of the sha256 of the parts as a JSON list, which keeps their boundaries."""
-    listed = (
-        "[" + ", ".join(map(encode_basestring_ascii, parts)) + "]"
-    )  # json.dumps takes three times as long
+    # json.dumps takes three times as long
+    listed = "[" + ", ".join(map(encode_basestring_ascii, parts)) + "]"
     return hashlib.sha256(listed.encode()).hexdigest()[:20]

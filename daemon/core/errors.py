@@ -128,8 +128,8 @@ class DiskFullError(StoreError):
 class EditError(ErrataError):
     """A guard refused an edit, and the weights are unchanged.
 
-    ``reason`` is a quarantine reason. ``culprits`` are the ids of the refused requests. It is empty where
-    they are unknown, and the batch is halved to find them.
+    ``reason`` is a quarantine reason. ``culprits`` are the ids of the refused requests, empty where they are
+    unknown: the batch is then halved to find them.
     """
 
     code = "edit"

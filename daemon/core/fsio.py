@@ -48,11 +48,9 @@ def write_durably(path: Path, data: bytes, *, mode: int = 0o644, fault: FaultHoo
     """Write ``data`` to ``path`` so that a crash leaves the old file or the new one, never a part.
 
     The data is written to a temporary file beside ``path``, flushed and renamed, and the folder is flushed.
-
-    Raises:
-        DiskFullError, StoreError: the temporary file is gone and ``path`` is as it was, or new where only the
-            fsync of its folder failed. A failed fsync is not tried again on the same descriptor, because the
-            kernel may have dropped the pages (PostgreSQL, 2018).
+    After DiskFullError or StoreError the temporary file is gone and ``path`` is as it was, or new where only
+    the fsync of its folder failed. A failed fsync is not tried again on the same descriptor, because the
+    kernel may have dropped the pages (PostgreSQL, 2018).
     """
     temporary = path.with_name(f"{TEMPORARY}{secrets.token_hex(6)}-{path.name}")
     with disk_errors(path):
@@ -79,11 +77,7 @@ def write_durably(path: Path, data: bytes, *, mode: int = 0o644, fault: FaultHoo
 
 
 def sha256_of(path: Path) -> str:
-    """Return the sha256 of a file in hexadecimal.
-
-    Raises:
-        StoreError: the file cannot be read.
-    """
+    """Return the sha256 of a file in hexadecimal, or raise StoreError if it cannot be read."""
     digest = hashlib.sha256()
     try:
         with path.open("rb") as stream:

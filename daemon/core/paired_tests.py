@@ -1,7 +1,6 @@
 """Paired tests that tell a worse revision from noise.
 
-A loss is how much worse an item is now than before. Its unit is hits (1 for an answer that was right and is
-wrong, -1 for the reverse) or nats.
+A loss is how much worse an item is now: in hits (1 for right to wrong, -1 for the reverse) or in nats.
 """
 
 import math

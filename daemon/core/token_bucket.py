@@ -4,10 +4,7 @@ from daemon.core.clock import Clock
 
 
 class TokenBucket:
-    """At most ``per_second`` items in the long run and ``burst`` at once.
-
-    A rate of 0 means no limit.
-    """
+    """At most ``per_second`` items in the long run (0: no limit) and ``burst`` at once."""
 
     def __init__(self, clock: Clock, per_second: float, burst: int) -> None:
         self._clock, self._per_second, self._burst = clock, per_second, float(burst)

@@ -34,12 +34,9 @@ class Keys:
         return bool(self._files)
 
     def role_of(self, token: str) -> Role | None:
-        """The highest role that has this token, or None.
+        """The highest role that has this token, or None. All are compared, each in constant time.
 
-        The token is compared with every role's, each in constant time.
-
-        Raises:
-            ConfigError: a file cannot be read, or holds no token.
+        Raises ConfigError if a file cannot be read, or holds no token.
         """
         highest = None
         offered = token.encode()
@@ -72,10 +69,7 @@ class Failures:
 
 
 def needed_role(method: str, path: str) -> Role | None:
-    """The role that a request needs, or None.
-
-    A change by an unknown path needs ``operate``.
-    """
+    """The role that a request needs, or None, where a change by an unknown path needs ``operate``."""
     if method in _SAFE:
         return None if path in _OPEN else Role.READ
     return Role.SUBMIT if path in _SUBMITS else Role.OPERATE
@@ -93,11 +87,7 @@ def bearer_token(header: str) -> str:
 
 
 def read_token(file: Path) -> str:
-    """The token in a file, without the white space around it.
-
-    Raises:
-        ConfigError: the file cannot be read, or holds no token.
-    """
+    """The token in a file, stripped. Raises ConfigError if the file cannot be read or holds none."""
     try:
         token = file.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:

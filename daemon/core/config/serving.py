@@ -21,10 +21,7 @@ class PublishConfig(Section):
 
 
 class ServeConfig(Section):
-    """OpenAI's completion routes, answered by the live revision.
-
-    Without a token it listens on loopback only.
-    """
+    """OpenAI's completion routes, answered by the live revision, on loopback only unless there is a token."""
 
     enabled: bool = Field(False, description="errata run also starts errata serve, with a second model")
     host: str = Field("127.0.0.1", description="address to listen on")

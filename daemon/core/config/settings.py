@@ -4,16 +4,11 @@ import difflib
 import os
 import tomllib
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, Field, SecretStr, ValidationError, model_validator
-from pydantic_settings import (
-    BaseSettings,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-    SettingsError,
-    TomlConfigSettingsSource,
-)
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError, TomlConfigSettingsSource
+from pydantic_settings.sources import PydanticBaseSettingsSource
 
 from daemon.core.config.base import LOOPBACK, Section
 from daemon.core.config.feeds import FEED_SECTIONS, AdmissionConfig, FeedConfig, resolved_feed
@@ -25,6 +20,7 @@ from daemon.core.names import DEFAULT_MODEL, LIVE_LINK, NAME_PATTERN, Role
 CONFIG_FILE = "errata.toml"
 CONFIG_VARIABLE = "ERRATA_CONFIG"
 TOKEN_VARIABLE = "ERRATA_TOKEN_FILE"  # noqa: S105  # the name of a variable
+_Guarded = TypeVar("_Guarded", ServeConfig, ConsumerConfig)
 
 
 class ModelConfig(Section):
@@ -146,10 +142,7 @@ class LogConfig(Section):
 
 
 class Config(BaseSettings):
-    """All sections of the configuration.
-
-    The environment overrides the file, such as ``ERRATA_EDIT__BATCH_SIZE=8`` for ``[edit] batch_size``.
-    """
+    """All sections. The environment, such as ``ERRATA_EDIT__BATCH_SIZE=8``, overrides the file."""
 
     model_config = SettingsConfigDict(
         env_prefix="ERRATA_",
@@ -229,8 +222,7 @@ class Config(BaseSettings):
 def find_config(explicit: Path | None = None) -> Path | None:
     """Find the file of the argument, of ``ERRATA_CONFIG``, in the working folder or in /etc/errata.
 
-    Raises:
-        ConfigError: the file of the argument or the variable does not exist.
+    Raises ConfigError if the file of the argument or the variable does not exist.
     """
     named = explicit or (Path(os.environ[CONFIG_VARIABLE]) if os.environ.get(CONFIG_VARIABLE) else None)
     if named is not None:
@@ -243,8 +235,7 @@ def find_config(explicit: Path | None = None) -> Path | None:
 def load_config(explicit: Path | None = None) -> Config:
     """Read the configuration from defaults, file and environment, each overriding the one before.
 
-    Raises:
-        ConfigError: the TOML is invalid, a key is unknown, or a value is out of range.
+    Raises ConfigError if the TOML is invalid, a key is unknown, or a value is out of range.
     """
     path = find_config(explicit)
     folder = path.resolve().parent if path else Path.cwd()
@@ -282,19 +273,17 @@ def _resolved(config: Config, folder: Path) -> Config:
     tokens = ("token_file", "submit_token_file", "read_token_file")
     given = {name: folder / file for name in tokens if (file := getattr(config.api, name))}
     update["api"] = config.api.model_copy(update=given)
-    if config.serve.token_file:
-        update["serve"] = config.serve.model_copy(update={"token_file": folder / config.serve.token_file})
-    if config.consumers:
-        update["consumers"] = tuple(_resolved_consumer(one, folder) for one in config.consumers)
+    update["serve"] = _with_token(config.serve, folder)
+    update["consumers"] = tuple(_with_token(one, folder) for one in config.consumers)
     update["watch"] = config.watch.resolved(folder)
     if config.model.corpus:
         update["model"] = config.model.model_copy(update={"corpus": folder / config.model.corpus})
     return config.model_copy(update=update)
 
 
-def _resolved_consumer(consumer: ConsumerConfig, folder: Path) -> ConsumerConfig:
-    token = consumer.token_file and folder / consumer.token_file
-    return consumer.model_copy(update={"token_file": token})
+def _with_token(section: _Guarded, folder: Path) -> _Guarded:
+    token = section.token_file and folder / section.token_file
+    return section.model_copy(update={"token_file": token})
 
 
 def _explain(error: ValidationError, path: Path | None) -> str:

@@ -23,18 +23,10 @@ def record(
     details: dict[str, Any] | None = None,
 ) -> None:
     """Append one row in the transaction of the change that it describes."""
-    previous = (
-        connection.execute(select(audit.c.hash).order_by(audit.c.id.desc()).limit(1)).scalar() or GENESIS
-    )
-    row = {
-        "at": to_text(now),
-        "who": who,
-        "action": action,
-        "target": target,
-        "reason": reason,
-        "details": details or {},
-        "previous": previous,
-    }
+    newest = select(audit.c.hash).order_by(audit.c.id.desc()).limit(1)
+    previous = connection.execute(newest).scalar() or GENESIS
+    row: dict[str, Any] = {"at": to_text(now), "who": who, "action": action, "target": target}
+    row |= {"reason": reason, "details": details or {}, "previous": previous}
     connection.execute(insert(audit).values(**row, hash=_row_hash(row)))
 
 

@@ -72,7 +72,7 @@ def close_batch(
 def split_or_refuse(connection: Connection, now: datetime, batch_id: str, why: str) -> list[str]:
     """Cut a batch that keeps failing in two, or quarantine the only correction that is left of it.
 
-    Returns the ids of the two new batches in the outbox, or nothing.
+    Returns the ids of the new batches in the outbox.
     """
     rows = waiting(connection, batch_id)
     close_batch(connection, now, batch_id, BatchState.SPLIT)

@@ -27,12 +27,9 @@ def append_revision(
     state: RevisionState = RevisionState.CANDIDATE,
     **more: Any,
 ) -> None:
-    """Append revision ``number``, whose parent is the one before it.
+    """Append revision ``number``, whose parent is the one before it, with further columns in ``more``.
 
-    ``more`` has the values of further columns.
-
-    Raises:
-        StaleHeadError: the revision or its batch is in the chain already.
+    Raises StaleHeadError if the revision or its batch is in the chain already.
     """
     row = {"model": model, "number": number, "parent": number - 1 if number else None, "kind": kind}
     row |= {"content": content_hash(tensors), "tensors": dict(tensors), "recipe": recipe, "token": token}
@@ -67,10 +64,9 @@ def promote_forebears(connection: Connection, model: str, number: int) -> None:
 
 
 def forget_tensors(connection: Connection, model: str, keep: int) -> int:
-    """Give up the tensors of old revisions, and return of how many.
+    """Give up the tensors of old revisions, to which no rollback can go any more, and return of how many.
 
-    The base, live and the newest ``keep`` revisions are spared. The others stay in the chain, but no rollback
-    can go to them any more.
+    The base, live and the newest ``keep`` revisions are spared.
     """
     newest = head(connection, model)["number"]
     good = live(connection, model)
@@ -81,11 +77,7 @@ def forget_tensors(connection: Connection, model: str, keep: int) -> int:
 
 
 def head(connection: Connection, model: str) -> RowMapping:
-    """The newest revision.
-
-    Raises:
-        NotFoundError: the model has none yet.
-    """
+    """The newest revision, or NotFoundError if the model has none yet."""
     query = select(revisions).where(revisions.c.model == model).order_by(revisions.c.number.desc()).limit(1)
     row = connection.execute(query).mappings().one_or_none()
     if row is None:
@@ -107,11 +99,7 @@ def find_revision(connection: Connection, model: str, number: int) -> RowMapping
 
 
 def get_revision(connection: Connection, model: str, number: int) -> RowMapping:
-    """A revision.
-
-    Raises:
-        NotFoundError: there is none with this number.
-    """
+    """A revision, or NotFoundError if there is none with this number."""
     row = find_revision(connection, model, number)
     if row is None:
         raise NotFoundError(f"there is no revision {number} of {model!r}", hint="errata revisions lists them")
@@ -119,10 +107,7 @@ def get_revision(connection: Connection, model: str, number: int) -> RowMapping:
 
 
 def active_tenures(connection: Connection, model: str, at: int) -> Sequence[RowMapping]:
-    """The tenures in force at revision ``at``, oldest first.
-
-    One without blob keeps its fact absent.
-    """
+    """The tenures in force at revision ``at``, oldest first. One without blob keeps its fact absent."""
     query = (
         select(tenures)
         .where(tenures.c.model == model, tenures.c.since <= at)

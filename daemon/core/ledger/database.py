@@ -65,10 +65,7 @@ def _sqlite_pragmas(connection: object, _record: ConnectionPoolEntry) -> None:
 
 
 def _enter_wal(cursor: sqlite3.Cursor) -> None:
-    """Switch write-ahead logging on.
-
-    On a new file SQLite does not wait for other processes that do the same, so this function does.
-    """
+    """Switch write-ahead logging on, and wait for others that do, which SQLite does not on a new file."""
     for pause in (*_WAL_PAUSES, None):
         try:
             cursor.execute("PRAGMA journal_mode=WAL")
@@ -96,9 +93,7 @@ def _begin_postgresql(connection: Connection) -> None:
 def transaction(engine: Engine, *, write: bool) -> Iterator[Connection]:
     """One transaction: committed at the end of the block, rolled back on any exception.
 
-    Raises:
-        UnavailableError: the database does not answer or stays locked.
-        LedgerError: the database says that it is damaged.
+    Raises UnavailableError if the database does not answer or stays locked, LedgerError if it is damaged.
     """
     try:
         with engine.connect().execution_options(**{_WRITE: write}) as connection, connection.begin():
@@ -122,11 +117,7 @@ def in_chunks(values: Iterable[Value]) -> Iterator[list[Value]]:
 
 
 def check_integrity(engine: Engine) -> None:
-    """Refuse a damaged SQLite ledger.
-
-    Raises:
-        LedgerError: SQLite's own check finds damage.
-    """
+    """Raise LedgerError if SQLite's own check finds damage."""
     if engine.dialect.name != "sqlite":
         return
     with transaction(engine, write=False) as connection:
@@ -142,11 +133,7 @@ def schema_version(engine: Engine) -> str | None:
 
 
 def is_founded(url: str) -> bool:
-    """Whether there is a ledger at ``url``. No file or folder is created.
-
-    Raises:
-        UnavailableError: the database does not answer.
-    """
+    """Whether there is a ledger at ``url``. Creates nothing, raises UnavailableError without an answer."""
     parsed = make_url(url)
     if parsed.get_backend_name() == "sqlite" and not (parsed.database and Path(parsed.database).exists()):
         return False
@@ -164,10 +151,9 @@ def newest_version() -> str:
 
 
 def migrate(engine: Engine) -> None:
-    """Bring the ledger to the newest schema. Several processes may do so at once.
+    """Bring the ledger to the newest schema, which several processes may do at once.
 
-    Raises:
-        LedgerError: the ledger was written by a newer Errata.
+    Raises LedgerError if the ledger was written by a newer Errata.
     """
     current, newest = schema_version(engine), newest_version()
     if current == newest:

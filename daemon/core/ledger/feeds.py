@@ -44,10 +44,7 @@ def count_items(connection: Connection, name: str, counts: Counter[AdmissionOutc
 
 
 def _change(connection: Connection, name: str, **values: Any) -> None:
-    """Update the feed's row, which is inserted first where it is missing.
-
-    Write transactions are serial, so no other process can insert it between the two statements.
-    """
+    """Update the feed's row, inserting it first where it is missing, which serial transactions make safe."""
     change = update(feeds).where(feeds.c.name == name).values(**values)
     if not connection.execute(change).rowcount:
         connection.execute(insert(feeds).values(name=name, cursor={}, items=0))

@@ -56,10 +56,7 @@ def record_recovery(
     message: str,
     rollback_revision: int | None = None,
 ) -> None:
-    """Record what was done about damaged blobs in the open incident, also where it was closed before.
-
-    ``rollback_revision`` is the revision that a rollback made, if one was needed.
-    """
+    """Record what was done about damaged blobs in the open incident, also where it was closed before."""
     open_damage(connection, now, model, revision, message)
     values: dict[str, Any] = {"message": message, "state": IncidentState.OPEN, "closed_at": None}
     if rollback_revision is not None:
@@ -92,10 +89,7 @@ def close_frozen(connection: Connection, now: datetime, model: str) -> None:
 def close_rolled_back(
     connection: Connection, now: datetime, ids: Iterable[int], rollback: int, alert: str | None = None
 ) -> None:
-    """Record that the revision ``rollback`` answered incidents.
-
-    ``alert`` is the episode of the alert that called for it, if one did.
-    """
+    """Record that the revision ``rollback`` answered incidents, for the alert's episode ``alert`` if any."""
     more = {"state": IncidentState.ROLLED_BACK, "rollback_revision": rollback}
     _close(connection, now, incidents.c.id.in_(ids), **more | ({"alert": alert} if alert else {}))
 
@@ -107,11 +101,7 @@ def freeze_incidents(connection: Connection, ids: Iterable[int]) -> int:
 
 
 def close_incident(ledger: Ledger, number: int, who: str, reason: str) -> None:
-    """Close an incident by hand.
-
-    Raises:
-        NotFoundError: no such incident.
-    """
+    """Close an incident by hand, or raise NotFoundError if there is none."""
     with ledger.write() as connection:
         now = ledger.clock.now()
         row = connection.execute(select(incidents).where(incidents.c.id == number)).mappings().one_or_none()

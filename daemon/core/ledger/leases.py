@@ -22,10 +22,9 @@ class Lease:
 def acquire(
     connection: Connection, now: datetime, name: str, holder: str, seconds: float, note: str = ""
 ) -> Lease:
-    """Take a lease that is free, has expired or belongs to ``holder``. Its token grows by one.
+    """Take a lease that is free, has expired or belongs to ``holder``, else raise LeaseHeldError.
 
-    Raises:
-        LeaseHeldError: somebody else holds it.
+    Its token grows by one.
     """
     row = connection.execute(select(leases).where(leases.c.name == name)).mappings().one_or_none()
     if row is not None and row["holder"] != holder and from_text(row["expires_at"]) > now:
@@ -34,10 +33,7 @@ def acquire(
 
 
 def overtake(connection: Connection, now: datetime, name: str, holder: str) -> Lease:
-    """Take a newer token without waiting, so that the present holder is refused at commit.
-
-    The lease expires at once.
-    """
+    """Take a newer token without waiting, so that the present holder is refused. It expires at once."""
     return _take(connection, now, name, holder, 0.0, "")
 
 
@@ -53,22 +49,14 @@ def _take(connection: Connection, now: datetime, name: str, holder: str, seconds
 
 
 def check(connection: Connection, lease: Lease) -> None:
-    """Refuse a holder whose token is no longer the newest.
-
-    Raises:
-        FencedError: a newer token was given out.
-    """
+    """Raise FencedError if a newer token than the lease's was given out."""
     token = connection.execute(select(leases.c.token).where(leases.c.name == lease.name)).scalar()
     if token != lease.token:
         raise FencedError(f"{lease.name}: token {lease.token} was overtaken by {token}")
 
 
 def renew(connection: Connection, now: datetime, lease: Lease, seconds: float) -> None:
-    """Move the end of the lease. The token stays.
-
-    Raises:
-        FencedError: a newer token was given out.
-    """
+    """Move the end of the lease, whose token stays, or raise FencedError if a newer one was given out."""
     check(connection, lease)
     expires = to_text(now + timedelta(seconds=seconds))
     connection.execute(update(leases).where(leases.c.name == lease.name).values(expires_at=expires))

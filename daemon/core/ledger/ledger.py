@@ -7,7 +7,7 @@ revision with the content of an earlier one, ``rebuild`` one with head's facts i
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Self
+from typing import Any, Self
 
 from sqlalchemy import Connection, Engine
 
@@ -38,8 +38,7 @@ class Ledger:
     def open(cls, url: str, clock: Clock | None = None, fault: FaultHook = no_fault) -> Self:
         """Open, check and migrate the ledger at an SQLAlchemy URL.
 
-        Raises:
-            LedgerError: damaged, or written by a newer Errata. UnavailableError: no answer.
+        Raises LedgerError if it is damaged or written by a newer Errata, UnavailableError without an answer.
         """
         engine = open_engine(url)
         check_integrity(engine)
@@ -48,11 +47,7 @@ class Ledger:
 
     @classmethod
     def open_existing(cls, url: str, clock: Clock | None = None) -> Self:
-        """The same, but refuse to create a ledger: for commands that only make sense on one that is there.
-
-        Raises:
-            LedgerError: there is none.
-        """
+        """The same for commands that need a ledger that is there. Raises LedgerError if there is none."""
         if not is_founded(url):
             raise LedgerError("there is no ledger yet", hint="errata run creates it; check data_dir")
         return cls.open(url, clock)
@@ -81,8 +76,7 @@ class Ledger:
     def found(self, model: str, tensors: Mapping[str, str], recipe: str) -> None:
         """Append revision 0, the base weights. A second call with the same tensors changes nothing.
 
-        Raises:
-            LedgerError: the model's chain was founded on other weights or layers.
+        Raises LedgerError if the model's chain was founded on other weights or layers.
         """
         with self.write() as connection:
             base = find_revision(connection, model, 0)
@@ -100,32 +94,21 @@ class Ledger:
     def commit(self, lease: Lease, proposal: Proposal) -> int:
         """Append the revision that a batch led to, and give every correction of the batch its state.
 
-        Raises:
-            FencedError: a newer writer or a rollback took the token. StaleHeadError: head is not the parent.
+        Raises FencedError if a newer writer or a rollback took the token, StaleHeadError if head is another.
         """
         with self.write() as connection:
             leases.check(connection, lease)
             current = head(connection, proposal.model)
             if current["number"] != proposal.parent:
                 raise StaleHeadError(f"head is {current['number']}, the edit began on {proposal.parent}")
-            now, number = self.clock.now(), proposal.parent + 1
-            append_revision(
-                connection,
-                now,
-                proposal.model,
-                number,
-                proposal.kind,
-                proposal.tensors,
-                proposal.recipe,
-                token=lease.token,
-                batch_id=proposal.batch_id,
-                stages=dict(proposal.stages),
-                norms=dict(proposal.norms),
-            )
+            now, model, number = self.clock.now(), proposal.model, proposal.parent + 1
+            row = {name: getattr(proposal, name) for name in ("kind", "tensors", "recipe", "batch_id")}
+            row |= {"stages": dict(proposal.stages), "norms": dict(proposal.norms)}
+            append_revision(connection, now, model, number, **row, token=lease.token)
             apply_written(connection, proposal, number)
             quarantine_refused(connection, now, proposal.refused)
-            insert_probes(connection, now, proposal.model, number, proposal.probes)
-            count_active(connection, proposal.model, number)
+            insert_probes(connection, now, model, number, proposal.probes)
+            count_active(connection, model, number)
             close_batch(connection, now, proposal.batch_id)
         return number
 
@@ -142,10 +125,8 @@ class Ledger:
 
         An edit in progress loses its token and is planned again on the new head. ``in_transaction`` is called
         with the new number in the same transaction. It closes the incidents that led here, so that a second
-        caller does not roll back once more.
-
-        Raises:
-            NotFoundError: no such revision. StaleHeadError: head is not ``expected_head``.
+        caller does not roll back once more. Raises NotFoundError if ``to`` does not exist or its tensors were
+        given up, StaleHeadError if head is not ``expected_head``.
         """
         with self.write() as connection:
             now = self.clock.now()
@@ -163,20 +144,10 @@ class Ledger:
                 )
             lease = leases.overtake(connection, now, writer_lease(model), f"rollback by {who}")
             number = int(current["number"]) + 1
-            append_revision(
-                connection,
-                now,
-                model,
-                number,
-                RevisionKind.ROLLBACK,
-                target["tensors"],
-                target["recipe"],
-                token=lease.token,
-                state=RevisionState(target["state"]),
-                content_of=to,
-                reason=reason,
-                norms=target["norms"],
-            )
+            row = {name: target[name] for name in ("tensors", "recipe", "norms")}
+            row |= {"kind": RevisionKind.ROLLBACK, "state": RevisionState(target["state"])}
+            row |= {"content_of": to, "reason": reason, "token": lease.token}
+            append_revision(connection, now, model, number, **row)
             taken_back, restored = bring_back(connection, model, to, number)
             count_active(connection, model, number)
             details = {"head": number, "from": current["number"]}
@@ -196,10 +167,7 @@ class Ledger:
     ) -> int:
         """Append a revision with head's facts in tensors that were solved anew, and return its number.
 
-        Where the content is head's own, nothing is appended.
-
-        Raises:
-            StaleHeadError: head is not ``expected_head``.
+        Where the content is head's own, nothing is appended. Raises StaleHeadError if head is another.
         """
         with self.write() as connection:
             now = self.clock.now()
@@ -210,29 +178,16 @@ class Ledger:
                 return int(current["number"])
             lease = leases.overtake(connection, now, writer_lease(model), f"rebuild by {who}")
             number = int(current["number"]) + 1
-            append_revision(
-                connection,
-                now,
-                model,
-                number,
-                RevisionKind.REBUILD,
-                tensors,
-                current["recipe"],
-                token=lease.token,
-                state=RevisionState(current["state"]),
-                reason=reason,
-                norms=norms,
-            )
+            row: dict[str, Any] = {"kind": RevisionKind.REBUILD, "tensors": tensors, "norms": norms}
+            row |= {"recipe": current["recipe"], "state": RevisionState(current["state"])}
+            row |= {"reason": reason, "token": lease.token}
+            append_revision(connection, now, model, number, **row)
             count_active(connection, model, number)
             audit.record(connection, now, who, "rebuild", f"{model}@{number - 1}", reason, {"head": number})
         return number
 
     def record_probes(self, model: str, number: int, probes: Sequence[ProbeRow]) -> None:
-        """Add measurements of a revision that exists.
-
-        Raises:
-            NotFoundError: no such revision.
-        """
+        """Add measurements of a revision, or raise NotFoundError if it does not exist."""
         with self.write() as connection:
             get_revision(connection, model, number)
             insert_probes(connection, self.clock.now(), model, number, probes)

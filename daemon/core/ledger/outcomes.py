@@ -17,10 +17,7 @@ class Scale(StrEnum):
 
 @dataclass(frozen=True)
 class Outcomes:
-    """One value for each item of a suite.
-
-    Without ``ids`` the items are identified by their order.
-    """
+    """One value for each item of a suite. Without ``ids`` the items are identified by their order."""
 
     scale: Scale
     suite: str

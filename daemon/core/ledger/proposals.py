@@ -34,7 +34,7 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Written:
-    """A correction that is in force from the new revision on.
+    """A correction in force from the new revision on.
 
     Without a row nothing was written: the fact is kept absent, or the model answers it without an edit.
     """

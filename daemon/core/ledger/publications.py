@@ -26,10 +26,7 @@ def record_publication(
     attempts: int = 1,
     message: str = "",
 ) -> None:
-    """Record that a place was given a revision.
-
-    ``held`` is the newest revision that the place is known to have.
-    """
+    """Record that a place was given a revision, ``held`` being the newest that it is known to have."""
     mine = (publications.c.model == model) & (publications.c.place == place)
     connection.execute(delete(publications).where(mine))
     row = {"model": model, "place": place, "revision": revision, "held": held, "attempts": attempts}

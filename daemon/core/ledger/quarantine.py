@@ -13,10 +13,9 @@ from daemon.core.names import QuarantineState
 
 @dataclass(frozen=True)
 class QuarantineEntry:
-    """One refused item, or one stored correction that may not be applied.
+    """One refused item by its text ``raw``, or one stored correction that may not be applied by its id.
 
-    ``reason`` is a ``QuarantineReason``, ``message`` is for people. ``raw`` is the item's text where no
-    correction was stored; otherwise ``correction_id`` names the correction.
+    ``reason`` is a ``QuarantineReason``, ``message`` is for people.
     """
 
     feed: str

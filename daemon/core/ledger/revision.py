@@ -11,11 +11,7 @@ _NUMBER = re.compile(r"(?:r)?(0|[1-9][0-9]{0,11})")
 
 
 def parse_revision(text: str) -> int:
-    """The number in ``17`` or ``r17``.
-
-    Raises:
-        NotFoundError: the text is not a revision number.
-    """
+    """The number in ``17`` or ``r17``, or NotFoundError for any other text."""
     match = _NUMBER.fullmatch(text)
     if match is None:
         raise NotFoundError(f"{text[:40]!r} is no revision number", hint="errata revisions lists them")

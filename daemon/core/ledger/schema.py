@@ -1,21 +1,7 @@
 """The ledger's tables, as the numbered migrations leave them."""
 
-from sqlalchemy import (
-    BigInteger,
-    Boolean,
-    Column,
-    Float,
-    ForeignKeyConstraint,
-    Index,
-    Integer,
-    MetaData,
-    String,
-    Table,
-    Text,
-    UniqueConstraint,
-    true,
-)
-from sqlalchemy.types import JSON
+from sqlalchemy import Column, ForeignKeyConstraint, Index, MetaData, Table, UniqueConstraint, true
+from sqlalchemy.types import JSON, BigInteger, Boolean, Float, Integer, String, Text
 
 metadata = MetaData(
     naming_convention={

@@ -18,9 +18,6 @@ def last_scrub(connection: Connection) -> datetime | None:
 def insert_scrub(
     connection: Connection, now: datetime, blobs: int, size: int, unsound: Mapping[str, str], seconds: float
 ) -> None:
-    """Add a scrub of ``blobs`` files with ``size`` bytes.
-
-    ``unsound`` has the damaged blobs and what is wrong with each.
-    """
+    """Add a scrub of ``blobs`` files with ``size`` bytes, with what is wrong with each damaged blob."""
     row = {"blobs": blobs, "bytes": size, "unsound": dict(unsound), "seconds": seconds, "at": to_text(now)}
     connection.execute(insert(scrubs).values(**row))

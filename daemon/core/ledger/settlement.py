@@ -42,10 +42,7 @@ def apply_written(connection: Connection, proposal: Proposal, number: int) -> No
 
 
 def bring_back(connection: Connection, model: str, to: int, number: int) -> tuple[int, int]:
-    """Put in force at revision ``number`` exactly what was in force at ``to``.
-
-    Returns how many corrections were taken back and how many restored.
-    """
+    """Put in force at ``number`` exactly what was at ``to``, and count what was taken back and restored."""
     now_in_force = {_content(row): row for row in active_tenures(connection, model, number)}
     wanted = {_content(row): row for row in active_tenures(connection, model, to)}
     closed = [row for key, row in now_in_force.items() if key not in wanted]

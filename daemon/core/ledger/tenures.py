@@ -19,7 +19,7 @@ def begin_tenure(
 ) -> None:
     """Put a correction in force from revision ``since`` on.
 
-    ``row`` is its row in the file of pairs ``blob``; without both the fact is kept absent.
+    ``row`` is its row in the file of pairs ``blob``. Without both the fact is kept absent.
     """
     key = {"model": model, "fact_id": fact_id, "correction_id": correction_id}
     connection.execute(insert(tenures).values(**key, since=since, blob=blob, row=row))

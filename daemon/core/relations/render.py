@@ -35,9 +35,8 @@ def in_sentence(subject: str, *, is_first: bool) -> str:
 def render(value: Mapping[str, Any], label: Callable[[str], str | None], language: str = "en") -> str:
     """Return the wording of a ``datavalue``, with names of entities from ``label``.
 
-    Raises:
-        UnsayableError: the value is an entity without a name, a date that is coarse or before our era, a
-            quantity with a unit, or of a type without wording.
+    Raises UnsayableError for an entity without a name, a date that is coarse or before our era, a quantity
+    with a unit, and a type without wording.
     """
     kind, content = value.get("type"), value.get("value")
     if kind == "wikibase-entityid" and isinstance(content, Mapping):

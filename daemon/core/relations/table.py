@@ -57,9 +57,7 @@ def complete(item: dict[str, Any]) -> dict[str, Any]:
     """Add the relation's name, a prompt and paraphrases from the table to a decoded correction.
 
     A prompt of the correction itself is kept. A property is replaced by its name, so that a fact has one id.
-
-    Raises:
-        InvalidCorrectionError: the correction has a new value, no prompt and an unknown relation.
+    Raises InvalidCorrectionError for a new value with no prompt and an unknown relation.
     """
     relation, subject = item.get("relation"), item.get("subject")
     if not isinstance(relation, str) or not isinstance(subject, str):

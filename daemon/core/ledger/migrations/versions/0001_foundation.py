@@ -5,8 +5,6 @@ from alembic import op
 
 revision = "0001"
 down_revision = None
-branch_labels = None
-depends_on = None
 
 
 def upgrade() -> None:
@@ -22,7 +20,6 @@ def upgrade() -> None:
 
 
 def _create_admission() -> None:
-    """Feeds, what became of their items, and what was refused."""
     op.create_table(
         "feeds",
         sa.Column("name", sa.String(length=64), nullable=False),
@@ -57,7 +54,6 @@ def _create_admission() -> None:
 
 
 def _create_corrections() -> None:
-    """Corrections."""
     op.create_table(
         "corrections",
         sa.Column("seq", sa.Integer(), autoincrement=True, nullable=False),
@@ -88,7 +84,6 @@ def _create_corrections() -> None:
 
 
 def _create_batches() -> None:
-    """Batches and the attempts at them."""
     op.create_table(
         "batches",
         sa.Column("id", sa.String(length=32), nullable=False),
@@ -115,7 +110,6 @@ def _create_batches() -> None:
 
 
 def _create_revisions() -> None:
-    """The chain of revisions."""
     op.create_table(
         "revisions",
         sa.Column("model", sa.String(length=64), nullable=False),
@@ -145,7 +139,6 @@ def _create_revisions() -> None:
 
 
 def _create_tenures() -> None:
-    """From which revision to which a correction is in force."""
     op.create_table(
         "tenures",
         sa.Column("id", sa.Integer(), autoincrement=True, nullable=False),
@@ -165,7 +158,6 @@ def _create_tenures() -> None:
 
 
 def _create_watch() -> None:
-    """Measurements and incidents."""
     op.create_table(
         "probe_results",
         sa.Column("id", sa.Integer(), autoincrement=True, nullable=False),
@@ -201,7 +193,6 @@ def _create_watch() -> None:
 
 
 def _create_processes() -> None:
-    """Leases, switches and heartbeats."""
     op.create_table(
         "leases",
         sa.Column("name", sa.String(length=96), nullable=False),
@@ -232,7 +223,6 @@ def _create_processes() -> None:
 
 
 def _create_audit() -> None:
-    """The audit."""
     op.create_table(
         "audit",
         sa.Column("id", sa.Integer(), autoincrement=True, nullable=False),

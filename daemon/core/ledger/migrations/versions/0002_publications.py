@@ -5,8 +5,6 @@ from alembic import op
 
 revision = "0002"
 down_revision = "0001"
-branch_labels = None
-depends_on = None
 
 
 def upgrade() -> None:
@@ -22,8 +20,3 @@ def upgrade() -> None:
         sa.Column("at", sa.String(32), nullable=False),
         sa.PrimaryKeyConstraint("model", "place", name="pk_publications"),
     )
-
-
-def downgrade() -> None:
-    """Take it away."""
-    op.drop_table("publications")
