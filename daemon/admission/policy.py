@@ -71,8 +71,7 @@ class Policy:
         return next(((reason, message) for holds, reason, message in rules if holds), None)
 
 
-OPEN = Policy()
-"""The policy that admits every well-formed correction."""
+OPEN = Policy()  # admits every well-formed correction
 
 
 def verdict(item: RawItem, trust: int, model: str, policy: Policy) -> dict[str, Any]:

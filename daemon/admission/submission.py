@@ -57,7 +57,6 @@ def submit_all(
     ``values`` are decoded JSON. Those without times are true from now on, each a microsecond after the one
     before. Submitting the same again does no harm: what the ledger has is a duplicate or a confirmation, and
     a key gives the first answer again.
-
     Raises InvalidCorrectionError and stores nothing if one is no correction for ``model`` (the message names
     it), or the key was used for something else.
     """

@@ -26,8 +26,7 @@ _NO_FACT = re.compile(
 )
 _PROPERTY = re.compile(r"\[\[Property:(P[1-9]\d{0,9})\]\]")
 _ITEM = re.compile(r"Q[1-9]\d{0,11}")
-Reason = str
-"""Why an event is dropped, one closed word; empty where it is not."""
+Reason = str  # why an event is dropped, one closed word; empty where it is not
 
 
 @dataclass(frozen=True)
@@ -76,8 +75,6 @@ class WikidataFeed:
         reached: Cursor = {"last_event_id": events[-1].id, "dropped": dict(sorted(counts.items()))}
         return Pull(items, reached, more=len(events) == limit)
 
-    # -- the stream -----------------------------------------------------------------------------------
-
     def _read(self, data: str) -> Edit | Reason | RawItem:
         """Return the edit that an event reports, a reason to drop it, or a malformed item to quarantine."""
         if len(data) > 4 * MAX_ITEM_BYTES:
@@ -114,8 +111,6 @@ class WikidataFeed:
         if not _is_id(old) or not _is_id(new) or not isinstance(at, str) or len(at) > 40:
             return "no_event"
         return Edit(str(title), old, new, at, named[1] if named else "")
-
-    # -- the entity API -------------------------------------------------------------------------------
 
     def _resolve(self, events: list[Event]) -> tuple[list[RawItem], Counter[str]]:
         """Return the items of events in their order, and counts of dropped ones by reason."""

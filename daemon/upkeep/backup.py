@@ -36,7 +36,6 @@ def back_up(config: Config, folder: Path, progress: Progress = lambda _done, _of
     """Copy ledger and blobs into an empty or new ``folder`` while everything runs.
 
     The ledger is copied first: the blobs that it needs are in the store and stay there for the grace time.
-
     Raises ConfigError if the ledger is no file of this machine, and StoreError if the folder is not empty, a
     blob is missing or corrupt, or nothing can be written.
     """
@@ -60,7 +59,6 @@ def restore(config: Config, folder: Path, progress: Progress = lambda _done, _of
     """Restore a backup to where the configuration points, and replace damaged or missing blobs.
 
     An existing ledger is kept beside the restored one. Nothing may run meanwhile.
-
     Raises ConfigError if the ledger is no file of this machine, LedgerError if there is no backup in
     ``folder``, and CorruptBlobError if a blob of the backup is damaged itself; nothing was changed.
     """

@@ -55,11 +55,7 @@ class Samples:
         self._families: dict[str, Family] = {name: _family(name) for name in METRICS}
 
     def add(self, name: str, value: float, **labels: str) -> None:
-        """Add one series.
-
-        Raises KeyError at an undeclared metric or a missing label, ValueError at an undeclared label, and
-        TypeError for a histogram.
-        """
+        """Add one series, or raise KeyError, ValueError or TypeError if it is not so declared."""
         family = self._families[name]
         if isinstance(family, HistogramMetricFamily):
             raise TypeError(f"{name} is a histogram")

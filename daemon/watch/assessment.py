@@ -158,8 +158,6 @@ class _Look:
         message = f"{verdict.probe} is {score:.4g}: too near its bound {bound:.4g} so soon after an incident"
         return replace(verdict, result=ProbeResult.DEGRADED, message=message)
 
-    # -- earlier revisions ------------------------------------------------------------------------------
-
     def _reference(self, probe: str) -> RowMapping | None:
         """The newest good measurement among the live revisions that led to this one."""
         same = (revisions.c.model == probe_results.c.model) & (revisions.c.number == probe_results.c.revision)

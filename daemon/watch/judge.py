@@ -48,9 +48,6 @@ def judge(ledger: Ledger, config: Config) -> None:
         react(ledger, config, WHO)
 
 
-# -- one revision --------------------------------------------------------------------------------------
-
-
 def _unjudged(connection: Connection, model: str) -> Sequence[int]:
     """Revisions with a measurement that was not judged yet, oldest first, without rejected ones."""
     judged = (judgements.c.model == revisions.c.model) & (judgements.c.revision == revisions.c.number)
@@ -106,9 +103,6 @@ def _open_incident(connection: Connection, row: RowMapping, verdict: Verdict, no
     )
     level = log.error if verdict.result is ProbeResult.DEGRADED else log.warning
     level(str(verdict.result), model=model, revision=number, why=verdict.message)
-
-
-# -- reactions -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,6 @@ def roll_back(
 
     The same transaction closes the open incidents of the revisions that are thereby left behind, after a call
     of ``in_transaction``, which may record something else about them.
-
     Raises ConfigError for neither or both of ``to`` and ``last_good`` or no reason, NotFoundError for no such
     or no good revision, and StaleHeadError if head is not ``expected_head`` or does not hold still.
     """
@@ -58,10 +57,7 @@ def roll_back(
 
 
 def last_good_revision(connection: Connection, head_row: RowMapping, at_most: int | None = None) -> int:
-    """The newest live revision before head, at most ``at_most``, that differs from head in content.
-
-    Raises NotFoundError if there is none.
-    """
+    """The newest live revision before head (and up to ``at_most``) of other content, or NotFoundError."""
     good = (revisions.c.state == RevisionState.LIVE) & revisions.c.kept
     before = (revisions.c.number < head_row["number"]) & (revisions.c.content != head_row["content"])
     query = select(func.max(revisions.c.number)).where(revisions.c.model == head_row["model"], good, before)
