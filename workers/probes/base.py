@@ -161,11 +161,7 @@ def _run(probe: Probe, context: ProbeContext, clock: Clock) -> ProbeRow:
 
 
 def _checked(measured: object) -> Measurement:
-    """Check that a probe returned a measurement, whose score may be NaN on a broken model.
-
-    Raises:
-        ProbeError: it is not a measurement, or its score is not a number.
-    """
+    """Check that a probe returned a measurement, whose score may be NaN on a broken model."""
     if not isinstance(measured, Measurement):
         raise ProbeError(f"the probe returned {str(measured)[:100]!r}, which is no measurement")
     score = measured.score

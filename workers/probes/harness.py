@@ -32,11 +32,7 @@ def harness_probe(task: HarnessConfig) -> Probe:
 
 
 def _hits(model: EditableModel, task: HarnessConfig) -> list[bool]:
-    """Whether each document was answered correctly, in the task's order.
-
-    Raises:
-        ProbeError: the package is missing, or its results lack the metric for a document.
-    """
+    """Whether each document was answered correctly, in the task's order."""
     package, models = _load(_PACKAGE), _load(f"{_PACKAGE}.models.huggingface")
     wrapped = models.HFLM(pretrained=model.lm, tokenizer=model.tokenizer)
     results: Mapping[str, Any] = package.simple_evaluate(
