@@ -9,18 +9,6 @@ import pytest
 
 from tests.documents.structure import ROOT, SIDES, functions, line_count, modules, tree
 
-NOT_YET: tuple[str, ...] = (
-    "tests/daemon/watch/", "tests/numerics/", "tests/workers/editing/", "tests/workers/locate/",
-)  # fmt: skip
-"""Beginnings of paths whose docstrings are not rewritten yet; empty when all are."""
-NOT_YET_BOUNDED: tuple[str, ...] = ("daemon/", "workers/")
-"""Sides with a module or function above its bound; empty when there is none."""
-NOT_YET_FREE: tuple[str, ...] = (
-    "tests/numerics/test_targets.py", "tests/workers/editing/test_prompts.py",
-    "workers/editing/prompts.py", "workers/editing/recipes.py", "workers/editing/targets.py",
-)  # fmt: skip
-"""Beginnings of paths that still hold guillemets; empty when none does."""
-
 GUILLEMETS = {"\u00ab", "\u00bb"}
 WRITTEN = {
     ".py", ".md", ".toml", ".sh", ".yaml", ".yml", ".html", ".css", ".conf", ".json", ".jsonl", ".txt",
@@ -40,10 +28,8 @@ def tracked() -> list[str]:
 
 
 TRACKED = tracked()
-TEXTS = [name for name in TRACKED if Path(name).suffix in WRITTEN and not name.startswith(NOT_YET_FREE)]
-OURS = [name for name in TRACKED if name.startswith(("daemon/", "workers/", "tests/", "monitoring/"))]
-PYTHON = [name for name in OURS if name.endswith(".py") and not name.startswith(NOT_YET)]
-BOUNDED = [side for side in SIDES if f"{side}/" not in NOT_YET_BOUNDED]
+TEXTS = [name for name in TRACKED if Path(name).suffix in WRITTEN]
+PYTHON = [name for name in TRACKED if name.endswith(".py")]
 
 
 def docstrings(file: Path) -> Iterator[tuple[int, str]]:
@@ -69,7 +55,7 @@ def test_the_first_line_of_a_docstring_is_one_sentence(name: str) -> None:
     assert [f"{at}: {line}" for at, line in lines if not line.endswith(".") or ";" in line] == []
 
 
-@pytest.mark.parametrize("side", BOUNDED)
+@pytest.mark.parametrize("side", SIDES)
 def test_modules_and_functions_stay_within_their_bounds(side: str) -> None:
     files = modules(side)
     assert [str(file.relative_to(ROOT)) for file in files if line_count(file) > MODULE_LINES] == []
