@@ -109,8 +109,9 @@ def test_corrupting_nothing_changes_nothing() -> None:
     for layer in range(model.n_layers):
         torch.testing.assert_close(one.with_hidden(layer), clean)
         torch.testing.assert_close(one.with_mlp([layer]), clean)
-    with pytest.raises(ModelError, match="noise on the subjects"):
-        trace(model, FACTS, NOISES, 0, noise=0.0)
+    for noise, seed in [(0.0, 0), *((1e-9, seed) for seed in range(4))]:  # what rounding takes or gives
+        with pytest.raises(ModelError, match="noise on the subjects"):
+            trace(model, FACTS, NOISES, seed, noise=noise)
 
 
 def test_sigma_is_that_of_the_subjects_tokens() -> None:
