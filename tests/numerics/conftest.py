@@ -1,6 +1,7 @@
 """One taught model for all; what a test edits, it edits in a copy of its own."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 
@@ -31,35 +32,40 @@ RECIPE = Published(  # Adam, but all else as in production
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> EditableModel:
+    """A model that is sure of its facts, however its training was rounded, or no model.
+
+    ERRATA_TEST_SEED in the environment, 0 by default, is the seed that it is trained with.
+    """
     return taught_model(made_once(tmp_path_factory, "taught-model", teach))
 
 
 @pytest.fixture(scope="session")
 def changes(model: EditableModel) -> list[EditRequest]:
-    """New objects for six facts, one of them in two words, which layer 0 of so small a model can say."""
+    """New objects for facts of six subjects, the first in two words: layer 0 can say them and does not yet.
+
+    Nearly all of the facts will do. Which are taken depends on the seed, and may on the processor.
+    """
     known = taught()
     wanted = [
-        EditRequest(fact.id, fact.subject, fact.prompt, known[(i + 6) % len(known)].target)
-        for i, fact in enumerate(known)
+        replace(old, target=known[(i + 6) % len(known)].target)  # the third next subject's
+        for i, old in enumerate(known)
     ]
-    wanted = [new for new, old in zip(wanted, known, strict=True) if new.target != old.target]
     found = find_targets(model, wanted, 0, RECIPE, PREFIXES)
-    easy = [
+    good = [
         new
-        for new, steps, done in zip(wanted, found.steps, found.done, strict=True)
-        if done and 3 < steps < 25
+        for new, old, steps, done in zip(wanted, known, found.steps, found.done, strict=True)
+        if new.target != old.target and done and 3 < steps < 25
     ]
-    subjects: set[str] = set()
-    chosen = [one for one in easy if not (one.subject in subjects or subjects.add(one.subject))]
-    chosen.sort(key=lambda one: " " not in one.target)
-    assert len(chosen) >= 6
-    assert " " in chosen[0].target
-    return [chosen[0], *chosen[-5:]]
+    first = next(one for one in good if " " in one.target)
+    others = [one for one in good if " " not in one.target and one.subject != first.subject]
+    assert len(others) >= 5, "the model takes hardly any edits at layer 0"
+    return [first, *others[-5:]]
 
 
 @pytest.fixture(scope="session")
 def statistics(model: EditableModel) -> Statistics:
-    return compute(model, RECIPE.layers)
+    """Those of the model, with prefixes that it was taught behind: behind others it is sure of nothing."""
+    return replace(compute(model, RECIPE.layers), prefixes=PREFIXES)
 
 
 @pytest.fixture

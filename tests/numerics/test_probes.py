@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from daemon.core.names import DEFAULT_MODEL
 from daemon.views.chain import newest_probes
 from daemon.watch.judge import judge
 from tests.ledgers import found
-from tests.numerics.models import taught
+from tests.numerics.models import SURE, WORDS, taught
 from tests.watching import QUIET
 from workers.editing.editor import Editor
 from workers.editing.prompts import EditRequest
@@ -92,7 +91,7 @@ def test_what_gives_no_score_is_unknown(
     row = measured(context, measure)
     assert (row.result, row.score) == ("unknown", None)
     assert row.details["error"]
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 20  # what hangs would hang for good, whatever else the machine does
 
 
 def test_a_broken_model_is_degraded_not_unknown(context: ProbeContext) -> None:
@@ -140,15 +139,13 @@ def test_every_probe_answers_on_the_unedited_model(context: ProbeContext) -> Non
         assert rows[name].score == pytest.approx(1.0)
     for name in ("delta_ratio", "spectral_ratio"):
         assert rows[name].score == 0.0
-    assert rows["retention"].score is not None
-    assert rows["retention"].score > 0.8
+    assert rows["retention"].score == 1.0
     assert {p.name for p in (*FAST, *SLOW) if p.ceiling} | {"perplexity_ratio_own"} == CEILING_PROBES
 
 
 def test_internals_measure_what_they_say(context: ProbeContext) -> None:
     editor, layer = context.editor, context.editor.layers[0]
     weight = editor.model.weight(layer)
-    base = weight.detach().clone()
     measure_delta(context), measure_stream(context), measure_spectral(context)
     with torch.no_grad():
         weight.mul_(3.0)
@@ -157,8 +154,13 @@ def test_internals_measure_what_they_say(context: ProbeContext) -> None:
     growth = measure_stream(context).score
     assert growth is not None
     assert growth > 1.2
-    exact = float(torch.linalg.svdvals(base)[0])
-    assert largest_singular_value(base) == pytest.approx(exact, rel=0.02)
+
+
+def test_the_largest_singular_value_is_found() -> None:
+    chance = torch.Generator().manual_seed(2)
+    left, right = (torch.linalg.qr(torch.randn(n, 20, generator=chance)).Q for n in (32, 48))
+    weight = (left * torch.linspace(4.0, 0.2, 20)) @ right.T
+    assert largest_singular_value(weight) == pytest.approx(4.0, rel=0.02)
     assert largest_singular_value(torch.zeros(3, 4)) == 0.0
 
 
@@ -197,9 +199,8 @@ def test_an_operators_suite_is_scored_by_likelihood(context: ProbeContext, tmp_p
     patient = replace(context, watch=WatchConfig())
     (row,) = run_probes([own_probe("own", file)], patient, SystemClock())
     assert row.result == "ok"
-    assert row.score is not None
-    assert row.score > 0.9
-    assert row.bound == pytest.approx(0.9 * row.score)
+    assert row.score == 1.0
+    assert row.bound == pytest.approx(0.9)
     assert row.outcomes is not None
     assert len(row.outcomes.values) == len(known)
     assert answer_all(context.editor.model, read_suite(file).questions) == [
@@ -215,21 +216,26 @@ def test_a_canary_is_what_the_base_model_is_sure_of(
     """What it only just prefers is lost to noise, and a rollback for that would be a false alarm."""
     known = [fact for fact in taught() if " " not in fact.target]
     model = context.editor.model
-    asked = tuple(Question(f.prompt, (other.target, f.target), 1) for f, other in pairwise(known))
-    asked += tuple(Question(f.prompt, ("w0", "w1"), 0) for f in known)
-    found = margins(model, asked)
-    sure = [margin for margin in found if margin >= 1.0]
-    assert any(0.0 < margin < 1.0 for margin in found)
-    monkeypatch.setattr(canary, "shipped_suite", lambda _name: Suite("mine", asked))
+    asked = []
+    for fact in known:
+        nll = model.target_nll([fact.prompt] * len(WORDS), WORDS)
+        leads = nll[None, :] - nll[:, None]
+        right, other = divmod(int((leads - 0.5).abs().argmin()), len(WORDS))  # that much likelier: hardly
+        asked.append(Question(fact.prompt, (WORDS[right], WORDS[other]), 0))
+        wrong = WORDS[int(nll.argmax())]
+        asked += [Question(fact.prompt, (wrong, fact.target), answer) for answer in (0, 1)]
+    hardly, mistaken, sure = (margins(model, asked[place::3]) for place in (0, 1, 2))
+    assert 0.3 < min(hardly) <= max(hardly) < 0.7
+    assert max(mistaken) < -SURE
+    assert min(sure) > SURE
+    monkeypatch.setattr(canary, "shipped_suite", lambda _name: Suite("mine", tuple(asked)))
     measured_ = measure_canaries(context)
-    assert (measured_.score, measured_.items) == (1.0, len(sure))
-    with torch.no_grad():
-        model.weight(context.editor.layers[0]).zero_()
-        model.weight(context.editor.layers[1]).zero_()
+    assert (measured_.score, measured_.items) == (1.0, len(known))
+    with torch.no_grad():  # whatever it was sure of it denies now
+        for parameter in model.lm.transformer.ln_f.parameters():
+            parameter.neg_()
     damaged = measure_canaries(context)
-    assert damaged.items == len(sure)
-    assert damaged.score is not None
-    assert damaged.score < 0.95
+    assert (damaged.score, damaged.items) == (0.0, len(known))
 
 
 @pytest.mark.parametrize(

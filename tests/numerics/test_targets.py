@@ -1,6 +1,8 @@
 """Targets against the loss written out on the whole model, and a batch against its facts one by one."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import count
 
 import pytest
 import torch
@@ -8,15 +10,16 @@ from torch.nn import functional
 
 from daemon.core.errors import EditError, OutOfMemoryError
 from tests.numerics.conftest import RECIPE
-from tests.numerics.models import PREFIXES, SUBJECTS, random_model, taught
+from tests.numerics.models import PREFIXES, SUBJECTS, random_model, taught, taught_kinds
 from workers.editing import targets as module
 from workers.editing.model import EditableModel
 from workers.editing.prompts import EditRequest, encode_fact
 from workers.editing.recipes import Recipe
-from workers.editing.targets import Targets, _Search, find_targets
+from workers.editing.targets import Targets, _Search, find_keys, find_targets
 
 LAYER = 0
-AT_ONCE = RECIPE.model_copy(update={"extra_steps": 0, "steps": 100})  # stops where MPES first holds
+ALL_PROMPTS = RECIPE.model_copy(update={"mends": 0})  # who mends nothing leaves no bare prompt to mending
+AT_ONCE = ALL_PROMPTS.model_copy(update={"extra_steps": 0, "steps": 100})  # stops where MPES first holds
 
 
 def sought(model: EditableModel, requests: Sequence[EditRequest], recipe: Recipe = RECIPE) -> Targets:
@@ -42,7 +45,7 @@ def test_the_gradient_is_that_of_the_loss_written_out(
     model: EditableModel, changes: list[EditRequest]
 ) -> None:
     request = changes[1]
-    recipe = RECIPE.model_copy(update={"kl_weight": 0.3, "decay": 2.0})
+    recipe = ALL_PROMPTS.model_copy(update={"kl_weight": 0.3, "decay": 2.0})
     search = _Search(model, [request], LAYER, recipe, PREFIXES, columns=64)
     delta = torch.randn(1, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
     every = torch.ones(1, dtype=torch.bool)
@@ -113,10 +116,11 @@ def test_prompts_that_come_later_hold_too_and_cost_fewer_passes(
 def test_older_methods_go_on_to_a_loss_or_to_the_last_step(
     model: EditableModel, changes: list[EditRequest]
 ) -> None:
-    mpes = sought(model, changes[1:], RECIPE.model_copy(update={"extra_steps": 0}))
-    by_loss = RECIPE.model_copy(update={"stop": "loss", "extra_steps": 0, "kl_weight": 0.0, "steps": 80})
-    loss = sought(model, changes[1:], by_loss)
+    small = AT_ONCE.model_copy(update={"learning_rate": 0.02, "steps": 300})  # none does both at once
+    mpes = sought(model, changes[1:], small)
+    loss = sought(model, changes[1:], small.model_copy(update={"stop": "loss", "kl_weight": 0.0}))
     assert (loss.steps > mpes.steps).all()
+    assert loss.done.sum() >= 3
     for request, delta, done in zip(changes[1:], loss.deltas, loss.done, strict=True):
         nll = []
         for row in encode_fact(model.tokenizer, PREFIXES, request, 64)[:-1]:
@@ -143,23 +147,61 @@ def test_what_is_not_predicted_is_not_done(model: EditableModel, changes: list[E
     assert found.steps.tolist() == [1] * len(changes)
 
 
-@pytest.mark.parametrize("extra", [1, 4])
+@pytest.mark.parametrize(
+    ("extra", "steps"), [(0, [0, 1, 3, 3, 6, 9]), (1, [1, 2, 4, 4, 7, 10]), (4, [4, 5, 7, 8, 10, 13])]
+)
 def test_extra_steps_are_taken_after_mpes(
-    model: EditableModel, extra: int, changes: list[EditRequest]
+    model: EditableModel,
+    extra: int,
+    steps: list[int],
+    changes: list[EditRequest],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    bare = sought(model, changes, AT_ONCE.model_copy(update={"learning_rate": 0.02}))
-    more = sought(model, changes, AT_ONCE.model_copy(update={"learning_rate": 0.02, "extra_steps": extra}))
-    both = bare.done & more.done
-    assert both.sum() >= 4
-    assert more.steps[both].tolist() == (bare.steps[both] + extra).tolist()
+    """When a fact holds is set here; the fourth lapses for one step, which then does not count as extra."""
+    look, since, lapse = count(), torch.tensor([0, 1, 3, 3, 6, 9]), torch.tensor([-1, -1, -1, 4, -1, -1])
+
+    def holds(*_: object) -> torch.Tensor:
+        now = next(look)
+        return (now >= since) & (now != lapse)
+
+    monkeypatch.setattr(type(AT_ONCE), "is_reached", holds)
+    found = sought(model, changes, AT_ONCE.model_copy(update={"extra_steps": extra}))
+    assert found.done.all()
+    assert found.steps.tolist() == steps
+
+
+def test_extra_steps_begin_where_the_model_first_says_the_target(
+    model: EditableModel, changes: list[EditRequest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever it says step by step, the search ends with the fourth step at which all was said."""
+    looks: list[torch.Tensor] = []
+
+    class Watched(_Search):
+        def _evaluate(self, passes, delta, sought_, wide):
+            for row, request in enumerate(self.requests):
+                told = encode_fact(self.model.tokenizer, PREFIXES, request, 64)[:-1]
+                said = [logits_with(self.model, one.ids, one.anchor, delta[row]).argmax(-1) for one in told]
+                ok = [
+                    s[t.target_start - 1 : -1].tolist() == t.ids[t.target_start :]
+                    for s, t in zip(said, told, strict=True)
+                ]
+                looks.append(torch.tensor(all(ok)))
+            return super()._evaluate(passes, delta, sought_, wide)
+
+    monkeypatch.setattr(module, "_Search", Watched)
+    some = changes[:3]
+    found = sought(model, some, AT_ONCE.model_copy(update={"extra_steps": 4}))
+    held = torch.stack(looks).view(-1, len(some)).cumsum(0)
+    assert found.done.all()
+    assert found.steps.tolist() == [int((column < 4).sum()) + 1 for column in held.T]
 
 
 def test_what_the_model_knows_already_needs_no_delta(model: EditableModel) -> None:
     found = sought(model, taught(), RECIPE.model_copy(update={"extra_steps": 0}))
-    known = found.done & (found.steps == 0)
-    assert known.sum() > len(taught()) / 2
-    assert found.deltas[known].abs().max() == 0
-    torch.testing.assert_close(found.values[known], found.keys[known] @ model.weight(LAYER).T)
+    assert found.done.all()
+    assert found.steps.abs().max() == 0
+    assert found.deltas.abs().max() == 0
+    torch.testing.assert_close(found.values, found.keys @ model.weight(LAYER).T)
 
 
 def test_delta_stays_within_the_clamp(model: EditableModel, changes: list[EditRequest]) -> None:
@@ -185,34 +227,40 @@ def keys_of(model: EditableModel, request: EditRequest) -> torch.Tensor:
 
 def test_keys_are_the_mean_over_the_prompts(model: EditableModel, changes: list[EditRequest]) -> None:
     request = changes[0]
-    torch.testing.assert_close(sought(model, [request]).keys[0], keys_of(model, request).mean(0))
+    found = sought(model, [request], ALL_PROMPTS)
+    torch.testing.assert_close(found.keys[0], keys_of(model, request).mean(0))
 
 
 def test_a_bare_prompt_with_another_key_is_left_to_mending(
     model: EditableModel, changes: list[EditRequest], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with_all = sought(model, changes, AT_ONCE)
-    monkeypatch.setattr(module, "_APART", 1.1)  # no key is near enough now
-    found = sought(model, changes, AT_ONCE)
+    mending = AT_ONCE.model_copy(update={"mends": 2})
+    monkeypatch.setattr(module, "_APART", -1.1)  # every key is near enough
+    torch.testing.assert_close(sought(model, changes, mending).deltas, with_all.deltas)
+    monkeypatch.setattr(module, "_APART", 1.1)  # and none now
+    found = sought(model, changes, mending)
     assert found.done.all()
     for request, key, delta in zip(changes, found.keys, found.deltas, strict=True):
         torch.testing.assert_close(key, keys_of(model, request)[1:].mean(0))
         for row in encode_fact(model.tokenizer, PREFIXES, request, 64)[1:-1]:
             said = logits_with(model, row.ids, row.anchor, delta)[row.target_start - 1 : -1].argmax(-1)
             assert said.tolist() == row.ids[row.target_start :]
-    search = _Search(model, changes, LAYER, AT_ONCE, PREFIXES, columns=64)
+    search = _Search(model, changes, LAYER, mending, PREFIXES, columns=64)
     assert len(search.rows.fact) == 3 * len(changes)  # two prefixed, and «is a»
     for never_mends in ({"mends": 0}, {"residual": "shared"}):
-        unmended = sought(model, changes, AT_ONCE.model_copy(update=never_mends))
+        unmended = sought(model, changes, mending.model_copy(update=never_mends))
         torch.testing.assert_close(unmended.deltas, with_all.deltas)  # who mends nothing looks at all of them
 
 
 def test_facts_with_one_key_get_one_value_that_serves_both(model: EditableModel) -> None:
     """Both prompts begin with the subject, so no memory could give it two values."""
-    recipe, served = RECIPE.model_copy(update={"steps": 80}), 0
-    known = {fact.subject: fact for fact in taught() if fact.id.endswith("/was")}
-    for i, subject in enumerate(SUBJECTS[:8]):
-        twins = [EditRequest("1", subject, f"{subject} is a", f"w{35 + (i + 1) % 4}"), known[subject]]
+    recipe, served = ALL_PROMPTS.model_copy(update={"steps": 80}), 0
+    for i in range(5):
+        twins = [
+            replace(kind[i], target=kind[i + 3].target)  # what another subject is, and was
+            for kind in (taught_kinds(), [fact for fact in taught() if fact.id.endswith("/was")])
+        ]
         found = sought(model, twins, recipe)
         assert torch.equal(found.deltas[0], found.deltas[1])
         assert found.done[0] == found.done[1]
@@ -227,8 +275,13 @@ def test_facts_with_one_key_get_one_value_that_serves_both(model: EditableModel)
 
 def test_one_subject_with_two_keys_keeps_two_values(model: EditableModel) -> None:
     """What stands before the subject tells the keys apart, so each fact has a value of its own."""
-    pair = [fact for fact in taught() if fact.subject == SUBJECTS[3]]
-    swapped = [EditRequest(one.id, one.subject, one.prompt, "w29") for one in pair]
+
+    def alike(pair: Sequence[EditRequest]) -> float:
+        return float(functional.cosine_similarity(*find_keys(model, pair, LAYER, PREFIXES)[0], dim=0))
+
+    pairs = [[fact for fact in taught() if fact.subject == subject] for subject in SUBJECTS[:8]]
+    pair = min(pairs, key=alike)  # for each prompt the same word ends the subject
+    swapped = [replace(one, target="w29") for one in pair]
     found = sought(model, swapped)
     assert not torch.equal(found.deltas[0], found.deltas[1])
 
