@@ -1,4 +1,4 @@
-"""One taught model for all; what a test edits, it edits in a copy of its own."""
+"""One taught model for all tests, of which each edits a copy of its own."""
 
 import copy
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Tiny random models of every family in fp64, and one that was taught a few facts; nothing is downloaded."""
+"""Tiny random models of every family in fp64, and one that was taught a few facts, made without downloads."""
 
 import os
 import random
@@ -46,7 +46,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def random_model(family: str = "llama", seed: int = 0) -> EditableModel:
-    """Four layers of width 32 in fp64; weights large enough that every layer matters."""
+    """Make four layers of width 32 in fp64, with weights large enough that every layer matters."""
     torch.manual_seed(seed)
     if family == "gemma3":  # text and images: the text model lies one module deeper
         text = {**_COMMON, "sliding_window": 64}

@@ -77,7 +77,7 @@ def test_forgetting_all_in_any_order_is_the_model_bit_for_bit(
 def test_a_cold_start_finds_what_was_there(
     editor: Editor, statistics: Statistics, changes: list[EditRequest]
 ) -> None:
-    """Weights are a function of W0, the statistics and the active pairs; how they came about is no matter."""
+    """Weights are a function of W0, the statistics and the active pairs, whatever happened before."""
     clean = editor.published()
     written = Associations.concat([editor.write(changes[:1]), editor.write(changes[1:])])
     editor.forget(written.select([0]))

@@ -121,7 +121,7 @@ def test_thousands_of_turns_do_not_drift() -> None:
 
 
 def test_strong_keys_cost_few_digits() -> None:
-    """Keys that outweigh the prior a thousand times come and go; what stays is solved to twelve digits."""
+    """Keys that outweigh the prior a thousand times come and go, and what stays is solved to twelve digits."""
     base, A0, (keys, values) = randn(D_OUT, D_IN), prior(), pairs(4)
     memory = Memory(base, A0)
     memory.write(keys, values)
@@ -161,7 +161,7 @@ def test_the_grid_is_a_power_of_two_below_the_weights() -> None:
 
 
 def test_a_key_that_could_not_be_forgotten_is_refused() -> None:
-    """The strongest key that is let in can be taken out again; ten times stronger is refused."""
+    """The strongest key that is let in can be taken out again, and one ten times stronger is refused."""
     base, (keys, values) = randn(D_OUT, D_IN), pairs(2)
     memory = Memory(base, torch.eye(D_IN))
     strong = keys[:1] / keys[:1].norm() * 1e5**0.5 * 0.99

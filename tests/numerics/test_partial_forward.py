@@ -19,7 +19,7 @@ FP32_ATTENTION = ("gemma2", "gptj")  # whatever the model's dtype, theirs rounds
 
 
 def rows_of(model: EditableModel) -> list[Encoded]:
-    """Texts of different lengths on both sides of the anchor; some begin alike."""
+    """Texts of different lengths on both sides of the anchor, some of which begin alike."""
     return [row for request in REQUESTS for row in encode_fact(model.tokenizer, PREFIXES, request, 64)]
 
 

@@ -107,7 +107,7 @@ def test_the_next_probe_runs_after_one_that_hung(context: ProbeContext) -> None:
 def test_a_probe_that_ended_the_process_is_left_out_by_its_successor(
     context: ProbeContext, tmp_path: Path
 ) -> None:
-    """The run is repeated, as the queue does; what killed it stays unknown, the rest is measured."""
+    """In a repeated run the probe that killed the first one stays unknown and the rest is measured."""
     ledger = Ledger.open(f"sqlite:///{tmp_path / 'ledger.sqlite'}")
     found(ledger)
     probes = [
@@ -131,7 +131,7 @@ def test_a_probe_that_ended_the_process_is_left_out_by_its_successor(
 
 
 def test_every_probe_answers_on_the_unedited_model(context: ProbeContext) -> None:
-    """The base model is as good as itself; suites of real words say nothing to a model of made-up ones."""
+    """The base model is as good as itself, and suites of real words tell nothing of a model of made-up ones."""
     patient = replace(context, watch=WatchConfig())
     rows = {row.probe: row for row in run_probes(full(patient.watch), patient, SystemClock())}
     assert not [row for row in rows.values() if row.result == "unknown"], rows

@@ -339,7 +339,7 @@ def test_a_model_that_says_nan_is_refused(changes: list[EditRequest]) -> None:
 
 
 def test_a_subject_at_the_very_start_is_edited_behind_it(model: EditableModel) -> None:
-    """The first token of a text is an attention sink; its key would stand for every subject there is."""
+    """The first token of a text is an attention sink, whose key would stand for every subject there is."""
     request = EditRequest("1", "w13", "w13 was the w11 of", "w24")
     rows = encode_fact(model.tokenizer, PREFIXES, request, 64)
     assert rows[0].anchor == 1
