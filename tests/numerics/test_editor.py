@@ -31,7 +31,7 @@ def held(editor: Editor) -> Tensors:
 
 
 def near(one: Tensors, other: Tensors) -> bool:
-    """To nine digits; what is published may differ by more, an entry between two points falls to either."""
+    """Compare to nine digits, for a published entry between two points of the grid may fall to either."""
     return all(float((one[n] - other[n]).norm()) <= 1e-9 * float(other[n].norm()) for n in other)
 
 

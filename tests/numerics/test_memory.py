@@ -121,7 +121,7 @@ def test_thousands_of_turns_do_not_drift() -> None:
 
 
 def test_strong_keys_cost_few_digits() -> None:
-    """Keys that outweigh the prior a thousand times come and go, and what stays is solved to twelve digits."""
+    """Keys that outweigh the prior a thousand times come and go, and the rest is solved to twelve digits."""
     base, A0, (keys, values) = randn(D_OUT, D_IN), prior(), pairs(4)
     memory = Memory(base, A0)
     memory.write(keys, values)

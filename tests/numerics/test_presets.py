@@ -138,7 +138,7 @@ def test_a_preset_is_its_formula(name: str, statistics: Statistics) -> None:
 
 
 def test_prune_restrains_the_sum_of_all_updates_once(statistics: Statistics) -> None:
-    """Above σmax(W0) singular values grow by a logarithm, which replaces the update and does not double it."""
+    """Above σmax(W0) singular values grow by a logarithm, which replaces the update once."""
     model = random_model("llama")
     recipe = preset("prune").model_copy(update={"steps": 40})
     base = {layer: model.weight(layer).clone() for layer in recipe.layers}

@@ -110,7 +110,7 @@ def test_prompts_that_come_later_hold_too_and_cost_fewer_passes(
     search = _Search(model, changes, LAYER, narrow, PREFIXES, columns=64)
     no, yes = torch.zeros(len(changes), dtype=torch.bool), torch.ones(len(changes), dtype=torch.bool)
     counted = [sum(len(rows.fact) for rows in search._visible(yes, wide)) for wide in (no, yes)]
-    assert counted == [2 * len(changes), 4 * len(changes)]  # bare and «is a»; with two prefixed besides
+    assert counted == [2 * len(changes), 4 * len(changes)]  # bare and "is a", then with two prefixed besides
 
 
 def test_older_methods_go_on_to_a_loss_or_to_the_last_step(
@@ -157,7 +157,7 @@ def test_extra_steps_are_taken_after_mpes(
     changes: list[EditRequest],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """When a fact holds is set here; the fourth lapses for one step, which then does not count as extra."""
+    """The test sets when a fact holds, and the fourth lapses for one step, which does not count as extra."""
     look, since, lapse = count(), torch.tensor([0, 1, 3, 3, 6, 9]), torch.tensor([-1, -1, -1, 4, -1, -1])
 
     def holds(*_: object) -> torch.Tensor:
@@ -248,7 +248,7 @@ def test_a_bare_prompt_with_another_key_is_left_to_mending(
             said = logits_with(model, row.ids, row.anchor, delta)[row.target_start - 1 : -1].argmax(-1)
             assert said.tolist() == row.ids[row.target_start :]
     search = _Search(model, changes, LAYER, mending, PREFIXES, columns=64)
-    assert len(search.rows.fact) == 3 * len(changes)  # two prefixed, and «is a»
+    assert len(search.rows.fact) == 3 * len(changes)  # two prefixed, and "is a"
     for never_mends in ({"mends": 0}, {"residual": "shared"}):
         unmended = sought(model, changes, mending.model_copy(update=never_mends))
         torch.testing.assert_close(unmended.deltas, with_all.deltas)  # who mends nothing looks at all of them

@@ -102,9 +102,11 @@ class Ledger:
             if current["number"] != proposal.parent:
                 raise StaleHeadError(f"head is {current['number']}, the edit began on {proposal.parent}")
             now, model, number = self.clock.now(), proposal.model, proposal.parent + 1
-            row = {name: getattr(proposal, name) for name in ("kind", "tensors", "recipe", "batch_id")}
-            row |= {"stages": dict(proposal.stages), "norms": dict(proposal.norms)}
-            append_revision(connection, now, model, number, **row, token=lease.token)
+            append_revision(
+                connection, now, model, number, kind=proposal.kind, tensors=proposal.tensors, recipe=proposal.recipe,
+                token=lease.token, batch_id=proposal.batch_id, stages=dict(proposal.stages),
+                norms=dict(proposal.norms),
+            )  # fmt: skip
             apply_written(connection, proposal, number)
             quarantine_refused(connection, now, proposal.refused)
             insert_probes(connection, now, model, number, proposal.probes)
