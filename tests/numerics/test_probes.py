@@ -131,7 +131,7 @@ def test_a_probe_that_ended_the_process_is_left_out_by_its_successor(
 
 
 def test_every_probe_answers_on_the_unedited_model(context: ProbeContext) -> None:
-    """The base model is as good as itself, and suites of real words tell nothing of one with made-up words."""
+    """The base model is as good as itself, and suites of real words tell nothing of one with its own."""
     patient = replace(context, watch=WatchConfig())
     rows = {row.probe: row for row in run_probes(full(patient.watch), patient, SystemClock())}
     assert not [row for row in rows.values() if row.result == "unknown"], rows

@@ -103,9 +103,9 @@ class Ledger:
                 raise StaleHeadError(f"head is {current['number']}, the edit began on {proposal.parent}")
             now, model, number = self.clock.now(), proposal.model, proposal.parent + 1
             append_revision(
-                connection, now, model, number, kind=proposal.kind, tensors=proposal.tensors, recipe=proposal.recipe,
-                token=lease.token, batch_id=proposal.batch_id, stages=dict(proposal.stages),
-                norms=dict(proposal.norms),
+                connection, now, model, number, kind=proposal.kind, tensors=proposal.tensors,
+                recipe=proposal.recipe, token=lease.token, batch_id=proposal.batch_id,
+                stages=dict(proposal.stages), norms=dict(proposal.norms),
             )  # fmt: skip
             apply_written(connection, proposal, number)
             quarantine_refused(connection, now, proposal.refused)
