@@ -118,15 +118,22 @@ if [ -n "$guarantees" ]; then
     exit "$failed"
 fi
 
-"$bin/mypy" >.venv/mypy.log 2>&1 & # beside the tests, which often wait
+# Two stages run beside the tests, which often wait: types, and the numerics tests with sums in another order, as on a
+# processor that torch has no faster kernels for, since no result may depend on that.
+"$bin/mypy" >.venv/mypy.log 2>&1 &
 typing=$!
+summing=
+if [ -n "$whole" ]; then
+    ATEN_CPU_CAPABILITY=default "$bin/python" -m pytest -q -p no:cacheprovider tests/numerics >.venv/sums.log 2>&1 &
+    summing=$!
+fi
 
-# Prints mypy's output and returns its exit status.
-typed() {
-    ended=0
-    wait "$typing" || ended=$?
-    cat .venv/mypy.log
-    return "$ended"
+# Waits for a process, prints its output, which is in a file, and returns its exit status.
+ended() {
+    status=0
+    wait "$2" || status=$?
+    cat "$1"
+    return "$status"
 }
 
 stage 'ruff check' "$bin/ruff" check --quiet .
@@ -135,10 +142,8 @@ stage imports "$bin/lint-imports"
 stage model wait "$fetching"
 # shellcheck disable=SC2086 # a list of words
 stage pytest "$bin/python" -m pytest $beside "$@"
-# sums in another order, as on a processor that torch has no faster code for: no result may hang on that
-# shellcheck disable=SC2086 # a list of words
-[ -z "$whole" ] || stage 'other sums' env ATEN_CPU_CAPABILITY=default "$bin/python" -m pytest $beside tests/numerics
-stage mypy typed
+[ -z "$summing" ] || stage 'other sums' ended .venv/sums.log "$summing"
+stage mypy ended .venv/mypy.log "$typing"
 
 printf '\n%s' "$summary"
 exit "$failed"
