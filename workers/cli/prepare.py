@@ -11,7 +11,8 @@ from workers.revisions.store import Store
 def prepare_model(config: Config, step: Step) -> None:
     """Fetch the default model, compute statistics and write revision 0, each where it is missing.
 
-    Raises: ModelError: the default model cannot be fetched, or another model's folder is missing.
+    Raises:
+        ModelError: the default model cannot be fetched, or another model's folder is missing.
     """
     if config.model.path == ModelConfig().path:
         step("model", 0, 1)

@@ -40,7 +40,8 @@ WHO = "tour"
 def run_tour(config: Config, config_file: Path | None, *, once: bool) -> None:
     """Drain the feeds, show what changed, roll back and forth, and follow the feeds unless ``once``.
 
-    Raises: UnavailableError: a command ended with an error. The hint names its log.
+    Raises:
+        UnavailableError: a command ended with an error. The hint names its log.
     """
     console = Console()
     environment = dict(os.environ)

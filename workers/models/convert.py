@@ -31,7 +31,8 @@ def convert(gguf: Path, folder: Path) -> None:
 def prove(folder: Path, prompt: str = PROOF[0], expected: str = PROOF[1]) -> None:
     """Load the converted model and check its answer to one known question.
 
-    Raises: ModelError: the answer is wrong, so a package of this environment misreads the file.
+    Raises:
+        ModelError: the answer is wrong, so a package of this environment misreads the file.
     """
     tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     model = AutoModelForCausalLM.from_pretrained(str(folder), local_files_only=True)

@@ -10,7 +10,8 @@ from workers.editing.model import EditableModel, load_model
 def open_model(config: Config) -> EditableModel:
     """Load the configured model from its folder.
 
-    Raises: ModelError: the folder is missing, unreadable, or of an unknown architecture.
+    Raises:
+        ModelError: the folder is missing, unreadable, or of an unknown architecture.
     """
     if config.model.threads:
         torch.set_num_threads(config.model.threads)

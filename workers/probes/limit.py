@@ -16,7 +16,8 @@ def time_limit(seconds: float) -> Iterator[None]:
     Code that never returns to Python is not interrupted. Celery's hard limit then ends the process, and the
     attempt's record names the probe.
 
-    Raises: ProbeError: the block took longer.
+    Raises:
+        ProbeError: the block took longer.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

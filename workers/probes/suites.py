@@ -42,7 +42,8 @@ def read_suite(path: Path) -> Suite:
 
     ``question`` may be used instead of ``prompt``, as in MMLU.
 
-    Raises: ProbeError: the file cannot be read, is too large, or a line is not a question.
+    Raises:
+        ProbeError: the file cannot be read, is too large, or a line is not a question.
     """
     try:
         data = path.read_bytes()

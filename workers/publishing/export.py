@@ -75,14 +75,16 @@ class Exporter:
     def export(self, revision: RevisionFacts, target: Path) -> None:
         """Write a folder that shares no files with this installation.
 
-        Raises: StoreError: ``target`` is not empty, a blob is damaged or missing, or the disk is full.
+        Raises:
+            StoreError: ``target`` is not empty, a blob is damaged or missing, or the disk is full.
         """
         self._build(revision, target, copy, parts=None)
 
     def publish(self, revision: RevisionFacts, target: Path, parts: Path) -> None:
         """Write a folder of hard links to blobs of the store and to base shards kept in ``parts``.
 
-        Raises: StoreError: as ``export``.
+        Raises:
+            StoreError: as ``export``.
         """
         parts.mkdir(parents=True, exist_ok=True)
         self._build(revision, target, link, parts)
@@ -179,7 +181,8 @@ def _part(source: Path, gone: list[str], parts: Path) -> Path:
 def whole_folder(target: Path) -> Iterator[Path]:
     """A temporary folder that is renamed to ``target`` when the block ends without an error.
 
-    Raises: StoreError: ``target`` is not empty.
+    Raises:
+        StoreError: ``target`` is not empty.
     """
     if target.exists() and any(target.iterdir()):
         raise StoreError(f"{target} is not empty", hint="name a new or empty folder")

@@ -47,7 +47,8 @@ class Publisher:
     def tick(self) -> int | None:
         """Publish the live revision where that is missing, and return its number or None.
 
-        Raises: StoreError: the folder cannot be written. The link ``live`` is unchanged.
+        Raises:
+            StoreError: the folder cannot be written. The link ``live`` is unchanged.
         """
         with self._ledger.read() as connection:
             newest = live(connection, self._model)

@@ -60,7 +60,8 @@ class RevisionFacts:
 def read_revision(connection: Connection, model: str, number: int) -> RevisionFacts:
     """Read one revision from the ledger.
 
-    Raises: NotFoundError: there is no revision with this number.
+    Raises:
+        NotFoundError: there is no revision with this number.
     """
     row = get_revision(connection, model, number)
     tenures = active_tenures(connection, model, number)

@@ -37,7 +37,8 @@ class TensorEntry:
 def read_entries(path: Path) -> dict[str, TensorEntry]:
     """The tensors of a file, ``begin`` and ``end`` counted from the start of the file.
 
-    Raises: ModelError: the file cannot be read or is not a safetensors file.
+    Raises:
+        ModelError: the file cannot be read or is not a safetensors file.
     """
     try:
         with path.open("rb") as stream:
@@ -61,7 +62,8 @@ def read_entries(path: Path) -> dict[str, TensorEntry]:
 def files_of(folder: Path) -> dict[str, Path]:
     """The file of each tensor in a Hugging Face folder.
 
-    Raises: ModelError: the folder has neither an index nor a single file.
+    Raises:
+        ModelError: the folder has neither an index nor a single file.
     """
     index = folder / INDEX
     try:
@@ -76,7 +78,8 @@ def files_of(folder: Path) -> dict[str, Path]:
 def file_name_of(tensor: str, files: Mapping[str, Path]) -> str:
     """The name of a model's tensor in the files, which may leave out the decoder's prefix.
 
-    Raises: ModelError: no name in the files matches, or several do.
+    Raises:
+        ModelError: no name in the files matches, or several do.
     """
     if tensor in files:
         return tensor

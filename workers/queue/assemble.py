@@ -30,7 +30,8 @@ class SessionHolder:
     def session(self) -> Session:
         """The session, loading the model on the first call.
 
-        Raises: ModelError: the model's folder is missing or not editable.
+        Raises:
+            ModelError: the model's folder is missing or not editable.
         """
         if self._session is None:
             ledger = Ledger.open(self._config.ledger_url)
@@ -62,7 +63,8 @@ def finder(config: Config) -> Finder:
 def chosen_recipe(config: Config, model: EditableModel) -> Recipe:
     """The configured recipe with its overrides.
 
-    Raises: ConfigError: unknown recipe or setting, or a recipe whose edits cannot be removed exactly.
+    Raises:
+        ConfigError: unknown recipe or setting, or a recipe whose edits cannot be removed exactly.
     """
     recipe = resolve(config.edit.recipe, config.edit.recipe_overrides, model.n_layers)
     if not recipe.exact:

@@ -128,7 +128,8 @@ class FanOut:
 
         Each finished chunk starts the time limit again.
 
-        Raises: EditError: a helper refused a fact.
+        Raises:
+            EditError: a helper refused a fact.
         """
         targets: dict[str, Targets] = {}
         deadline = time.monotonic() + self._patience

@@ -31,7 +31,8 @@ def load_head(store: Store, editor: Editor, revision: RowMapping, pairs: Sequenc
     The memory is a pure function of the base weights, the statistics and the pairs. The published tensors are
     those that were probed. They must agree up to rounding.
 
-    Raises: CorruptBlobError, StoreError: a blob is damaged or missing, or tensors and pairs differ.
+    Raises:
+        CorruptBlobError, StoreError: a blob is damaged or missing, or tensors and pairs differ.
     """
     published = load_tensors(store, revision["tensors"])
     editor.restore(load_pairs(store, pairs, editor.layers))
@@ -54,7 +55,8 @@ def load_head(store: Store, editor: Editor, revision: RowMapping, pairs: Sequenc
 def named_revision(connection: Connection, model: str, name: str | None) -> RowMapping:
     """The revision that a user names: a number, ``live``, ``head``, or None for head.
 
-    Raises: NotFoundError: there is no such revision.
+    Raises:
+        NotFoundError: there is no such revision.
     """
     if name is None or name == "head":
         return head(connection, model)
@@ -75,6 +77,7 @@ def drift(stored: torch.Tensor, solved: torch.Tensor) -> float:
 def load_tensors(store: Store, names: Mapping[str, str]) -> dict[str, torch.Tensor]:
     """The published tensors of a revision, each checked against its sha256.
 
-    Raises: CorruptBlobError, StoreError: a blob is damaged or missing.
+    Raises:
+        CorruptBlobError, StoreError: a blob is damaged or missing.
     """
     return {name: store.get(blob)[name] for name, blob in names.items()}

@@ -21,7 +21,8 @@ def save_pairs(store: Store, associations: Associations) -> str:
 def load_pairs(store: Store, pairs: Sequence[Pair], layers: Sequence[int]) -> Associations:
     """Read associations in the order of ``pairs``, each blob once.
 
-    Raises: CorruptBlobError, StoreError: a blob is damaged or missing, or lacks one of ``layers``.
+    Raises:
+        CorruptBlobError, StoreError: a blob is damaged or missing, or lacks one of ``layers``.
     """
     rows: dict[str, list[int]] = defaultdict(list)
     for position, pair in enumerate(pairs):

@@ -72,7 +72,8 @@ def rebuild(ledger: Ledger, store: Store, editor: Editor, model: str, who: str, 
 def recover(ledger: Ledger, store: Store, editor: Editor, model: str, why: str) -> int:
     """Make head loadable again after damage was found, record an incident and return head's number.
 
-    Raises: NotFoundError: no revision is sound, not even the base.
+    Raises:
+        NotFoundError: no revision is sound, not even the base.
     """
     with ledger.read() as connection:
         damaged = head(connection, model)["number"]

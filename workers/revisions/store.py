@@ -29,7 +29,8 @@ class Store:
     def path(self, name: str) -> Path:
         """The path of a blob.
 
-        Raises: StoreError: ``name`` is not a sha256, so it could point outside the store.
+        Raises:
+            StoreError: ``name`` is not a sha256, so it could point outside the store.
         """
         return blob_path(self.root, name)
 
@@ -38,7 +39,8 @@ class Store:
 
         A blob that exists undamaged is not written again.
 
-        Raises: DiskFullError, StoreError: it cannot be written. No partial file is left.
+        Raises:
+            DiskFullError, StoreError: it cannot be written. No partial file is left.
         """
         try:
             data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
@@ -56,7 +58,8 @@ class Store:
     def get(self, name: str) -> dict[str, torch.Tensor]:
         """The tensors of a blob, on the CPU, after its sha256 was checked.
 
-        Raises: CorruptBlobError: it is missing, unreadable, or differs from what was written.
+        Raises:
+            CorruptBlobError: it is missing, unreadable, or differs from what was written.
         """
         path = self.path(name)
         try:
@@ -80,7 +83,8 @@ class Store:
     def require_space(self, reserve_bytes: int) -> None:
         """Raise where too little disk space is free to save the work that begins.
 
-        Raises: DiskFullError: less than ``reserve_bytes`` are free.
+        Raises:
+            DiskFullError: less than ``reserve_bytes`` are free.
         """
         free = shutil.disk_usage(self.root).free
         if free < reserve_bytes:

@@ -38,7 +38,8 @@ class Piece:
 def encode(model: EditableModel, prompt: str) -> list[int]:
     """The tokens of a plain prompt.
 
-    Raises: PromptError: it is empty or longer than the model's window.
+    Raises:
+        PromptError: it is empty or longer than the model's window.
     """
     return _fitting(model, model.tokenizer(prompt)["input_ids"])
 
@@ -46,7 +47,8 @@ def encode(model: EditableModel, prompt: str) -> list[int]:
 def encode_chat(model: EditableModel, messages: Sequence[dict[str, str]]) -> list[int]:
     """The tokens of a conversation by the model's chat template, up to where the answer begins.
 
-    Raises: PromptError: the model has no chat template, it refuses the messages, or they are too long.
+    Raises:
+        PromptError: the model has no chat template, it refuses the messages, or they are too long.
     """
     if not getattr(model.tokenizer, "chat_template", None):
         raise PromptError("this model has no chat template", hint="use /v1/completions")

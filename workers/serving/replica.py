@@ -105,7 +105,8 @@ class Replica:
     def submit(self, request: GenerationRequest) -> None:
         """Queue a request.
 
-        Raises: UnavailableError: the queue is full, or the server is stopping.
+        Raises:
+            UnavailableError: the queue is full, or the server is stopping.
         """
         if self._stop.is_set():
             raise UnavailableError("the server is stopping")

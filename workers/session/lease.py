@@ -56,7 +56,8 @@ class LeaseKeeper:
     def take(self) -> None:
         """Take the lease, or a newer token where a rollback fenced the one that we had.
 
-        Raises: LeaseHeldError: another writer has it.
+        Raises:
+            LeaseHeldError: another writer has it.
         """
         with self._ledger.write() as connection:
             now, name = self._ledger.clock.now(), writer_lease(self._model)

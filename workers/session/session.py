@@ -105,7 +105,8 @@ class Session:
     def recover(self, why: str) -> int:
         """Make head loadable again after damaged blobs were found, and return its number.
 
-        Raises: NotFoundError: no revision in the store is sound.
+        Raises:
+            NotFoundError: no revision in the store is sound.
         """
         self.copy.loaded = None
         return recover(self.ledger, self.store, self.editor, self.model, why)

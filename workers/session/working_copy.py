@@ -24,7 +24,8 @@ class WorkingCopy:
     def load(self) -> int:
         """Bring the editor to head, unless it is there already, and return head's number.
 
-        Raises: CorruptBlobError, StoreError: a blob of head is damaged or missing.
+        Raises:
+            CorruptBlobError, StoreError: a blob of head is damaged or missing.
         """
         with self.ledger.read() as connection:
             current = head(connection, self.model)

@@ -47,7 +47,8 @@ class Consumer(ABC):
     def deliver(self, notice: Notice) -> None:
         """Make the server load the revision, and check that it answers with it.
 
-        Raises: ConsumerError: it did not. Another try may succeed.
+        Raises:
+            ConsumerError: it did not. Another try may succeed.
         """
         with httpx.Client(timeout=self.config.timeout_seconds, headers=self._headers()) as client:
             self.load(client, notice)
@@ -61,7 +62,8 @@ class Consumer(ABC):
     def check(self, client: httpx.Client, notice: Notice) -> None:
         """Ask the notice's question by the completion route, and compare the beginning of the answer.
 
-        Raises: ConsumerError: the answer does not begin with the fact's object.
+        Raises:
+            ConsumerError: the answer does not begin with the fact's object.
         """
         if notice.question is None:
             return
@@ -97,7 +99,8 @@ class Consumer(ABC):
     ) -> httpx.Response:
         """POST to a route below the consumer's address.
 
-        Raises: ConsumerError: the server does not answer, or not with success.
+        Raises:
+            ConsumerError: the server does not answer, or not with success.
         """
         url = self.config.url.rstrip("/") + route
         try:

@@ -15,7 +15,8 @@ class SGLang(Consumer):
     def load(self, client: httpx.Client, notice: Notice) -> None:
         """Load the folder that ``live`` points to.
 
-        Raises: ConsumerError: the server refused, and still has its old weights.
+        Raises:
+            ConsumerError: the server refused, and still has its old weights.
         """
         body = {"model_path": str(self.path(notice)), "flush_cache": True}
         answer = self.post(client, "/update_weights_from_disk", body)
