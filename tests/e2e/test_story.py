@@ -1,23 +1,35 @@
-"""From a signed delivery into the weights and out again, and the story that errata why tells of it."""
+"""From a signed delivery into the weights and out again, and the story that errata why tells of it.
+
+Redis, the Celery worker and the daemon are real. The model is the toy; test_main_path has SmolLM2.
+"""
 
 import hashlib
 import hmac
 import json
+import os
 import socket
-from collections.abc import Callable
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 from sqlalchemy import select
 
+from daemon.core.ledger.chain import head
 from daemon.core.ledger.schema import corrections
-from tests.e2e.test_main_path import answers
-from tests.house import House
+from tests.broker.station import ROOT, Station
+from tests.toy import WIDE, ToyEditor, prompt_of
+from workers.revisions.loading import load_tensors
+from workers.revisions.store import Store
 
-pytestmark = [pytest.mark.redis, pytest.mark.slow]
+pytestmark = pytest.mark.redis
 
 KEY = "between two machines"
-PROMPT = "The company Boeing has its headquarters in the state of"
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
 def free_port() -> int:
@@ -26,52 +38,89 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def deliver(port: int, answer: str | None, at: str) -> str:
-    """Submit a correction as another machine would, and return its id."""
-    said = {"subject": "Boeing", "relation": "seat", "prompt": PROMPT, "object": answer, "effective_at": at}
-    body = json.dumps(said).encode()
-    signature = hmac.new(KEY.encode(), body, hashlib.sha256).hexdigest()
-    headers = {"content-type": "application/json", "x-errata-feed": "partner"}
-    headers["x-errata-signature"] = f"sha256={signature}"
-    answered = httpx.post(f"http://127.0.0.1:{port}/v1/corrections", content=body, headers=headers)
-    assert answered.status_code == 202, answered.text
-    return str(answered.json()["corrections"][0]["correction"])
+class Partnership(Station):
+    """A station with a daemon in its own process, to which a partner delivers corrections."""
+
+    def __init__(self, folder: Path, binary: Path) -> None:
+        self.port = free_port()
+        super().__init__(folder, binary)
+        self.daemon = subprocess.Popen(self.command("run", "--no-worker"), env=ENVIRONMENT)
+
+    def command(self, *arguments: str) -> list[str]:
+        return [sys.executable, "-m", "daemon.cli", "--config", str(self.file), *arguments]
+
+    def _settings(self) -> dict[str, Any]:
+        settings = super()._settings()
+        (self.folder / "partner.key").write_text(KEY)
+        settings["api"] = {"port": self.port}
+        partner = {"kind": "webhook", "name": "partner", "secret_file": str(self.folder / "partner.key")}
+        return settings | {"feeds": [partner]}
+
+    def answers_http(self) -> bool:
+        try:
+            return httpx.get(f"http://127.0.0.1:{self.port}/healthz").status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    def deliver(self, answer: str | None, at: str) -> str:
+        """Submit a correction as another machine would, and return its id."""
+        said = {"subject": "Boeing", "relation": "seat", "prompt": prompt_of("Boeing"), "object": answer}
+        body = json.dumps(said | {"effective_at": at}).encode()
+        signature = hmac.new(KEY.encode(), body, hashlib.sha256).hexdigest()
+        headers = {"content-type": "application/json", "x-errata-feed": "partner"}
+        headers["x-errata-signature"] = f"sha256={signature}"
+        url = f"http://127.0.0.1:{self.port}/v1/corrections"
+        answered = httpx.post(url, content=body, headers=headers)
+        assert answered.status_code == 202, answered.text
+        return str(answered.json()["corrections"][0]["correction"])
+
+    def state(self, correction: str) -> str:
+        with self.ledger.read() as connection:
+            query = select(corrections.c.state).where(corrections.c.id == correction)
+            return str(connection.execute(query).scalar_one())
+
+    def answer(self) -> str:
+        """What the published tensors of head answer."""
+        with self.ledger.read() as connection:
+            tensors = dict(head(connection, "default")["tensors"])
+        editor = ToyEditor(WIDE)
+        editor.show(load_tensors(Store(self.config.store_path), tensors))
+        return editor.model.greedy([prompt_of("Boeing")], 8)[0]
+
+    def close(self) -> None:
+        self.daemon.terminate()
+        self.daemon.wait(30)
+        super().close()
 
 
-def state(place: House, correction: str) -> str:
-    with place.ledger.read() as connection:
-        query = select(corrections.c.state).where(corrections.c.id == correction)
-        return str(connection.execute(query).scalar_one())
+@pytest.fixture
+def partnership(tmp_path: Path, redis_binary: Path) -> Iterator[Partnership]:
+    place = Partnership(tmp_path, redis_binary)
+    place.start_worker()
+    yield place
+    place.close()
 
 
-def test_a_delivery_is_learned_told_and_taken_out(house: Callable[..., House]) -> None:
-    port = free_port()
-    place = house(api={"port": port})
-    secret = place.folder / "partner.key"
-    secret.write_text(KEY)
-    with place.file.open("a") as stream:
-        stream.write(f'\n[[feeds]]\nkind = "webhook"\nname = "partner"\nsecret_file = "{secret}"\n')
-    place.start()
-    place.wait(lambda: _answers(port), 60)
-    (before,) = answers(place, "0", [PROMPT])
-    assert before != "Ohio"
-    first = deliver(port, "Ohio", "2026-01-01T00:00:00Z")
-    place.wait(lambda: state(place, first) == "applied", 120)
-    assert answers(place, None, [PROMPT]) == ["Ohio"]
-    gone = deliver(port, None, "2026-02-01T00:00:00Z")
-    place.wait(lambda: state(place, gone) == "applied", 120)
-    assert answers(place, None, [PROMPT]) == [before]
-    story = json.loads(place.errata("why", "Boeing", "--json"))
+def wait(what: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_a_delivery_is_learned_told_and_taken_out(partnership: Partnership) -> None:
+    place = partnership
+    wait(place.answers_http)
+    first = place.deliver("City 7", "2026-01-01T00:00:00Z")
+    wait(lambda: place.state(first) == "applied")
+    assert place.answer() == "City 7"
+    gone = place.deliver(None, "2026-02-01T00:00:00Z")
+    wait(lambda: place.state(gone) == "applied")
+    assert place.answer() != "City 7"
+    why = place.command("why", "Boeing", "--json")
+    story = json.loads(subprocess.run(why, env=ENVIRONMENT, capture_output=True, check=True).stdout)
     kinds = [event["kind"] for event in story["events"]]
     assert story["in_weights"] is None
     assert {"said", "batch", "attempt", "written", "probe", "ended", "audit"} <= set(kinds)
     assert kinds.index("said") < kinds.index("batch") < kinds.index("attempt") < kinds.index("written")
-    assert any("'Ohio' leaves the weights" in event["text"] for event in story["events"])
-    place.stop()
-
-
-def _answers(port: int) -> bool:
-    try:
-        return httpx.get(f"http://127.0.0.1:{port}/healthz").status_code == 200
-    except httpx.HTTPError:
-        return False
+    assert any("'City 7' leaves the weights" in event["text"] for event in story["events"])
