@@ -12,10 +12,11 @@ from sqlalchemy import RowMapping, select
 from daemon.core.config.feeds import JsonlFeedConfig
 from daemon.core.ledger import batches, leases
 from daemon.core.ledger.chain import active_tenures, head
+from daemon.core.ledger.incidents import close_incident
 from daemon.core.ledger.ledger import Ledger
 from daemon.core.ledger.proposals import Proposal, Refusal, Written
 from daemon.core.ledger.schema import corrections
-from daemon.core.names import DEFAULT_MODEL, CorrectionState, writer_lease
+from daemon.core.names import DEFAULT_MODEL, CorrectionState, RollbackCause, writer_lease
 from daemon.feeds.base import RawItem
 from daemon.feeds.jsonl import JsonlFeed
 
@@ -125,6 +126,26 @@ def apply_waiting(ledger: Ledger, refuse: Sequence[str] = (), model: str = DEFAU
     if batch_id is None:
         return None
     return ledger.commit(take_lease(ledger, model=model), propose(ledger, batch_id, refuse, model))
+
+
+def roll_back(
+    ledger: Ledger,
+    to: int,
+    who: str = "op",
+    reason: str = "why",
+    expected_head: int | None = None,
+    cause: RollbackCause = RollbackCause.OPERATOR,
+) -> int:
+    """Roll the default model back to a revision, as an operator does, and return the new head's number."""
+    return ledger.rollback(
+        DEFAULT_MODEL, to, who=who, reason=reason, cause=cause, expected_head=expected_head
+    )
+
+
+def close_by_hand(ledger: Ledger, incident: int, who: str, reason: str) -> None:
+    """Close an incident as ``errata incidents --close`` does."""
+    with ledger.write() as connection:
+        close_incident(connection, ledger.clock.now(), incident, who, reason)
 
 
 def states(ledger: Ledger) -> dict[str, str]:

@@ -27,7 +27,7 @@ from daemon.views.facts import fact_list
 from daemon.views.prometheus import render
 from daemon.views.prometheus_watch import StageHistory
 from daemon.views.status import status
-from daemon.watch.rollback import roll_back
+from daemon.watch.rollback import roll_back, taken_back_warning
 
 MAX_BODY_BYTES = 1 << 20  # a thousand corrections fit
 LARGEST = (1 << 31) - 1  # the largest integer of a column in PostgreSQL
@@ -127,10 +127,13 @@ def _add_changes(app: FastAPI, ledger: Ledger, config: Config) -> None:
     @app.post("/v1/rollback")
     def post_rollback(body: RollbackRequest) -> dict[str, Any]:
         """Append a revision with the content of an earlier one and answer with the new head."""
+        with ledger.read() as connection:
+            warning = "" if body.to is None else taken_back_warning(connection, model, body.to)
         number = roll_back(ledger, model, who=WHO, **body.model_dump())
         with ledger.read() as connection:
             row = chain.get_revision(connection, model, number)
-        return {"model": model, "head": number, "content_of": row["content_of"]}
+        answer = {"model": model, "head": number, "content_of": row["content_of"]}
+        return answer | ({"warning": warning} if warning else {})
 
 
 def _check(look: Callable[[], object]) -> dict[str, Any]:

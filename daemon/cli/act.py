@@ -115,13 +115,17 @@ def rollback(
         raise typer.BadParameter("give --to REV or --last-good")
     from daemon.core.ledger.chain import get_revision
     from daemon.core.ledger.revision import parse_revision
-    from daemon.watch.rollback import roll_back
+    from daemon.watch.rollback import roll_back, taken_back_warning
 
     config = load(context)
     then = _command(context, "bisect") if bisect else None
     number = None if to is None else parse_revision(to)
     expected = None if expected_head is None else parse_revision(expected_head)
     with open_ledger(config) as ledger:
+        with ledger.read() as connection:
+            warning = "" if number is None else taken_back_warning(connection, config.model.name, number)
+        if warning:
+            typer.echo(f"warning: {warning}", err=True)
         head = roll_back(
             ledger,
             config.model.name,
@@ -139,6 +143,7 @@ def rollback(
             then.invoke(inner)
         return
     document = {"model": config.model.name, "head": head, "content_of": content_of}
+    document |= {"warning": warning} if warning else {}
     answer(document, f"head is {head}, with the content of revision {content_of}", as_json)
 
 

@@ -155,7 +155,8 @@ def incidents(
         if close is not None:
             require_role(config, Role.OPERATE, "errata incidents --close")
             need_reason(reason)
-            close_incident(ledger, close, who(), reason)
+            with ledger.write() as connection:
+                close_incident(connection, ledger.clock.now(), close, who(), reason)
         with ledger.read() as connection:
             rows = incident_list(connection, limit=limit, model=config.model.name, unsettled=unsettled)
     columns = ("id", "revision", "probe", "state", "message", "opened", "closed", "rolled back by")

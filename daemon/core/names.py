@@ -44,11 +44,21 @@ class RevisionKind(StrEnum):
 
 
 class RevisionState(StrEnum):
-    """The judge's decision about a revision."""
+    """The state of a revision, as the judge decided or a rollback left it."""
 
     CANDIDATE = "candidate"
     LIVE = "live"
-    REJECTED = "rejected"
+    REJECTED = "rejected"  # judged degraded, or taken back by a rollback
+
+
+class RollbackCause(StrEnum):
+    """Who or what moved head back, a closed set that programs can rely on."""
+
+    JUDGE = "judge"  # the daemon, for probes that it judged degraded
+    ALERT = "alert"  # an alert of the monitoring
+    OPERATOR = "operator"
+    BISECT = "bisect"
+    RECOVERY = "recovery"  # head's blobs were damaged
 
 
 class ProbeResult(StrEnum):

@@ -14,7 +14,7 @@ from daemon.views.rows import Row, fetch
 
 _REVISION = (
     "number", "parent", "kind", "state", "content", "content_of", "batch_id", "recipe", "reason",
-    "active_facts", "created_at",
+    "active_facts", "created_at", "cause", "who", "taken_back_by",
 )  # fmt: skip
 _PROBE = ("probe", "version", "result", "score", "bound", "items", "seconds", "measured_at")
 

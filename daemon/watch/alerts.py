@@ -18,7 +18,7 @@ from daemon.core.ledger.chain import head
 from daemon.core.ledger.incidents import open_incident
 from daemon.core.ledger.ledger import Ledger
 from daemon.core.ledger.schema import incidents
-from daemon.core.names import Reaction
+from daemon.core.names import Reaction, RollbackCause
 from daemon.core.text import printable
 from daemon.watch.judge import react
 
@@ -65,8 +65,8 @@ def receive(ledger: Ledger, config: Config, delivery: Delivery) -> Reaction:
     """Answer a delivery with at most one rollback for an incident, and record it in the audit."""
     model = config.model.name
     asking = [alert for alert in delivery.alerts if alert.wants_rollback(model)]
-    episode = _open_incidents(ledger, model, asking) if asking else None
-    reaction = react(ledger, config, WHO, episode) if asking else Reaction.NOTHING
+    _open_incidents(ledger, model, asking)
+    reaction = react(ledger, config, WHO, RollbackCause.ALERT) if asking else Reaction.NOTHING
     with ledger.write() as connection:
         names = sorted({alert.name for alert in delivery.alerts})[:_SHOWN]
         details = {"alerts": len(delivery.alerts), "asking": len(asking), "reaction": str(reaction)}
@@ -75,14 +75,13 @@ def receive(ledger: Ledger, config: Config, delivery: Delivery) -> Reaction:
     return reaction
 
 
-def _open_incidents(ledger: Ledger, model: str, asking: Sequence[Alert]) -> str:
-    """Open incidents for the alerts that are not about our probes, and return the first alert's episode."""
+def _open_incidents(ledger: Ledger, model: str, asking: Sequence[Alert]) -> None:
+    """Open incidents for the alerts that are not about our probes."""
     foreign = [alert for alert in asking if "probe" not in alert.labels]
     if foreign:
         with ledger.write() as connection:
             for alert in foreign:
                 _open(connection, ledger.clock.now(), model, alert)
-    return asking[0].episode
 
 
 def _open(connection: Connection, now: datetime, model: str, alert: Alert) -> None:

@@ -13,7 +13,6 @@ from daemon.core.ledger import audit
 from daemon.core.ledger.chain import find_revision, head, promote_forebears, set_revision_state
 from daemon.core.ledger.incidents import (
     close_answered,
-    close_rolled_back,
     find_incident,
     freeze_incidents,
     open_incident,
@@ -24,7 +23,7 @@ from daemon.core.ledger.ledger import Ledger
 from daemon.core.ledger.schema import incidents, judgements, probe_results, revisions
 from daemon.core.ledger.switches import edits_switch, turn
 from daemon.core.log import get_logger
-from daemon.core.names import ALL_PROBES, IncidentState, ProbeResult, Reaction, RevisionState
+from daemon.core.names import ALL_PROBES, IncidentState, ProbeResult, Reaction, RevisionState, RollbackCause
 from daemon.watch.assessment import Verdict, assess, verdict_row
 from daemon.watch.rollback import last_good_revision, roll_back
 
@@ -116,12 +115,11 @@ class Trouble:
     too_far: bool
 
 
-def react(ledger: Ledger, config: Config, who: str, alert: str | None = None) -> Reaction:
+def react(ledger: Ledger, config: Config, who: str, cause: RollbackCause = RollbackCause.JUDGE) -> Reaction:
     """Answer all open degradations with one rollback, or with a freeze where a rollback may not be.
 
     A freeze follows within the cooldown of another rollback, or where no good revision is near enough. Of
-    several calls at the same time one acts, and the others find nothing open. ``alert`` is the episode of the
-    alert that called for it.
+    several calls at the same time one acts, and the others find nothing open.
     """
     model = config.model.name
     for _ in range(_LOOKS):
@@ -137,14 +135,10 @@ def react(ledger: Ledger, config: Config, who: str, alert: str | None = None) ->
                 else "degraded, and no good revision is near enough to go back to by itself"
             )  # fmt: skip
             return _freeze(ledger, model, trouble, why, who)
-
-        def answer(connection: Connection, number: int, ids: tuple[int, ...] = trouble.ids) -> None:
-            close_rolled_back(connection, ledger.clock.now(), ids, number, alert)
-
         try:
             roll_back(
                 ledger, model, to=trouble.target, who=who, reason=f"revision {trouble.first} is degraded",
-                expected_head=trouble.head, in_transaction=answer,
+                cause=cause, expected_head=trouble.head,
             )  # fmt: skip
         except StaleHeadError:
             continue
@@ -160,10 +154,15 @@ def _trouble(connection: Connection, config: Config) -> Trouble | None:
     if not rows:
         return None
     newest = head(connection, model)
+    accused = connection.execute(
+        select(revisions.c.content).where(
+            revisions.c.model == model, revisions.c.number.in_({row["revision"] for row in rows})
+        )
+    )
     first = min(int(row["revision"]) for row in rows)
     since = min(int(row["revision"]) - 1 if row["since"] is None else int(row["since"]) for row in rows)
     try:
-        target = last_good_revision(connection, newest, since)
+        target = last_good_revision(connection, newest, since, set(accused.scalars()))
     except NotFoundError:
         target = None
     too_far = first - since > config.watch.rollback_reach

@@ -1,19 +1,15 @@
 """Roll a model back to a given revision, or to the last good one."""
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Collection
 
 from sqlalchemy import Connection, RowMapping, func, select
 
 from daemon.core.errors import ConfigError, NotFoundError, StaleHeadError
-from daemon.core.ledger.chain import head
-from daemon.core.ledger.incidents import close_left_behind
+from daemon.core.ledger.chain import find_revision, head
 from daemon.core.ledger.ledger import Ledger
 from daemon.core.ledger.schema import revisions
-from daemon.core.names import RevisionState
+from daemon.core.names import RevisionState, RollbackCause
 
-InTransaction = Callable[[Connection, int], None]
-"""Called with the number of the new revision, in its transaction."""
 _LOOKS = 5  # times; a busy writer may move head between the look and the rollback
 
 
@@ -25,13 +21,11 @@ def roll_back(
     last_good: bool = False,
     who: str,
     reason: str,
+    cause: RollbackCause = RollbackCause.OPERATOR,
     expected_head: int | None = None,
-    in_transaction: InTransaction | None = None,
 ) -> int:
     """Append a revision with the content of ``to`` or of the last good one, and return its number.
 
-    The same transaction closes the open incidents of the revisions that are thereby left behind, after a call
-    of ``in_transaction``, which may record something else about them.
     Raises ConfigError for neither or both of ``to`` and ``last_good`` or no reason, NotFoundError for no such
     or no good revision, and StaleHeadError if head is not ``expected_head`` or does not hold still.
     """
@@ -39,27 +33,42 @@ def roll_back(
         raise ConfigError("a rollback needs a revision or the last good one, not both")
     if not reason.strip():
         raise ConfigError("a rollback needs a reason", hint="the audit and the revision record it")
-
-    def close(target: int, connection: Connection, number: int) -> None:
-        if in_transaction is not None:
-            in_transaction(connection, number)
-        close_left_behind(connection, ledger.clock.now(), model, target, number)
-
     looks = 0
     while True:
         looks += 1
         target, seen = (to, expected_head) if to is not None else _look(ledger, model, expected_head)
         try:
-            return ledger.rollback(model, target, who, reason, seen, partial(close, target))
+            return ledger.rollback(model, target, who=who, reason=reason, cause=cause, expected_head=seen)
         except StaleHeadError:
             if expected_head is not None or looks == _LOOKS:
                 raise
 
 
-def last_good_revision(connection: Connection, head_row: RowMapping, at_most: int | None = None) -> int:
-    """The newest live revision before head (and up to ``at_most``) of other content, or NotFoundError."""
+def taken_back_warning(connection: Connection, model: str, number: int) -> str:
+    """Who took a revision back and why, or nothing for one that head holds or that does not exist."""
+    row = find_revision(connection, model, number)
+    by = None if row is None else row["taken_back_by"]
+    rollback = None if by is None else find_revision(connection, model, by)
+    if rollback is None:
+        return ""
+    who = rollback["who"] or "somebody"
+    cause = f" ({rollback['cause']})" if rollback["cause"] else ""
+    return f"revision {number} was taken back by {who}{cause} in revision {by}: {rollback['reason']}"
+
+
+def last_good_revision(
+    connection: Connection,
+    head_row: RowMapping,
+    at_most: int | None = None,
+    accused: Collection[str] = (),
+) -> int:
+    """The newest live revision that head holds, of other content than head and none of ``accused``.
+
+    What a rollback took back is not live. Raises NotFoundError if there is none up to ``at_most``.
+    """
     good = (revisions.c.state == RevisionState.LIVE) & revisions.c.kept
-    before = (revisions.c.number < head_row["number"]) & (revisions.c.content != head_row["content"])
+    other = revisions.c.content.not_in({head_row["content"], *accused})
+    before = (revisions.c.number < head_row["number"]) & other
     query = select(func.max(revisions.c.number)).where(revisions.c.model == head_row["model"], good, before)
     if at_most is not None:
         query = query.where(revisions.c.number <= at_most)

@@ -20,6 +20,7 @@ _LEDGER, _SESSION, _LEASES = (
     "daemon/core/ledger/leases.py",
 )
 _FENCING, _LEDGER_TEST = "tests/crash/test_fencing.py::", "tests/daemon/core/ledger/test_ledger.py::"
+_TAKEN_BACK = "tests/daemon/core/ledger/test_taken_back.py::"
 _API, _ROLES = "tests/daemon/api/test_api.py::", "tests/security/test_roles.py::"
 _ADMISSION, _SCHEDULER = (
     "tests/daemon/admission/test_admit.py::",
@@ -56,9 +57,27 @@ WRITERS = (
     ),
     Guard(
         "a rollback takes the head that it expects", _LEDGER,
-        'if expected_head is not None and current["number"] != expected_head:',
+        'if expected is not None and current["number"] != expected:',
         "if False:",
         _LEDGER_TEST + "test_a_rollback_that_expected_another_head_is_refused",
+    ),
+    Guard(
+        "what a rollback leaves behind is rejected", "daemon/core/ledger/chain.py",
+        "row.number not in there and row.taken_back_by is None]",
+        "False]",
+        _TAKEN_BACK + "test_what_anybody_took_back_is_rejected_and_never_the_last_good_one",
+    ),
+    Guard(
+        "a rollback settles the incidents of what it leaves behind", _LEDGER,
+        "            settle_left_behind(connection, now, model, number, held, cause)\n",
+        "",
+        _TAKEN_BACK + "test_the_incidents_of_what_is_left_behind_are_settled_by_whoever_goes_back",
+    ),
+    Guard(
+        "no verdict makes live what was taken back", "daemon/core/ledger/chain.py",
+        "update(revisions).where(mine, there).values(state=state)",
+        "update(revisions).where(mine).values(state=state)",
+        _TAKEN_BACK + "test_a_verdict_on_what_was_taken_back_makes_nothing_live",
     ),
     Guard(
         "a lease that is held is not given away", _LEASES,

@@ -33,6 +33,7 @@ from daemon.core.ledger.schema import revisions
 from daemon.embedded.redis_server import locate_redis
 from tests.bench.soak_sums import Written, checks
 from tests.broker.station import ROOT, Station
+from tests.ledgers import roll_back
 from tests.toy import said
 
 BEGIN = datetime(2020, 1, 1, tzinfo=UTC)
@@ -95,7 +96,7 @@ class Soak(Station):
             with self.ledger.read() as connection:
                 number = int(head(connection, "default")["number"])
             to = max(0, number - self._chance.randrange(1, 4))
-            self.ledger.rollback("default", to, "operator", "a doubt", expected_head=number)
+            roll_back(self.ledger, to, "operator", "a doubt", expected_head=number)
 
     def write(self, count: int) -> None:
         """Append lines, mostly new statements about few facts.

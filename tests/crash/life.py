@@ -24,7 +24,7 @@ from daemon.core.ledger.schema import batches as batch_table
 from daemon.core.ledger.schema import corrections, feeds, quarantine, revisions, tenures
 from daemon.core.names import BatchState, CorrectionState, RevisionKind
 from daemon.scheduling.dispatch import make_batches
-from tests.ledgers import jsonl_feed
+from tests.ledgers import jsonl_feed, roll_back
 from tests.toy import ANSWERS, ToyEditor, prompt_of, said, toy_config
 from workers.queue.tasks import deliver
 from workers.revisions.facts import active_pairs
@@ -142,7 +142,7 @@ class Life:
             with self.ledger.read() as connection:
                 row = head(connection, MODEL)
             if row["number"] == number:
-                self.ledger.rollback(MODEL, to, "operator", "a doubt", expected_head=number)
+                roll_back(self.ledger, to, "operator", "a doubt", expected_head=number)
         return True
 
     def _pull_when_idle(self) -> None:

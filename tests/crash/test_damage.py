@@ -14,6 +14,7 @@ from daemon.upkeep.backup import back_up, restore
 from daemon.upkeep.store import collect_garbage, scrub
 from tests.crash.conftest import copy_of
 from tests.crash.life import Life
+from tests.ledgers import roll_back
 from tests.toy import ToyEditor
 from tests.workers.revisions.test_store import DAMAGES, flip_a_bit
 from workers.queue.tasks import survey_head
@@ -171,9 +172,9 @@ def test_old_revisions_give_up_their_tensors_and_cannot_be_gone_back_to(life: Li
     with life.ledger.read() as connection:
         number = head(connection, "default")["number"]
     with pytest.raises(NotFoundError, match="given up"):
-        life.ledger.rollback("default", 1, "op", "why")
-    life.ledger.rollback("default", 0, "op", "why")  # the base is always kept
-    life.ledger.rollback("default", number, "op", "why")
+        roll_back(life.ledger, 1, "op", "why")
+    roll_back(life.ledger, 0, "op", "why")  # the base is always kept
+    roll_back(life.ledger, number, "op", "why")
     life.check_head()
 
 

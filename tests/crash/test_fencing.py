@@ -15,6 +15,7 @@ from daemon.core.names import RevisionKind, writer_lease
 from daemon.scheduling.dispatch import make_batches
 from tests.crash.conftest import copy_of
 from tests.crash.life import Life, ended, fork
+from tests.ledgers import roll_back
 from tests.toy import said
 
 
@@ -109,7 +110,7 @@ def test_a_rollback_during_an_edit_is_not_lost_and_the_edit_is_planned_again(pla
     life.edit_once()
     life.take_chunk()
     editing = paused_worker(place, ahead=0.0)
-    life.ledger.rollback("default", 0, "operator", "why", expected_head=1)
+    roll_back(life.ledger, 0, "operator", "why", expected_head=1)
     wake(editing)
     with life.ledger.read() as connection:
         kinds = connection.execute(select(revisions.c.kind).order_by(revisions.c.number)).scalars().all()

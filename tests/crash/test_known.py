@@ -10,6 +10,7 @@ from daemon.core.ledger.schema import corrections, probe_results
 from daemon.core.names import ALL_PROBES
 from daemon.scheduling.dispatch import make_batches
 from tests.crash.life import Life
+from tests.ledgers import roll_back
 from tests.toy import prompt_of, said, toy_config
 
 
@@ -100,9 +101,9 @@ def test_a_known_fact_can_be_revised_taken_back_and_retracted(life: Life) -> Non
     same = {"prompt": prompt_of("Peru"), "relation": "seat"}
     teach(life, said("Peru", "City 1", 1))
     teach(life, said("Peru", "City 1", 2, **same))
-    life.ledger.rollback("default", 1, "ann", "away")
+    roll_back(life.ledger, 1, "ann", "away")
     assert row(life, "seat")["state"] == "reverted"
-    life.ledger.rollback("default", 2, "ann", "and back")
+    roll_back(life.ledger, 2, "ann", "and back")
     assert row(life, "seat")["state"] == "applied"
     teach(life, said("Peru", None, 5, **same))
     with life.ledger.read() as connection:

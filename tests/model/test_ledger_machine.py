@@ -29,6 +29,7 @@ from daemon.core.corrections import from_mapping, order_key
 from daemon.core.errors import FencedError, StaleHeadError
 from daemon.core.ledger import batches
 from daemon.core.ledger.audit import first_broken_row
+from daemon.core.ledger.chain import path
 from daemon.core.ledger.leases import Lease
 from daemon.core.ledger.ledger import Ledger
 from daemon.core.ledger.proposals import Proposal
@@ -36,7 +37,18 @@ from daemon.core.ledger.revision import content_hash
 from daemon.core.ledger.schema import corrections, quarantine, revisions, tenures
 from tests import postgres
 from tests.conftest import is_full
-from tests.ledgers import BASE, START, FakeClock, digest, found, items, propose, statement, take_lease
+from tests.ledgers import (
+    BASE,
+    START,
+    FakeClock,
+    digest,
+    found,
+    items,
+    propose,
+    roll_back,
+    statement,
+    take_lease,
+)
 
 CARRYING = ("pending", "queued", "applied")
 WAITING = ("pending", "queued")
@@ -232,7 +244,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(share=st.floats(0, 1))
     def rollback(self, share: float) -> None:
         to = round(share * (len(self.model.history) - 1))
-        assert self.ledger.rollback("default", to, "op", "why") == len(self.model.history)
+        assert roll_back(self.ledger, to, "op", "why") == len(self.model.history)
         self.model.rollback(to)
         self.token += 1
         self.undisturbed = False
@@ -279,6 +291,15 @@ class LedgerMachine(RuleBasedStateMachine):
             return content_hash(BASE)
         by_fact = {from_mapping(statement(country, None)).fact_id: id_ for country, id_ in holds.items()}
         return content_hash({"down_proj": digest(sorted(by_fact.items()))})
+
+    @invariant()
+    def what_head_does_not_hold_was_taken_back_and_is_rejected(self) -> None:
+        with self.ledger.read() as connection:
+            chain = connection.execute(select(revisions).order_by(revisions.c.number)).all()
+            held = set(path(connection, "default", chain[-1].number))
+        for row in chain:
+            assert (row.taken_back_by is None) is (row.number in held)
+            assert row.taken_back_by is None or (row.state == "rejected" and row.state_before is not None)
 
     @invariant()
     def applied_is_what_head_holds(self) -> None:

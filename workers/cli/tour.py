@@ -17,7 +17,7 @@ from daemon.core.errors import UnavailableError
 from daemon.core.ledger.chain import get_revision, head
 from daemon.core.ledger.ledger import Ledger
 from daemon.core.ledger.schema import corrections, feed_outcomes, probe_results, quarantine, revisions
-from daemon.core.names import CorrectionState
+from daemon.core.names import CorrectionState, RollbackCause
 from workers.cli.probe import show_revision
 from workers.editing.editor import Editor
 from workers.progress import progress_bars
@@ -167,10 +167,13 @@ def _roll_back_and_forth(ledger: Ledger, config: Config, editor: Editor, console
         edited = head(connection, model)
     show = _shower(ledger, config, editor, console, row["prompt"] if row else None)
     show("head", int(edited["number"]))
-    base = ledger.rollback(model, 0, WHO, "the tour shows a rollback", expected_head=edited["number"])
+    number, by_hand = int(edited["number"]), RollbackCause.OPERATOR
+    reason = "the tour shows a rollback"
+    base = ledger.rollback(model, 0, who=WHO, reason=reason, cause=by_hand, expected_head=number)
     show("rolled back to 0", base)
-    again = ledger.rollback(model, edited["number"], WHO, "the tour takes it back", expected_head=base)
-    show(f"and to {edited['number']} again", again)
+    reason = "the tour takes it back"
+    again = ledger.rollback(model, number, who=WHO, reason=reason, cause=by_hand, expected_head=base)
+    show(f"and to {number} again", again)
 
 
 def _shower(

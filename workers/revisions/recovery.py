@@ -17,6 +17,7 @@ from daemon.core.ledger.ledger import Ledger
 from daemon.core.ledger.schema import revisions
 from daemon.core.ledger.settlement import reverted_by, wait_again
 from daemon.core.log import get_logger
+from daemon.core.names import RollbackCause
 from workers.editing.editor import Editor
 from workers.revisions.facts import active_pairs
 from workers.revisions.loading import DRIFT, drift, load_tensors
@@ -100,7 +101,10 @@ def _fall_back(ledger: Ledger, store: Store, model: str, why: str) -> int:
         done = f"{why}; fell back to revision {target}"
         record_recovery(connection, ledger.clock.now(), model, current, done, number)
 
-    return ledger.rollback(model, target, WHO, why, current, note)
+    return ledger.rollback(
+        model, target, who=WHO, reason=why, cause=RollbackCause.RECOVERY, expected_head=current,
+        in_transaction=note,
+    )  # fmt: skip
 
 
 def _newest_sound(connection: Connection, store: Store, model: str) -> int:

@@ -2,16 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any
 
 from sqlalchemy import Connection, RowMapping, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
 from daemon.core.clock import to_text
 from daemon.core.errors import NotFoundError, StaleHeadError
+from daemon.core.ledger.database import in_chunks
 from daemon.core.ledger.revision import content_hash
 from daemon.core.ledger.schema import judgements, revisions, tenures
-from daemon.core.names import ProbeResult, RevisionKind, RevisionState
+from daemon.core.names import ProbeResult, RevisionKind, RevisionState, RollbackCause
 
 
 def append_revision(
@@ -25,17 +25,25 @@ def append_revision(
     *,
     token: int,
     state: RevisionState = RevisionState.CANDIDATE,
-    **more: Any,
+    norms: Mapping[str, float] | None = None,
+    stages: Mapping[str, float] | None = None,
+    batch_id: str | None = None,
+    content_of: int | None = None,
+    cause: RollbackCause | None = None,
+    who: str | None = None,
+    reason: str = "",
 ) -> None:
-    """Append revision ``number``, whose parent is the one before it, with further columns in ``more``.
+    """Append revision ``number``, whose parent is the one before it.
 
-    Raises StaleHeadError if the revision or its batch is in the chain already.
+    A rollback has a ``cause``, says who made it, and whose content it has. Raises StaleHeadError if the
+    revision or its batch is in the chain already.
     """
     row = {"model": model, "number": number, "parent": number - 1 if number else None, "kind": kind}
     row |= {"content": content_hash(tensors), "tensors": dict(tensors), "recipe": recipe, "token": token}
-    row |= {"state": state, "stages": {}, "norms": {}, "active_facts": 0, "created_at": to_text(now)}
+    row |= {"state": state, "stages": dict(stages or {}), "norms": dict(norms or {}), "active_facts": 0}
+    row |= {"batch_id": batch_id, "content_of": content_of, "cause": cause, "who": who, "reason": reason}
     try:
-        connection.execute(insert(revisions).values(**row | more))
+        connection.execute(insert(revisions).values(**row, created_at=to_text(now)))
     except IntegrityError as error:  # the primary key is the compare-and-swap
         raise StaleHeadError(f"revision {number} or its batch is already there") from error
 
@@ -48,9 +56,33 @@ def count_active(connection: Connection, model: str, number: int) -> None:
 
 
 def set_revision_state(connection: Connection, model: str, number: int, state: RevisionState) -> None:
-    """Put a revision into a state."""
+    """Put a revision into a state.
+
+    One that was taken back stays rejected, and has this state when a later rollback brings it back.
+    """
     mine = (revisions.c.model == model) & (revisions.c.number == number)
-    connection.execute(update(revisions).where(mine).values(state=state))
+    there = revisions.c.taken_back_by.is_(None)
+    connection.execute(update(revisions).where(mine, there).values(state=state))
+    connection.execute(update(revisions).where(mine, ~there).values(state_before=state))
+
+
+def mark_taken_back(connection: Connection, model: str, by: int) -> list[int]:
+    """Reject what the rollback ``by`` left behind, and return what head holds, newest first.
+
+    A revision that an earlier rollback took back and that head holds again has its earlier state again.
+    """
+    held = path(connection, model, by)
+    mine = revisions.c.model == model
+    chain = connection.execute(select(revisions.c.number, revisions.c.taken_back_by).where(mine)).all()
+    there = set(held)
+    left = [row.number for row in chain if row.number not in there and row.taken_back_by is None]
+    back = [row.number for row in chain if row.number in there and row.taken_back_by is not None]
+    rejected = {"state_before": revisions.c.state, "state": RevisionState.REJECTED, "taken_back_by": by}
+    restored = {"state": revisions.c.state_before, "state_before": None, "taken_back_by": None}
+    for numbers, values in ((left, rejected), (back, restored)):
+        for some in in_chunks(numbers):
+            connection.execute(update(revisions).where(mine, revisions.c.number.in_(some)).values(values))
+    return held
 
 
 def promote_forebears(connection: Connection, model: str, number: int) -> None:
@@ -117,23 +149,28 @@ def active_tenures(connection: Connection, model: str, at: int) -> Sequence[RowM
     return connection.execute(query).mappings().all()
 
 
-def lineage(connection: Connection, model: str, number: int) -> list[int]:
-    """The revisions that led to ``number``, newest first.
+def path(connection: Connection, model: str, number: int) -> list[int]:
+    """The revisions whose content is part of revision ``number``: itself and what led to it, newest first.
 
-    A rollback is followed to the revision that it brought back: what it left behind is not in the list, nor
-    is the rollback itself.
+    A rollback is followed to the revision that it brought back, so what it left behind is not in the list.
     """
     query = select(revisions.c.number, revisions.c.parent, revisions.c.content_of).where(
         revisions.c.model == model, revisions.c.number <= number
     )
-    links = {row.number: (row.parent, row.content_of) for row in connection.execute(query)}
-    ancestors: list[int] = []
-    at = number
-    while True:
-        parent, content_of = links[at]
-        step = parent if content_of is None else content_of
-        if content_of is None and at != number:
-            ancestors.append(at)
-        if step is None:
-            return ancestors
-        at = step
+    steps = {
+        row.number: row.parent if row.content_of is None else row.content_of
+        for row in connection.execute(query)
+    }
+    led: list[int] = []
+    at: int | None = number
+    while at is not None:
+        led.append(at)
+        at = steps[at]
+    return led
+
+
+def lineage(connection: Connection, model: str, number: int) -> list[int]:
+    """The revisions that led to ``number``, newest first, without the rollbacks among them."""
+    mine = (revisions.c.model == model) & (revisions.c.content_of.is_not(None))
+    rollbacks = set(connection.execute(select(revisions.c.number).where(mine)).scalars())
+    return [one for one in path(connection, model, number) if one != number and one not in rollbacks]

@@ -9,9 +9,9 @@ from sqlalchemy import ColumnElement, Connection, RowMapping, and_, insert, sele
 from daemon.core.clock import to_text
 from daemon.core.errors import NotFoundError
 from daemon.core.ledger import audit
-from daemon.core.ledger.ledger import Ledger
+from daemon.core.ledger.database import in_chunks
 from daemon.core.ledger.schema import incidents
-from daemon.core.names import STORE_PROBE, UNSETTLED, IncidentState, ProbeResult
+from daemon.core.names import STORE_PROBE, UNSETTLED, IncidentState, ProbeResult, RollbackCause
 
 
 def find_incident(connection: Connection, model: str, revision: int, probe: str) -> RowMapping | None:
@@ -36,7 +36,7 @@ def open_incident(
     ``since`` is the last revision that was good, ``alert`` the episode of the alert that reported it.
     """
     values = {"state": IncidentState.OPEN, "result": result, "message": message, "since": since}
-    values |= {"alert": alert, "opened_at": to_text(now), "closed_at": None}
+    values |= {"alert": alert, "opened_at": to_text(now), "closed_at": None, "rollback_revision": None}
     mine = _of_probe(model, revision, probe)
     if not connection.execute(update(incidents).where(mine).values(**values)).rowcount:
         connection.execute(insert(incidents).values(model=model, revision=revision, probe=probe, **values))
@@ -73,11 +73,29 @@ def close_answered(
     _close(connection, now, of_revision & incidents.c.probe.in_(probes) & unknown)
 
 
-def close_left_behind(connection: Connection, now: datetime, model: str, to: int, rollback: int) -> None:
-    """Close the unsettled incidents of the revisions between ``to`` and the revision ``rollback``."""
-    between = (incidents.c.revision > to) & (incidents.c.revision < rollback)
-    left = (incidents.c.model == model) & between & incidents.c.state.in_(UNSETTLED)
-    _close(connection, now, left, rollback_revision=rollback)
+def settle_left_behind(
+    connection: Connection,
+    now: datetime,
+    model: str,
+    rollback: int,
+    held: Collection[int],
+    cause: RollbackCause,
+) -> None:
+    """Settle the incidents of the revisions that head, which is ``rollback``, no longer holds.
+
+    They count as answered where the evidence itself led back, and as closed where somebody else did.
+    """
+    unsettled = (incidents.c.model == model) & incidents.c.state.in_(UNSETTLED)
+    rows = connection.execute(select(incidents).where(unsettled)).mappings().all()
+    left = [row for row in rows if row["revision"] not in held]
+    answers = cause in (RollbackCause.JUDGE, RollbackCause.ALERT)
+    degraded = [row["id"] for row in left if answers and row["result"] == ProbeResult.DEGRADED]
+    others = [row["id"] for row in left if row["id"] not in degraded]
+    answered = {"state": IncidentState.ROLLED_BACK, "rollback_revision": rollback}
+    for some in in_chunks(degraded):
+        _close(connection, now, incidents.c.id.in_(some), **answered)
+    for some in in_chunks(others):
+        _close(connection, now, incidents.c.id.in_(some), rollback_revision=rollback)
 
 
 def close_frozen(connection: Connection, now: datetime, model: str) -> None:
@@ -86,31 +104,21 @@ def close_frozen(connection: Connection, now: datetime, model: str) -> None:
     _close(connection, now, (incidents.c.model == model) & frozen)
 
 
-def close_rolled_back(
-    connection: Connection, now: datetime, ids: Iterable[int], rollback: int, alert: str | None = None
-) -> None:
-    """Record that the revision ``rollback`` answered incidents, for the alert's episode ``alert`` if any."""
-    more = {"state": IncidentState.ROLLED_BACK, "rollback_revision": rollback}
-    _close(connection, now, incidents.c.id.in_(ids), **more | ({"alert": alert} if alert else {}))
-
-
 def freeze_incidents(connection: Connection, ids: Iterable[int]) -> int:
     """Mark those of the incidents as frozen that are still open, and return how many."""
     mine = incidents.c.id.in_(ids) & (incidents.c.state == IncidentState.OPEN)
     return connection.execute(update(incidents).where(mine).values(state=IncidentState.FROZEN)).rowcount
 
 
-def close_incident(ledger: Ledger, number: int, who: str, reason: str) -> None:
+def close_incident(connection: Connection, now: datetime, number: int, who: str, reason: str) -> None:
     """Close an incident by hand, or raise NotFoundError if there is none."""
-    with ledger.write() as connection:
-        now = ledger.clock.now()
-        row = connection.execute(select(incidents).where(incidents.c.id == number)).mappings().one_or_none()
-        if row is None:
-            raise NotFoundError(f"there is no incident {number}", hint="errata incidents lists them")
-        closed = {"state": IncidentState.CLOSED, "closed_at": row["closed_at"] or to_text(now)}
-        connection.execute(update(incidents).where(incidents.c.id == number).values(**closed))
-        details = {"model": row["model"], "revision": row["revision"], "probe": row["probe"]}
-        audit.record(connection, now, who, "close incident", str(number), reason, details)
+    row = connection.execute(select(incidents).where(incidents.c.id == number)).mappings().one_or_none()
+    if row is None:
+        raise NotFoundError(f"there is no incident {number}", hint="errata incidents lists them")
+    closed = {"state": IncidentState.CLOSED, "closed_at": row["closed_at"] or to_text(now)}
+    connection.execute(update(incidents).where(incidents.c.id == number).values(**closed))
+    details = {"model": row["model"], "revision": row["revision"], "probe": row["probe"]}
+    audit.record(connection, now, who, "close incident", str(number), reason, details)
 
 
 def was_rolled_back(connection: Connection, model: str, since: str, probe: str | None = None) -> bool:

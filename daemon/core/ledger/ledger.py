@@ -7,23 +7,31 @@ revision with the content of an earlier one, ``rebuild`` one with head's facts i
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Self
+from typing import Self
 
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Engine, RowMapping
 
 from daemon.core.clock import Clock, SystemClock
 from daemon.core.errors import LedgerError, NotFoundError, StaleHeadError
 from daemon.core.fsio import FaultHook, no_fault
 from daemon.core.ledger import audit, leases
 from daemon.core.ledger.batches import close_batch
-from daemon.core.ledger.chain import append_revision, count_active, find_revision, get_revision, head
+from daemon.core.ledger.chain import (
+    append_revision,
+    count_active,
+    find_revision,
+    get_revision,
+    head,
+    mark_taken_back,
+)
 from daemon.core.ledger.database import check_integrity, is_founded, migrate, open_engine, transaction
+from daemon.core.ledger.incidents import settle_left_behind
 from daemon.core.ledger.leases import Lease
 from daemon.core.ledger.probe_results import insert_probes
 from daemon.core.ledger.proposals import ProbeRow, Proposal
 from daemon.core.ledger.revision import content_hash
 from daemon.core.ledger.settlement import apply_written, bring_back, quarantine_refused
-from daemon.core.names import RevisionKind, RevisionState, writer_lease
+from daemon.core.names import RevisionKind, RevisionState, RollbackCause, writer_lease
 
 
 class Ledger:
@@ -105,7 +113,7 @@ class Ledger:
             append_revision(
                 connection, now, model, number, kind=proposal.kind, tensors=proposal.tensors,
                 recipe=proposal.recipe, token=lease.token, batch_id=proposal.batch_id,
-                stages=dict(proposal.stages), norms=dict(proposal.norms),
+                stages=proposal.stages, norms=proposal.norms,
             )  # fmt: skip
             apply_written(connection, proposal, number)
             quarantine_refused(connection, now, proposal.refused)
@@ -118,41 +126,36 @@ class Ledger:
         self,
         model: str,
         to: int,
+        *,
         who: str,
         reason: str,
+        cause: RollbackCause,
         expected_head: int | None = None,
         in_transaction: Callable[[Connection, int], None] = lambda _connection, _number: None,
     ) -> int:
         """Append a revision with the content of ``to``. What it takes back becomes ``reverted``.
 
-        An edit in progress loses its token and is planned again on the new head. ``in_transaction`` is called
-        with the new number in the same transaction. It closes the incidents that led here, so that a second
-        caller does not roll back once more. Raises NotFoundError if ``to`` does not exist or its tensors were
-        given up, StaleHeadError if head is not ``expected_head``.
+        The same transaction rejects every revision that head no longer holds and settles its incidents, so
+        that nobody goes back for the same evidence again. An edit in progress loses its token and is planned
+        again. ``in_transaction`` is called with the new number at the end. Raises NotFoundError if ``to`` is
+        not there or its tensors were given up, StaleHeadError if head is not ``expected_head``.
         """
         with self.write() as connection:
             now = self.clock.now()
-            current = head(connection, model)
-            if expected_head is not None and current["number"] != expected_head:
-                raise StaleHeadError(
-                    f"head is {current['number']}, not {expected_head}",
-                    hint="look at errata revisions, then repeat",
-                )
-            target = get_revision(connection, model, to)
-            if not target["kept"]:
-                raise NotFoundError(
-                    f"the tensors of revision {to} were given up (store.keep_revisions)",
-                    hint="errata revisions lists those that are kept",
-                )
+            current = _expected_head(connection, model, expected_head)
+            target = _kept_revision(connection, model, to)
             lease = leases.overtake(connection, now, writer_lease(model), f"rollback by {who}")
             number = int(current["number"]) + 1
-            row = {name: target[name] for name in ("tensors", "recipe", "norms")}
-            row |= {"kind": RevisionKind.ROLLBACK, "state": RevisionState(target["state"])}
-            row |= {"content_of": to, "reason": reason, "token": lease.token}
-            append_revision(connection, now, model, number, **row)
+            append_revision(
+                connection, now, model, number, RevisionKind.ROLLBACK, target["tensors"], target["recipe"],
+                token=lease.token, state=RevisionState(target["state_before"] or target["state"]),
+                norms=target["norms"], content_of=to, cause=cause, who=who, reason=reason,
+            )  # fmt: skip
             taken_back, restored = bring_back(connection, model, to, number)
             count_active(connection, model, number)
-            details = {"head": number, "from": current["number"]}
+            held = mark_taken_back(connection, model, number)
+            settle_left_behind(connection, now, model, number, held, cause)
+            details = {"head": number, "from": current["number"], "cause": cause}
             details |= {"reverted": taken_back, "restored": restored}
             audit.record(connection, now, who, "rollback", f"{model}@{to}", reason, details)
             in_transaction(connection, number)
@@ -173,17 +176,15 @@ class Ledger:
         """
         with self.write() as connection:
             now = self.clock.now()
-            current = head(connection, model)
-            if current["number"] != expected_head:
-                raise StaleHeadError(f"head is {current['number']}, not {expected_head}")
+            current = _expected_head(connection, model, expected_head)
             if current["content"] == content_hash(tensors):
                 return int(current["number"])
             lease = leases.overtake(connection, now, writer_lease(model), f"rebuild by {who}")
             number = int(current["number"]) + 1
-            row: dict[str, Any] = {"kind": RevisionKind.REBUILD, "tensors": tensors, "norms": norms}
-            row |= {"recipe": current["recipe"], "state": RevisionState(current["state"])}
-            row |= {"reason": reason, "token": lease.token}
-            append_revision(connection, now, model, number, **row)
+            append_revision(
+                connection, now, model, number, RevisionKind.REBUILD, tensors, current["recipe"],
+                token=lease.token, state=RevisionState(current["state"]), norms=norms, reason=reason,
+            )  # fmt: skip
             count_active(connection, model, number)
             audit.record(connection, now, who, "rebuild", f"{model}@{number - 1}", reason, {"head": number})
         return number
@@ -193,3 +194,24 @@ class Ledger:
         with self.write() as connection:
             get_revision(connection, model, number)
             insert_probes(connection, self.clock.now(), model, number, probes)
+
+
+def _expected_head(connection: Connection, model: str, expected: int | None) -> RowMapping:
+    """The head of a model, or StaleHeadError if it is not the expected one."""
+    current = head(connection, model)
+    if expected is not None and current["number"] != expected:
+        raise StaleHeadError(
+            f"head is {current['number']}, not {expected}", hint="look at errata revisions, then repeat"
+        )
+    return current
+
+
+def _kept_revision(connection: Connection, model: str, number: int) -> RowMapping:
+    """A revision whose tensors are in the store, or NotFoundError."""
+    row = get_revision(connection, model, number)
+    if not row["kept"]:
+        raise NotFoundError(
+            f"the tensors of revision {number} were given up (store.keep_revisions)",
+            hint="errata revisions lists those that are kept",
+        )
+    return row

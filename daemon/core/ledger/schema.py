@@ -85,6 +85,10 @@ revisions = Table(
     Column("active_facts", Integer, nullable=False),
     Column("created_at", String(32), nullable=False),
     Column("kept", Boolean, nullable=False, server_default=true()),  # its tensors are still in the store
+    Column("cause", String(16)),  # rollback: a RollbackCause
+    Column("who", Text),  # rollback: by whom
+    Column("taken_back_by", Integer),  # the rollback that left this revision behind; NULL: head holds it
+    Column("state_before", String(16)),  # what ``state`` would be if it had not been taken back
     UniqueConstraint("batch_id"),
     ForeignKeyConstraint(["model", "parent"], ["revisions.model", "revisions.number"]),
 )

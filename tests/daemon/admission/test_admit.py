@@ -31,6 +31,7 @@ from tests.ledgers import (
     jsonl_feed,
     make_batch,
     propose,
+    roll_back,
     statement,
     states,
 )
@@ -204,7 +205,7 @@ def test_a_retraction_of_what_still_waits_goes_through_the_weights_too(ledger: L
 def test_what_a_rollback_took_back_does_not_come_back_by_itself(ledger: Ledger) -> None:
     take(ledger, statement("France", "Lyon", 1))
     apply_waiting(ledger)
-    ledger.rollback("default", 0, "op", "wrong")
+    roll_back(ledger, 0, "op", "wrong")
     assert take(ledger, statement("France", "Lyon", 1)) == ["duplicate"]
     assert take(ledger, statement("France", "lyon", 2)) == ["quarantined"]
     (entry,) = table(ledger, quarantine)
@@ -217,7 +218,7 @@ def test_what_was_confirmed_and_then_taken_back_no_longer_confirms(ledger: Ledge
     take(ledger, statement("France", "Lyon", 1))
     apply_waiting(ledger)
     take(ledger, statement("France", "Lyon", 9))
-    ledger.rollback("default", 0, "op", "wrong")
+    roll_back(ledger, 0, "op", "wrong")
     assert take(ledger, statement("France", "Lyon", 10)) == ["quarantined"]
     assert take(ledger, statement("France", "Nice", 5)) == ["accepted"]
 
@@ -225,9 +226,9 @@ def test_what_was_confirmed_and_then_taken_back_no_longer_confirms(ledger: Ledge
 def test_a_retraction_works_although_an_older_one_was_confirmed_before_a_rollback(ledger: Ledger) -> None:
     take(ledger, statement("France", "Lyon", 1))
     apply_waiting(ledger)
-    ledger.rollback("default", 0, "op", "away")
+    roll_back(ledger, 0, "op", "away")
     assert take(ledger, statement("France", None, 3)) == ["confirmed"]  # it is out
-    ledger.rollback("default", 1, "op", "and back")
+    roll_back(ledger, 1, "op", "and back")
     assert held(ledger) == {"France": "Lyon"}
     assert take(ledger, statement("France", None, 5)) == ["accepted"]
 
@@ -237,7 +238,7 @@ def test_a_retraction_that_a_rollback_took_back_needs_an_operator_too(ledger: Le
     apply_waiting(ledger)
     take(ledger, statement("France", None, 2))
     apply_waiting(ledger)
-    ledger.rollback("default", 1, "op", "it is true after all")
+    roll_back(ledger, 1, "op", "it is true after all")
     assert take(ledger, statement("France", None, 3)) == ["quarantined"]
     assert story(ledger) == [("Lyon", "applied"), (None, "reverted"), (None, "quarantined")]
 

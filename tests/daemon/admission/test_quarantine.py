@@ -13,7 +13,7 @@ from daemon.core.ledger.ledger import Ledger
 from daemon.core.ledger.schema import audit, corrections, quarantine
 from daemon.core.names import AdmissionOutcome
 from daemon.feeds.base import RawItem
-from tests.ledgers import FakeClock, apply_waiting, held, items, statement
+from tests.ledgers import FakeClock, apply_waiting, held, items, roll_back, statement
 
 
 def take(ledger: Ledger, *said: object) -> None:
@@ -40,7 +40,7 @@ def reverted(ledger: Ledger) -> int:
     """The entry of a statement that came again after a rollback had taken its value back."""
     take(ledger, statement("France", "Lyon", 1))
     apply_waiting(ledger)
-    ledger.rollback("default", 0, "op", "wrong")
+    roll_back(ledger, 0, "op", "wrong")
     take(ledger, statement("France", "LYON", 5))
     return int(entry(ledger)["id"])
 

@@ -194,6 +194,12 @@ def test_rollback_to_the_last_good_one(client: TestClient) -> None:
     assert response.json()["content_of"] == 1, "2 holds what head holds"
 
 
+def test_a_rollback_to_what_was_taken_back_says_who_did_and_why(client: TestClient) -> None:
+    answer = client.post("/v1/rollback", json={"to": 3, "reason": "I insist"}).json()
+    assert answer["content_of"] == 3
+    assert answer["warning"].startswith("revision 3 was taken back by judge (judge) in revision 4: ")
+
+
 def test_a_wrong_expected_head_is_a_conflict(client: TestClient, ledger: Ledger) -> None:
     body = {"to": 0, "reason": "demo", "expected_head": 3}
     answer = problem(client.post("/v1/rollback", json=body), 409, "stale_head")

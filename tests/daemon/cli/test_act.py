@@ -210,6 +210,20 @@ def test_rollback_to_the_last_good_one(installation: Installation, ledger: Ledge
     assert done == {"model": "default", "head": 5, "content_of": 1}
 
 
+def test_rollback_to_what_was_taken_back_says_who_did_and_why(
+    installation: Installation, ledger: Ledger
+) -> None:
+    said = "revision 3 was taken back by judge (judge) in revision 4: revision 3 is degraded"
+    shown = installation.errata("rollback", "--to", "3", "--reason", "I insist")
+    assert shown.exit_code == 0
+    assert f"warning: {said}" in shown.stderr
+    installation.errata_json("rollback", "--to", "4", "--reason", "no")
+    assert (
+        "taken back by ann (operator)"
+        in installation.errata_json("rollback", "--to", "5", "--reason", "yes")["warning"]
+    )
+
+
 def test_rollback_with_a_wrong_expected_head(installation: Installation, ledger: Ledger) -> None:
     result = installation.errata("rollback", "--to", "0", "--reason", "x", "--expected-head", "3")
     assert result.exit_code == 1

@@ -21,7 +21,7 @@ from daemon.scheduling.scheduler import Scheduler
 from daemon.upkeep import store
 from daemon.views import figures
 from daemon.views.prometheus import render
-from tests.ledgers import FakeClock, found, held, propose, statement, states, take_lease
+from tests.ledgers import FakeClock, found, held, propose, roll_back, statement, states, take_lease
 
 _OTHER = """
 import sys
@@ -195,7 +195,7 @@ def test_a_clock_that_jumps_changes_no_order_and_stops_nothing(
     daemon.tick()
     commit_all(ledger)
     assert held(ledger) == {"Peru": "Cusco"}
-    ledger.rollback("default", 1, "ann", "a look back", expected_head=2)
+    roll_back(ledger, 1, "ann", "a look back", expected_head=2)
     assert held(ledger) == {"Peru": "Lima"}
     with ledger.read() as connection:
         token = connection.execute(select(leases.c.token).where(leases.c.name != SCHEDULER_LEASE)).scalar()

@@ -21,7 +21,7 @@ from daemon.views.prometheus_watch import StageHistory
 from daemon.watch.judge import judge
 from tests.conftest import absent
 from tests.installation import Installation, edit, probes
-from tests.ledgers import FakeClock, found, make_batch, statement
+from tests.ledgers import FakeClock, found, make_batch, roll_back, statement
 from tests.watching import commit_and_judge, right, suite_row, unknown_row
 
 Series = dict[tuple[str, frozenset[tuple[str, str]]], float]
@@ -209,7 +209,7 @@ def test_a_ledger_that_does_not_answer_is_a_metric(tmp_path: Path, config: Confi
 
 def test_counters_only_grow_over_rollbacks(story: Ledger, config: Config) -> None:
     before = scrape(story, config)
-    story.rollback("default", 0, "tester", "demo")
+    roll_back(story, 0, "tester", "demo")
     after = scrape(story, config)
     for name in ("errata_edits_total", "errata_rollbacks_total"):
         assert value(after, name, model="default") >= value(before, name, model="default")  # type: ignore[operator]

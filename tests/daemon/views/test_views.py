@@ -12,7 +12,7 @@ from daemon.views.chain import probes_in_force, revision_detail, revision_list
 from daemon.views.facts import fact_list, fact_story, find_fact
 from daemon.views.status import status
 from tests.installation import NORMS, STAGES, edit, probes, write_quietly
-from tests.ledgers import FakeClock, make_batch, statement
+from tests.ledgers import FakeClock, make_batch, roll_back, statement
 
 
 def facts(ledger: Ledger, **options: object) -> dict[str, dict[str, object]]:
@@ -86,7 +86,7 @@ def test_a_retracted_fact_is_held_absent(ledger: Ledger, clock: FakeClock) -> No
 
 def test_after_a_rollback_to_base_facts_are_reverted_and_not_in_the_weights(ledger: Ledger) -> None:
     write_quietly(ledger, statement("Peru", "Lima"), statement("Chad", "Abéché"))
-    ledger.rollback(DEFAULT_MODEL, 0, "tester", "demo")
+    roll_back(ledger, 0, "tester", "demo")
     rows = facts(ledger)
     assert {row["state"] for row in rows.values()} == {"reverted"}
     assert {row["in_weights"] for row in rows.values()} == {None}
@@ -134,7 +134,7 @@ def test_the_story_of_a_fact_tells_when_each_value_held(ledger: Ledger, clock: F
     for city in ("Lima", "Cusco"):
         write_quietly(ledger, statement("Peru", city))
         clock.advance(1)
-    ledger.rollback(DEFAULT_MODEL, 1, "tester", "Cusco is wrong")
+    roll_back(ledger, 1, "tester", "Cusco is wrong")
     with ledger.read() as connection:
         story = fact_story(connection, fact_id("Peru"))
     told = [(said["object"], said["state"], said["held"]) for said in story["corrections"]]
@@ -174,12 +174,12 @@ def test_one_revision_shows_what_it_wrote_and_ended(ledger: Ledger, clock: FakeC
 def test_what_was_measured_counts_again_when_a_rollback_brings_it_back(ledger: Ledger) -> None:
     edit(ledger, statement("Peru", "Lima"), measured=probes(efficacy=0.97))
     edit(ledger, statement("Chad", "Abéché"), measured=probes(efficacy=0.2))
-    ledger.rollback(DEFAULT_MODEL, 1, "tester", "bad")
+    roll_back(ledger, 1, "tester", "bad")
     with ledger.read() as connection:
         assert {p["probe"]: p["score"] for p in probes_in_force(connection, DEFAULT_MODEL)}[
             "efficacy"
         ] == 0.97
-    ledger.rollback(DEFAULT_MODEL, 0, "tester", "all of it")
+    roll_back(ledger, 0, "tester", "all of it")
     with ledger.read() as connection:
         assert probes_in_force(connection, DEFAULT_MODEL) == []
 

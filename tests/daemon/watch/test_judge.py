@@ -8,13 +8,12 @@ from sqlalchemy import select
 
 from daemon.core.config.settings import Config
 from daemon.core.ledger.chain import get_revision, head, lineage
-from daemon.core.ledger.incidents import close_incident
 from daemon.core.ledger.ledger import Ledger
 from daemon.core.ledger.schema import incidents, judgements, switches
 from daemon.core.ledger.switches import resume
 from daemon.core.names import DEFAULT_MODEL, Reaction
 from daemon.watch.judge import judge, react
-from tests.ledgers import FakeClock
+from tests.ledgers import FakeClock, close_by_hand, roll_back
 from tests.watching import commit, commit_and_judge, right, suite_row, text_row, unknown_row
 
 ITEMS = 100
@@ -113,7 +112,7 @@ def test_settling_a_drift_by_hand_accepts_what_is(ledger: Ledger) -> None:
     learn_the_beginning(ledger, watch)
     while not story(ledger):
         commit_and_judge(ledger, watch, suite_row(right(500, range(10))))
-    close_incident(ledger, 1, "ann", "worth it")
+    close_by_hand(ledger, 1, "ann", "worth it")
     for _ in range(12):
         commit_and_judge(ledger, watch, suite_row(right(500, range(10))))
     assert len(story(ledger)) == 1
@@ -171,7 +170,7 @@ def test_after_an_incident_a_score_must_be_clear_of_its_bound(ledger: Ledger, cl
     assert state(ledger, 4) == "rejected", "0.91 is above the floor, but not by 0.02"
     clock.advance(61)
     resume(ledger, model=DEFAULT_MODEL, feed=None, who="ann", reason="looked")
-    ledger.rollback(DEFAULT_MODEL, 1, "ann", "clean")
+    roll_back(ledger, 1, "ann", "clean")
     number = commit_and_judge(ledger, watch, quiz(range(9), floor=0.9))
     assert state(ledger, number) == "live"
 
@@ -204,7 +203,7 @@ def test_the_last_good_revision_is_a_forebear(ledger: Ledger) -> None:
     """What a rollback left behind is no reference for what comes after it."""
     for _ in range(3):
         commit_and_judge(ledger, config(), quiz())
-    ledger.rollback(DEFAULT_MODEL, 1, "ann", "wrong source")
+    roll_back(ledger, 1, "ann", "wrong source")
     number = commit_and_judge(ledger, config(), quiz())
     with ledger.read() as connection:
         assert lineage(connection, DEFAULT_MODEL, number) == [1, 0]

@@ -9,7 +9,6 @@ from daemon.core.clock import to_text
 from daemon.core.errors import ConfigError, NotFoundError, StaleHeadError
 from daemon.core.ledger import audit
 from daemon.core.ledger.chain import get_revision, head
-from daemon.core.ledger.incidents import close_incident
 from daemon.core.ledger.ledger import Ledger
 from daemon.core.ledger.schema import audit as audit_table
 from daemon.core.ledger.schema import incidents, revisions, switches
@@ -18,7 +17,7 @@ from daemon.core.names import DEFAULT_MODEL, IncidentState, RevisionState
 from daemon.watch.judge import judge
 from daemon.watch.rollback import roll_back
 from tests.installation import Installation, edit, probes, write_quietly
-from tests.ledgers import held, statement, states
+from tests.ledgers import close_by_hand, held, statement, states
 
 
 def back(ledger: Ledger, **how: object) -> int:
@@ -66,8 +65,8 @@ def test_the_last_good_one_is_live_and_holds_something_else(ledger: Ledger) -> N
         set_state(ledger, number, RevisionState.LIVE)
     set_state(ledger, 2, RevisionState.REJECTED)
     assert content_of(ledger, back(ledger, last_good=True)) == 1
-    back(ledger, to=1)  # 5 holds what 4 and 1 hold; the newest that differs and is live is 3
-    assert content_of(ledger, back(ledger, last_good=True)) == 3
+    back(ledger, to=1)  # 5 holds what 4 and 1 hold; 3 and 2 were taken back
+    assert content_of(ledger, back(ledger, last_good=True)) == 0
 
 
 def test_without_a_good_one_nothing_happens(ledger: Ledger) -> None:
@@ -103,10 +102,10 @@ def test_last_good_looks_again_when_a_writer_moves_head(
     write_quietly(ledger, statement("Peru", "Lima"))
     true_rollback, raced = Ledger.rollback, []
 
-    def rollback(self: Ledger, *arguments: object) -> int:
+    def rollback(self: Ledger, *arguments: object, **more: object) -> int:
         if not raced:
             raced.append(write_quietly(ledger, statement("Chad", "Abéché")))
-        return true_rollback(self, *arguments)  # type: ignore[arg-type]
+        return true_rollback(self, *arguments, **more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Ledger, "rollback", rollback)
     assert back(ledger, last_good=True) == 3
@@ -156,7 +155,7 @@ def test_a_feed_has_a_switch_of_its_own(ledger: Ledger) -> None:
 
 def test_an_incident_is_closed_by_hand_and_audited(ledger: Ledger) -> None:
     open_incident(ledger, 1)
-    close_incident(ledger, 1, "ann", "floor was too high")
+    close_by_hand(ledger, 1, "ann", "floor was too high")
     assert incident_states(ledger) == {1: "closed"}
     with pytest.raises(NotFoundError):
-        close_incident(ledger, 7, "ann", "which?")
+        close_by_hand(ledger, 7, "ann", "which?")

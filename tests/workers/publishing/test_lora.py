@@ -8,7 +8,7 @@ import torch
 from peft import PeftModel
 
 from daemon.core.errors import StoreError
-from tests.ledgers import statement
+from tests.ledgers import roll_back, statement
 from tests.tinymodel import TinyHouse
 from workers.publishing.lora import ADAPTER, Reduced, export_adapter, factors
 from workers.publishing.revision_facts import read_revision
@@ -74,6 +74,6 @@ def test_the_folder_says_how_near_it_comes(tmp_path: Path) -> None:
 def test_the_base_itself_needs_no_adapter(tmp_path: Path) -> None:
     house = TinyHouse(tmp_path)
     house.edit(1, statement("Peru", "Lima"))
-    house.ledger.rollback("default", 0, "ann", "test")
+    roll_back(house.ledger, 0, "ann", "test")
     with pytest.raises(StoreError, match="no adapter is needed"):
         adapter(house, tmp_path / "adapter", 0.9, number=2)

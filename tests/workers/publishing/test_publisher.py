@@ -14,7 +14,7 @@ from sqlalchemy import select
 from daemon.core.errors import CorruptBlobError, StoreError
 from daemon.core.ledger.schema import audit, publications
 from daemon.core.names import RevisionState
-from tests.ledgers import statement
+from tests.ledgers import roll_back, statement
 from tests.tinymodel import TinyHouse, manifest
 from workers.publishing.export import Exporter
 from workers.publishing.publisher import Publisher
@@ -173,7 +173,7 @@ def test_a_tick_without_news_does_nothing_and_a_lost_link_is_mended(fresh: TinyH
 def test_a_rollback_is_published_as_what_it_is(fresh: TinyHouse) -> None:
     publisher = Publisher(fresh.ledger, fresh.config)
     publisher.tick()
-    fresh.ledger.rollback("default", 0, "ann", "test")
+    roll_back(fresh.ledger, 0, "ann", "test")
     assert publisher.tick() == 2
     folder = fresh.config.published_path / "live"
     assert manifest(folder)["active_facts"] == 0

@@ -16,7 +16,7 @@ from daemon.core.errors import NotFoundError, ProbeError
 from daemon.core.ledger.ledger import Ledger
 from daemon.core.ledger.schema import audit, corrections, quarantine, revisions
 from daemon.watch.judge import judge
-from tests.ledgers import held, make_batch
+from tests.ledgers import held, make_batch, roll_back
 from tests.toy import D_IN, D_OUT, ToyEditor, drawn, prompt_of, said, toy_config
 from workers.editing.editor import Associations
 from workers.editing.prompts import EditRequest
@@ -130,14 +130,14 @@ def test_what_does_harm_only_together_is_found(place: Place) -> None:
 
 def test_where_nothing_does_harm_all_is_written_again(place: Place) -> None:
     place.learn("Mali", "Oman")
-    number = place.ledger.rollback("default", 1, "tester", "a mistake")
+    number = roll_back(place.ledger, 1, "tester", "a mistake")
     found = place.bisect(number)
     assert (found.culprits, len(found.waiting), found.trials) == ([], 2, 1)
 
 
 def test_what_a_newer_statement_beat_meanwhile_does_not_come_back(place: Place) -> None:
     place.learn("Mali")
-    place.ledger.rollback("default", 1, "tester", "a mistake")
+    roll_back(place.ledger, 1, "tester", "a mistake")
     submit(place.ledger, said("Mali", "City 50", 9), "tester")
     assert place.bisect().waiting == []
     with place.ledger.read() as connection:
@@ -164,7 +164,7 @@ def test_what_holds_nothing_is_refused(place: Place) -> None:
         place.bisect()
     with pytest.raises(NotFoundError, match="is no rollback"):
         place.bisect(1)
-    place.ledger.rollback("default", 1, "tester", "to itself")
+    roll_back(place.ledger, 1, "tester", "to itself")
     with pytest.raises(NotFoundError, match="has no reverted"):
         place.bisect()
 
@@ -174,7 +174,7 @@ def test_one_command_rolls_back_and_bisects(
 ) -> None:
     place.learn("Mali")
     place.learn("Oman", "Trojan A")  # taken back by the judge, and put back by hand
-    number = place.ledger.rollback("default", 3, "tester", "was it really that bad?")
+    number = roll_back(place.ledger, 3, "tester", "was it really that bad?")
     assert place.states()["Trojan A"] == "applied"
     file = tmp_path / "errata.toml"
     watch = {"delta_ceiling": 1e6, "batch_delta_ceiling": 1e6}

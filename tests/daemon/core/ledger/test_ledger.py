@@ -27,6 +27,7 @@ from tests.ledgers import (
     held,
     make_batch,
     propose,
+    roll_back,
     statement,
     states,
     take_lease,
@@ -175,7 +176,7 @@ def edited(ledger: Ledger) -> Ledger:
 
 
 def test_a_rollback_appends_a_revision_with_the_old_content(edited: Ledger) -> None:
-    assert edited.rollback("default", 1, "ann", "too hasty") == 3
+    assert roll_back(edited, 1, "ann", "too hasty") == 3
     row = head_row(edited)
     with edited.read() as connection:
         target = get_revision(connection, "default", 1)
@@ -190,10 +191,10 @@ def test_a_rollback_appends_a_revision_with_the_old_content(edited: Ledger) -> N
 
 def test_a_rollback_of_a_rollback_restores_content_and_facts(edited: Ledger) -> None:
     before = head_row(edited)
-    edited.rollback("default", 0, "ann", "all of it")
+    roll_back(edited, 0, "ann", "all of it")
     assert held(edited) == {}
     assert set(states(edited).values()) == {"reverted"}
-    edited.rollback("default", 2, "ann", "no, keep it")
+    roll_back(edited, 2, "ann", "no, keep it")
     assert head_row(edited)["content"] == before["content"]
     assert held(edited) == {"France": "Lyon", "Peru": "Cusco"}
     assert set(states(edited).values()) == {"applied"}
@@ -202,7 +203,7 @@ def test_a_rollback_of_a_rollback_restores_content_and_facts(edited: Ledger) -> 
 def test_a_rollback_fences_the_edit_in_flight_which_is_planned_again(edited: Ledger) -> None:
     batch_id = waiting_batch(edited, "Chile", "Arica")
     lease, proposal = take_lease(edited), propose(edited, batch_id)
-    edited.rollback("default", 1, "ann", "wrong")
+    roll_back(edited, 1, "ann", "wrong")
     with pytest.raises(FencedError):
         edited.commit(lease, proposal)
     edited.commit(take_lease(edited, "again"), propose(edited, batch_id))
@@ -211,23 +212,23 @@ def test_a_rollback_fences_the_edit_in_flight_which_is_planned_again(edited: Led
 
 def test_a_rollback_does_not_wait_for_the_writer(edited: Ledger) -> None:
     take_lease(edited)
-    assert edited.rollback("default", 1, "ann", "now") == 3
+    assert roll_back(edited, 1, "ann", "now") == 3
     with edited.read() as connection:
         assert leases.current_note(connection, edited.clock.now(), writer_lease("default")) is None
 
 
 def test_a_rollback_that_expected_another_head_is_refused(edited: Ledger) -> None:
     with pytest.raises(StaleHeadError, match="head is 2, not 1"):
-        edited.rollback("default", 0, "ann", "wrong", expected_head=1)
+        roll_back(edited, 0, "ann", "wrong", expected_head=1)
     assert count_revisions(edited) == 3
-    assert edited.rollback("default", 0, "ann", "wrong", expected_head=2) == 3
+    assert roll_back(edited, 0, "ann", "wrong", expected_head=2) == 3
 
 
 def test_a_rollback_to_nowhere_is_refused_and_leaves_nothing(edited: Ledger) -> None:
     lease = take_lease(edited)
     for nowhere in (7, -1):
         with pytest.raises(NotFoundError, match="no revision"):
-            edited.rollback("default", nowhere, "ann", "wrong")
+            roll_back(edited, nowhere, "ann", "wrong")
     with edited.read() as connection:
         leases.check(connection, lease)
     assert count_revisions(edited) == 3
@@ -236,7 +237,7 @@ def test_a_rollback_to_nowhere_is_refused_and_leaves_nothing(edited: Ledger) -> 
 def test_a_rollback_to_a_rejected_revision_is_no_way_to_make_it_live(edited: Ledger) -> None:
     with edited.write() as connection:
         connection.execute(update(revisions).where(revisions.c.number == 1).values(state="rejected"))
-    edited.rollback("default", 1, "ann", "I insist")
+    roll_back(edited, 1, "ann", "I insist")
     assert head_row(edited)["state"] == "rejected"
 
 
@@ -244,7 +245,7 @@ def test_models_do_not_share_a_chain(edited: Ledger) -> None:
     edited.found("other", {"down_proj": "5" * 64}, "encore-blue")
     submit(edited, statement("France", "Nice", model="other"), "test")
     assert apply_waiting(edited, model="other") == 1
-    edited.rollback("default", 0, "ann", "wrong")
+    roll_back(edited, 0, "ann", "wrong")
     assert held(edited, model="other") == {"France": "Nice"}
     assert held(edited) == {}
 

@@ -14,7 +14,17 @@ from daemon.core.ledger.proposals import Refusal
 from daemon.core.ledger.schema import attempts, corrections, quarantine, tenures
 from daemon.core.ledger.settlement import quarantine_refused
 from daemon.core.names import AdmissionOutcome, AttemptOutcome, CorrectionState
-from tests.ledgers import FakeClock, apply_waiting, held, make_batch, propose, statement, states, take_lease
+from tests.ledgers import (
+    FakeClock,
+    apply_waiting,
+    held,
+    make_batch,
+    propose,
+    roll_back,
+    statement,
+    states,
+    take_lease,
+)
 
 
 def say(ledger: Ledger, country: str, city: str | None, day: float) -> str:
@@ -77,7 +87,7 @@ def test_a_rollback_reverts_what_it_takes_back_and_restores_what_stood_before(le
     apply_waiting(ledger)
     nice, cusco = say(ledger, "France", "Nice", 2), say(ledger, "Peru", "Cusco", 1)
     apply_waiting(ledger)
-    ledger.rollback("default", 1, "op", "wrong")
+    roll_back(ledger, 1, "op", "wrong")
     assert states(ledger) == {lyon: "applied", nice: "reverted", cusco: "reverted"}
     assert (spans(ledger, lyon), spans(ledger, nice)) == ([(1, 2), (3, None)], [(2, 3)])
     with ledger.read() as connection:
@@ -90,8 +100,8 @@ def test_a_rollback_of_a_rollback_supersedes_what_the_first_had_restored(ledger:
     apply_waiting(ledger)
     nice = say(ledger, "France", "Nice", 2)
     apply_waiting(ledger)
-    ledger.rollback("default", 1, "op", "wrong")
-    ledger.rollback("default", 2, "op", "right after all")
+    roll_back(ledger, 1, "op", "wrong")
+    roll_back(ledger, 2, "op", "right after all")
     assert states(ledger) == {lyon: "superseded", nice: "applied"}
     assert held(ledger) == {"France": "Nice"}
 
@@ -101,9 +111,9 @@ def test_a_rollback_over_a_retraction_puts_the_fact_back_and_out_again(ledger: L
     apply_waiting(ledger)
     gone = say(ledger, "France", None, 2)
     apply_waiting(ledger)
-    ledger.rollback("default", 1, "op", "still true")
+    roll_back(ledger, 1, "op", "still true")
     assert (states(ledger), held(ledger)) == ({lyon: "applied", gone: "reverted"}, {"France": "Lyon"})
-    ledger.rollback("default", 2, "op", "no longer")
+    roll_back(ledger, 2, "op", "no longer")
     assert (states(ledger), held(ledger)) == ({lyon: "retracted", gone: "applied"}, {})
 
 
@@ -113,7 +123,7 @@ def test_what_waits_is_not_touched_by_a_rollback(ledger: Ledger) -> None:
     waiting, queued = say(ledger, "Peru", "Cusco", 1), None
     queued = make_batch(ledger)
     later = say(ledger, "Chile", "Arica", 1)
-    ledger.rollback("default", 0, "op", "wrong")
+    roll_back(ledger, 0, "op", "wrong")
     assert queued is not None
     assert (states(ledger)[waiting], states(ledger)[later]) == ("queued", "pending")
 
@@ -123,9 +133,9 @@ def test_what_waits_does_not_undo_a_newer_value_that_a_rollback_brought_back(led
     apply_waiting(ledger)
     nice = say(ledger, "France", "Nice", 5)
     apply_waiting(ledger)
-    ledger.rollback("default", 1, "op", "wrong")
+    roll_back(ledger, 1, "op", "wrong")
     between, other = say(ledger, "France", "Metz", 3), say(ledger, "Peru", "Cusco", 3)
-    ledger.rollback("default", 2, "op", "right after all")
+    roll_back(ledger, 2, "op", "right after all")
     assert states(ledger)[between] == "superseded"
     assert states(ledger)[other] == "pending"
     apply_waiting(ledger)
@@ -136,9 +146,9 @@ def test_what_waits_does_not_undo_a_newer_value_that_a_rollback_brought_back(led
 def test_what_waits_and_is_newer_than_what_a_rollback_brought_back_still_goes_in(ledger: Ledger) -> None:
     say(ledger, "France", "Lyon", 1)
     apply_waiting(ledger)
-    ledger.rollback("default", 0, "op", "wrong")
+    roll_back(ledger, 0, "op", "wrong")
     metz = say(ledger, "France", "Metz", 3)
-    ledger.rollback("default", 1, "op", "right after all")
+    roll_back(ledger, 1, "op", "right after all")
     assert states(ledger)[metz] == "pending"
     apply_waiting(ledger)
     assert held(ledger) == {"France": "Metz"}
@@ -147,7 +157,7 @@ def test_what_waits_and_is_newer_than_what_a_rollback_brought_back_still_goes_in
 def test_a_rollback_to_head_changes_no_state(ledger: Ledger) -> None:
     lyon = say(ledger, "France", "Lyon", 1)
     apply_waiting(ledger)
-    assert ledger.rollback("default", 1, "op", "again") == 2
+    assert roll_back(ledger, 1, "op", "again") == 2
     assert (states(ledger), spans(ledger, lyon)) == ({lyon: "applied"}, [(1, None)])
 
 

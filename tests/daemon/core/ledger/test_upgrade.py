@@ -28,7 +28,8 @@ from daemon.upkeep.store import collect_garbage, scrub
 from daemon.views.prometheus import render
 from daemon.views.status import status
 from daemon.watch.judge import judge
-from tests.ledgers import FakeClock, jsonl_feed, states
+from daemon.watch.rollback import taken_back_warning
+from tests.ledgers import FakeClock, jsonl_feed, roll_back, states
 from tests.toy import ToyEditor, prompt_of, said, toy_config
 from workers.revisions.recovery import rebuild
 from workers.revisions.store import Store
@@ -111,14 +112,23 @@ def test_it_goes_on_where_it_was(ledger: Ledger, config: Config, tmp_path: Path)
     after = {"Peru": "City 1", "Chad": "City 8", "Mali": "City 6", "Oman": "City 7"}
     assert answers(ledger, config) == after, "what was reverted then does not come back"
     judge(ledger, config)
-    ledger.rollback("default", 4, "op", "back to what the old Errata left", expected_head=6)
+    roll_back(ledger, 4, "op", "back to what the old Errata left", expected_head=6)
     assert answers(ledger, config) == before
-    ledger.rollback("default", 6, "op", "and here again")
+    roll_back(ledger, 6, "op", "and here again")
     assert answers(ledger, config) == after
     assert collect_garbage(ledger, config).files == 0
     with ledger.read() as connection:
         assert head(connection, "default")["number"] == 8
         assert first_broken_row(connection) is None
+
+
+def test_what_was_taken_back_then_is_marked(ledger: Ledger) -> None:
+    with ledger.read() as connection:
+        rows = connection.execute(select(revisions).order_by(revisions.c.number)).mappings().all()
+        warning = taken_back_warning(connection, "default", 2)
+    assert [row["taken_back_by"] for row in rows] == [None, None, 3, None, None]
+    assert (rows[2]["state"], rows[2]["state_before"]) == ("rejected", "candidate")
+    assert warning == "revision 2 was taken back by operator (operator) in revision 3: a doubt"
 
 
 def test_what_was_held_then_can_be_let_in_now(ledger: Ledger) -> None:
