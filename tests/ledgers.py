@@ -25,18 +25,24 @@ BASE = {"down_proj": "0" * 64}
 
 
 class FakeClock:
-    """A clock that moves only when told to."""
+    """A clock that moves only when told to. Whoever sets ``moment`` steps the wall clock alone."""
 
     def __init__(self) -> None:
         self.moment = START
+        self._monotonic = 1000.0
 
     def now(self) -> datetime:
         return self.moment
 
     def monotonic(self) -> float:
-        return (self.moment - START).total_seconds()
+        return self._monotonic
 
     def advance(self, seconds: float) -> None:
+        self.moment += timedelta(seconds=seconds)
+        self._monotonic += seconds
+
+    def step(self, seconds: float) -> None:
+        """Set the wall clock forward or back."""
         self.moment += timedelta(seconds=seconds)
 
 
@@ -117,7 +123,7 @@ def propose(
 def take_lease(ledger: Ledger, holder: str = "worker", model: str = DEFAULT_MODEL) -> leases.Lease:
     """Acquire the writer's lease for a minute."""
     with ledger.write() as connection:
-        return leases.acquire(connection, ledger.clock.now(), writer_lease(model), holder, 60)
+        return leases.acquire(connection, ledger.lease_clock, writer_lease(model), holder, 60)
 
 
 def apply_waiting(ledger: Ledger, refuse: Sequence[str] = (), model: str = DEFAULT_MODEL) -> int | None:

@@ -1,12 +1,17 @@
 """The clock as a dependency, so that tests can set the time."""
 
+import math
+import secrets
 import time
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Protocol
+
+_STEP_SECONDS = 1.0  # what time servers correct at once is more, what they correct by and by is less
 
 
 class Clock(Protocol):
-    """Wall time for display and leases, and monotonic time for durations."""
+    """Wall time for dates, and monotonic time for durations and leases."""
 
     def now(self) -> datetime:
         """The wall time, aware, in UTC."""
@@ -27,6 +32,45 @@ class SystemClock:
     def monotonic(self) -> float:
         """Seconds since an arbitrary moment, of which only differences are meaningful."""
         return time.monotonic()
+
+
+class StepWatch:
+    """Notices that the wall clock was set, because it then moves otherwise than the monotonic clock."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._difference = self._measure()
+        self._stepped_at = -math.inf
+        self.has_looked = False
+
+    @property
+    def seconds_since_step(self) -> float:
+        """Seconds since a look found a step, infinite before the first one."""
+        return self._clock.monotonic() - self._stepped_at
+
+    def look(self) -> float:
+        """Return by how many seconds the clock was set since the last look, 0 where it was not."""
+        self.has_looked = True
+        difference = self._measure()
+        step, self._difference = difference - self._difference, difference
+        if abs(step) < _STEP_SECONDS:
+            return 0.0
+        self._stepped_at = self._clock.monotonic()
+        return step
+
+    def _measure(self) -> float:
+        return self._clock.now().timestamp() - self._clock.monotonic()
+
+
+def boot_id() -> str:
+    """Return the same text for all processes that share a monotonic clock, which is one boot of a machine.
+
+    Where the system has none, each process is on its own.
+    """
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return secrets.token_hex(8)
 
 
 def to_text(moment: datetime) -> str:

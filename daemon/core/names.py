@@ -176,7 +176,15 @@ def writer_lease(model: str) -> str:
     return f"writer:{model}"
 
 
-SCHEDULER_LEASE = "scheduler"
+def scheduler_lease(model: str) -> str:
+    """Return the name of the lease of the daemon that leads for ``model``."""
+    return f"scheduler:{model}"
+
+
+def worker_lease(model: str) -> str:
+    """Return the name of the lease of the worker that takes the batches of ``model`` from the queue."""
+    return f"worker:{model}"
+
 
 OPERATOR = "operator"
 """The feed name of corrections that operators submit, release or retract."""

@@ -14,6 +14,7 @@ from daemon.core.clock import to_text
 from daemon.core.config.settings import Config
 from daemon.core.errors import UnavailableError
 from daemon.core.ledger import batches, leases
+from daemon.core.ledger.dates import settle_dates
 from daemon.core.ledger.ledger import Ledger
 from daemon.core.ledger.schema import batches as batch_table
 from daemon.core.ledger.schema import corrections
@@ -83,6 +84,7 @@ def make_batches(ledger: Ledger, config: Config) -> int:
     Only ``edit.batches_ahead`` batches are made ahead of the worker, because a correction that still waits
     can be replaced by a newer one without an edit.
     """
+    settle_dates(ledger)
     model, made = config.model.name, 0
     while True:
         with ledger.write() as connection:
@@ -120,12 +122,12 @@ def _ahead(connection: Connection, model: str) -> int:
     return int(connection.execute(query).scalar_one())
 
 
-def send_open(ledger: Ledger, queue: Queue) -> int:
-    """Send every batch of the outbox, and return how many.
+def send_open(ledger: Ledger, model: str, queue: Queue) -> int:
+    """Send every batch of a model's outbox, and return how many.
 
     Raises UnavailableError if Redis does not take them; they stay in the outbox.
     """
-    return _send(ledger, queue, BatchState.OPEN)
+    return _send(ledger, model, queue, BatchState.OPEN)
 
 
 def reconcile(ledger: Ledger, config: Config, queue: Queue) -> int:
@@ -136,26 +138,30 @@ def reconcile(ledger: Ledger, config: Config, queue: Queue) -> int:
     model = config.model.name
     with ledger.read() as connection:
         now = ledger.clock.now()
-        if leases.current_note(connection, now, writer_lease(model)):
+        if leases.current_note(connection, ledger.lease_clock, writer_lease(model)):
             return 0  # a worker is at work
         ripe = to_text(now - timedelta(seconds=config.edit.resend_seconds))
         sent = (batch_table.c.model == model) & (batch_table.c.state == BatchState.SENT)
         count = connection.execute(select(func.count()).select_from(batch_table).where(sent)).scalar_one()
     if queue.depth(model) >= count:
         return 0  # all of them still wait; nothing was lost
-    return _send(ledger, queue, BatchState.SENT, before=ripe)
+    return _send(ledger, model, queue, BatchState.SENT, before=ripe)
 
 
-def _send(ledger: Ledger, queue: Queue, state: BatchState, before: str | None = None) -> int:
+def _send(ledger: Ledger, model: str, queue: Queue, state: BatchState, before: str | None = None) -> int:
+    # in order of admission: the dates of batches do not tell it where the clock was set back
+    oldest = select(func.min(corrections.c.seq)).where(corrections.c.batch_id == batch_table.c.id)
+    mine = (batch_table.c.model == model) & (batch_table.c.state == state)
+    query = select(batch_table.c.id).where(mine)
+    if before is not None:
+        query = query.where(batch_table.c.sent_at <= before)
     with ledger.read() as connection:
-        query = select(batch_table.c.id, batch_table.c.model).where(batch_table.c.state == state)
-        if before is not None:
-            query = query.where(batch_table.c.sent_at <= before)
-        due = connection.execute(query.order_by(batch_table.c.created_at, batch_table.c.id)).all()
+        ordered = query.order_by(oldest.scalar_subquery(), batch_table.c.id)
+        due = connection.execute(ordered).scalars().all()
     for start in range(0, len(due), _AT_ONCE):
         sent = []
         try:
-            for batch_id, model in due[start : start + _AT_ONCE]:
+            for batch_id in due[start : start + _AT_ONCE]:
                 queue.send(model, batch_id)
                 sent.append(batch_id)
         finally:  # what was sent is recorded even when the next one could not be sent

@@ -1,16 +1,13 @@
 """The repeated jobs of the daemon, of which one process leads.
 
-APScheduler only repeats the jobs: ``Scheduler.tick`` does each once. Other schedulers wait until the lease
-of the leading one expires.
+``Scheduler.tick`` does each job once, and ``start`` repeats them. One scheduler leads for each model of a
+ledger. Others wait until its lease is given back or was not renewed for its length.
 """
 
 import os
 import socket
 from collections.abc import Callable
-from datetime import UTC
 from functools import partial
-
-from apscheduler.schedulers.background import BackgroundScheduler
 
 from daemon.admission.admit import backlog, pull_feed
 from daemon.admission.auto_pause import pause_if_poisoned
@@ -18,20 +15,23 @@ from daemon.admission.policy import Policy
 from daemon.core.config.settings import Config
 from daemon.core.errors import ErrataError, FencedError, LeaseHeldError
 from daemon.core.ledger import leases
+from daemon.core.ledger.dates import settle_dates
 from daemon.core.ledger.feeds import note_error
 from daemon.core.ledger.heartbeats import heard
 from daemon.core.ledger.ledger import Ledger
 from daemon.core.ledger.switches import is_feed_paused
 from daemon.core.log import get_logger
-from daemon.core.names import SCHEDULER_LEASE, AdmissionOutcome
+from daemon.core.names import AdmissionOutcome, scheduler_lease
 from daemon.core.token_bucket import TokenBucket
 from daemon.feeds.base import Feed, make_feed
 from daemon.scheduling.dispatch import Queue, make_batches, reconcile, send_open
+from daemon.scheduling.repetition import Repetition
 from daemon.scheduling.surveys import ask_for_survey
 from daemon.upkeep.store import collect_garbage, is_scrub_due, require_free_space, scrub
 from daemon.watch.judge import judge
 
 log = get_logger("errata.scheduler")
+_STOP_SECONDS = 5.0  # for the jobs in progress: a transaction takes less, a feed's server may take longer
 
 
 class Scheduler:
@@ -48,9 +48,8 @@ class Scheduler:
         self._policy = Policy.of(config.admission)
         self._unread = {feed.name for feed in self.feeds}
         self._lease: leases.Lease | None = None
-        self._jobs = BackgroundScheduler(
-            timezone=UTC, job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None}
-        )
+        self._waits = False
+        self._jobs = Repetition()
 
     @property
     def feeds_at_end(self) -> bool:
@@ -60,24 +59,26 @@ class Scheduler:
     def start(self) -> None:
         """Repeat the jobs in the background until ``stop``."""
         every = self.config.schedule
-        self._repeat("lead", self.lead, every.lease_seconds / 3)
+        self._jobs.add("lead", self.lead, every.lease_seconds / 3)
         for feed in self.feeds:  # a feed that waits for its server delays no other
-            self._repeat(f"pull {feed.name}", partial(self.pull_one, feed), every.pull_seconds)
-        self._repeat("dispatch", self.dispatch, every.dispatch_seconds)
-        self._repeat("reconcile", self.reconcile, every.reconcile_seconds)
-        self._repeat("judge", self.judge, every.judge_seconds)
-        self._repeat("survey", self.survey, every.judge_seconds)
-        self._repeat("keep", self.keep, every.keep_seconds)
-        self._repeat("greet", self.greet, every.greet_seconds)
+            self._jobs.add(f"pull {feed.name}", partial(self.pull_one, feed), every.pull_seconds)
+        self._jobs.add("dispatch", self.dispatch, every.dispatch_seconds)
+        self._jobs.add("reconcile", self.reconcile, every.reconcile_seconds)
+        self._jobs.add("judge", self.judge, every.judge_seconds)
+        self._jobs.add("survey", self.survey, every.judge_seconds)
+        self._jobs.add("keep", self.keep, every.keep_seconds)
+        self._jobs.add("greet", self.greet, every.greet_seconds)
         self.lead()
         self._jobs.start()
 
     def stop(self) -> None:
-        """End after the jobs in progress, and release the lease."""
-        self._jobs.shutdown(wait=True)
+        """End after the jobs in progress, without those that take long, and release the lease."""
+        if unfinished := self._jobs.stop(_STOP_SECONDS):
+            log.warning("ended during jobs, which are done again later", jobs=unfinished)
         if self._lease is not None:
+            lease, self._lease = self._lease, None
             with self.ledger.write() as connection:
-                leases.release(connection, self.ledger.clock.now(), self._lease)
+                leases.release(connection, self.ledger.lease_clock, lease)
 
     def tick(self) -> None:
         """Do each job once, in the order in which a correction meets them."""
@@ -87,19 +88,21 @@ class Scheduler:
 
     def lead(self) -> bool:
         """Take or renew the lease of the leading scheduler, and return whether this one leads."""
-        seconds = self.config.schedule.lease_seconds
+        name, seconds = scheduler_lease(self.config.model.name), self.config.schedule.lease_seconds
+        clock = self.ledger.lease_clock
         with self.ledger.write() as connection:
-            now = self.ledger.clock.now()
             try:
                 if self._lease is not None:
-                    leases.renew(connection, now, self._lease, seconds)
+                    leases.renew(connection, clock, self._lease, seconds)
                 else:
-                    self._lease = leases.acquire(
-                        connection, now, SCHEDULER_LEASE, _holder(), seconds, "leads"
-                    )
+                    self._lease = leases.acquire(connection, clock, name, _holder(), seconds, "leads")
                     log.info("leads", token=self._lease.token)
-            except LeaseHeldError:
+                self._waits = False
+            except LeaseHeldError as error:
                 self._lease = None
+                if not self._waits:
+                    log.warning("waits until another scheduler ends", why=str(error))
+                self._waits = True
             except FencedError:
                 log.warning("another scheduler leads now")
                 self._lease = None
@@ -122,7 +125,7 @@ class Scheduler:
     def _dispatch(self) -> None:
         require_free_space(self.config)
         make_batches(self.ledger, self.config)
-        send_open(self.ledger, self.queue)
+        send_open(self.ledger, self.config.model.name, self.queue)
 
     def reconcile(self) -> None:
         """Send batches again that Redis lost or a dead worker left."""
@@ -138,7 +141,9 @@ class Scheduler:
 
     def keep(self) -> None:
         """Delete blobs that no revision needs, and check the others when that is due."""
-        self._guarded("collect", lambda: collect_garbage(self.ledger, self.config))
+        # the age of a file is of the wall clock: one that was just written may look old after a step
+        if self.ledger.step_watch.seconds_since_step > self.config.store.grace_seconds:
+            self._guarded("collect", lambda: collect_garbage(self.ledger, self.config))
         self._guarded("scrub", self._scrub_when_due)
 
     def _scrub_when_due(self) -> None:
@@ -182,15 +187,13 @@ class Scheduler:
         if self._lease is None:
             return
         try:
+            settle_dates(self.ledger)
             work()
         except ErrataError as error:
             log.warning("job failed", job=job, code=error.code, error=str(error))
             if feed is not None:
                 with self.ledger.write() as connection:
                     note_error(connection, self.ledger.clock.now(), feed, str(error))
-
-    def _repeat(self, name: str, job: Callable[[], object], seconds: float) -> None:
-        self._jobs.add_job(job, "interval", seconds=seconds, id=name, replace_existing=True)
 
 
 def _holder() -> str:

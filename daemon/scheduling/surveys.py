@@ -30,10 +30,10 @@ def ask_for_survey(ledger: Ledger, config: Config, queue: Queue) -> bool:
         if not is_due(connection, config, ledger.clock.now()):
             return False
     with ledger.write() as connection:
-        now = ledger.clock.now()
-        try:  # the lease is never released: a survey that is lost is due again when the lease has expired
+        try:  # the lease is never released: a survey that is lost is due again when the lease is over
             who = f"{_WHO}:{secrets.token_hex(4)}"
-            leases.acquire(connection, now, f"survey:{model}", who, config.edit.task_seconds)
+            seconds = float(config.edit.task_seconds)
+            leases.acquire(connection, ledger.lease_clock, f"survey:{model}", who, seconds)
         except LeaseHeldError:
             return False
     queue.survey(model)

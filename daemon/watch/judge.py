@@ -11,6 +11,7 @@ from daemon.core.config.settings import Config
 from daemon.core.errors import NotFoundError, StaleHeadError
 from daemon.core.ledger import audit
 from daemon.core.ledger.chain import find_revision, head, promote_forebears, set_revision_state
+from daemon.core.ledger.dates import settle_dates
 from daemon.core.ledger.incidents import (
     close_answered,
     find_incident,
@@ -38,6 +39,7 @@ def judge(ledger: Ledger, config: Config) -> None:
     A revision whose probes are all ok becomes live, a degraded one is rejected and has an incident. A
     revision with a probe that is unknown stays a candidate.
     """
+    settle_dates(ledger)
     model = config.model.name
     with ledger.read() as connection:
         waiting = _unjudged(connection, model)
@@ -121,6 +123,7 @@ def react(ledger: Ledger, config: Config, who: str, cause: RollbackCause = Rollb
     A freeze follows within the cooldown of another rollback, or where no good revision is near enough. Of
     several calls at the same time one acts, and the others find nothing open.
     """
+    settle_dates(ledger)
     model = config.model.name
     for _ in range(_LOOKS):
         with ledger.read() as connection:

@@ -86,7 +86,7 @@ def pulled(ledger: Ledger, feed: JsonlFeed, chunk: int, queue: CeleryQueue, conf
         done, more, chunks = done + len(report.decisions), report.more, chunks + 1
         if chunks % BATCHES_EVERY == 0 or not more:
             make_batches(ledger, config)
-            send_open(ledger, queue)
+            send_open(ledger, "default", queue)
         yield done
 
 

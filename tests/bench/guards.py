@@ -81,8 +81,8 @@ WRITERS = (
     ),
     Guard(
         "a lease that is held is not given away", _LEASES,
-        'if row is not None and row["holder"] != holder and from_text(row["expires_at"]) > now:',
-        "if False:",
+        "        if not clock.is_over(row, seconds):",
+        "        if False:",
         _FENCING + "test_of_two_workers_one_writes_and_the_other_waits",
     ),
     Guard(
@@ -93,8 +93,8 @@ WRITERS = (
     ),
     Guard(
         "one daemon leads", "daemon/scheduling/scheduler.py",
-        "except LeaseHeldError:\n                self._lease = None",
-        'except LeaseHeldError:\n                self._lease = leases.Lease(SCHEDULER_LEASE, "", 0)',
+        "except LeaseHeldError as error:\n                self._lease = None",
+        'except LeaseHeldError as error:\n                self._lease = leases.Lease(name, "", 0)',
         _SCHEDULER + "test_of_two_daemons_one_leads_and_the_other_waits",
     ),
     Guard(
@@ -111,9 +111,46 @@ WRITERS = (
     ),
     Guard(
         "what Redis lost is sent again", "daemon/scheduling/dispatch.py",
-        "return _send(ledger, queue, BatchState.SENT, before=ripe)",
+        "return _send(ledger, model, queue, BatchState.SENT, before=ripe)",
         "return 0",
         "tests/broker/test_lost_queue.py::test_flushed_with_batches_queued",
+    ),
+)  # fmt: skip
+
+_STEPS, _LEASES_TEST = (
+    "tests/daemon/scheduling/test_steps.py::",
+    "tests/daemon/core/ledger/test_leases.py::",
+)
+TIME = (
+    Guard(
+        "leases are measured by the monotonic clock", _LEASES,
+        '"seconds": seconds, "boot": self._boot',
+        '"seconds": None, "boot": self._boot',
+        _LEASES_TEST + "test_a_step_of_the_clock_neither_ends_a_lease_nor_makes_it_longer",
+    ),
+    Guard(
+        "a lease of another host is over when it is not renewed", _LEASES,
+        "return now - before[1] >= length",
+        "return False",
+        _STEPS + "test_a_lease_dated_hours_ahead_is_taken_over_within_its_length_and_the_log_says_so",
+    ),
+    Guard(
+        "jobs are due by the monotonic clock", "daemon/scheduling/repetition.py",
+        "return _ZERO.replace(tzinfo=self) + timedelta(seconds=time.monotonic())",
+        "return _utc",
+        _STEPS + "test_repeated_jobs_go_on_through_steps_of_the_machines_clock",
+    ),
+    Guard(
+        "a clock that was set back makes no interval longer", "daemon/core/ledger/dates.py",
+        "if was_settled and step >= 0:",
+        "if was_settled:",
+        _STEPS + "test_an_hours_budget_is_free_again_an_hour_after_a_step_back_at_the_latest",
+    ),
+    Guard(
+        "nothing is collected soon after a step of the clock", "daemon/scheduling/scheduler.py",
+        "if self.ledger.step_watch.seconds_since_step > self.config.store.grace_seconds:",
+        "if True:",
+        _STEPS + "test_nothing_is_collected_for_the_grace_time_after_a_step",
     ),
 )  # fmt: skip
 
@@ -334,4 +371,4 @@ STRANGERS = (
     ),
 )  # fmt: skip
 
-GUARDS = (*WRITERS, *WEIGHTS, *STRANGERS)
+GUARDS = (*WRITERS, *TIME, *WEIGHTS, *STRANGERS)

@@ -5,6 +5,7 @@ import logging
 import os
 import shutil
 import signal
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -54,13 +55,13 @@ class Later:
     """The machine's clock, moved on, so that nobody waits for a dead worker's lease."""
 
     def __init__(self, seconds: float = 0.0) -> None:
-        self._ahead = timedelta(seconds=seconds)
+        self._ahead = seconds
 
     def now(self) -> datetime:
-        return datetime.now(UTC) + self._ahead
+        return datetime.now(UTC) + timedelta(seconds=self._ahead)
 
     def monotonic(self) -> float:
-        return datetime.now(UTC).timestamp()
+        return time.monotonic() + self._ahead
 
 
 class Life:

@@ -50,7 +50,7 @@ class LeaseKeeper:
         self._stop.set()
         self._thread.join(timeout=self._seconds)
         with self._ledger.write() as connection:
-            leases.release(connection, self._ledger.clock.now(), self.lease)
+            leases.release(connection, self._ledger.lease_clock, self.lease)
         self._beat("idle")
 
     def take(self) -> None:
@@ -60,14 +60,14 @@ class LeaseKeeper:
             LeaseHeldError: another writer has it.
         """
         with self._ledger.write() as connection:
-            now, name = self._ledger.clock.now(), writer_lease(self._model)
-            self.lease = leases.acquire(connection, now, name, worker_name(), self._seconds, self._batch_id)
+            clock, name = self._ledger.lease_clock, writer_lease(self._model)
+            self.lease = leases.acquire(connection, clock, name, worker_name(), self._seconds, self._batch_id)
 
     def _renew(self) -> None:
         while not self._stop.wait(self._seconds / 3):
             try:
                 with self._ledger.write() as connection:
-                    leases.renew(connection, self._ledger.clock.now(), self.lease, self._seconds)
+                    leases.renew(connection, self._ledger.lease_clock, self.lease, self._seconds)
                 self._beat("busy")
             except FencedError:
                 continue  # a rollback took the lease: the commit is refused, and the session plans again

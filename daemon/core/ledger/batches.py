@@ -8,6 +8,7 @@ from sqlalchemy import Connection, RowMapping, insert, select, update
 
 from daemon.core.clock import to_text
 from daemon.core.ledger.corrections import put_in_batch
+from daemon.core.ledger.database import no_later
 from daemon.core.ledger.proposals import Refusal
 from daemon.core.ledger.schema import batches, corrections
 from daemon.core.ledger.settlement import quarantine_refused
@@ -84,3 +85,9 @@ def split_or_refuse(connection: Connection, now: datetime, batch_id: str, why: s
     middle = len(ids) // 2
     model = rows[0]["model"]
     return create_all(connection, now, model, [ids[:middle], ids[middle:]])
+
+
+def settle_dates(connection: Connection, now: datetime) -> None:
+    """Date by now what is dated later, because the clock was set back."""
+    no_later(connection, update(batches), batches.c.created_at, now)
+    no_later(connection, update(batches), batches.c.sent_at, now)

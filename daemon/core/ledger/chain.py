@@ -8,7 +8,7 @@ from sqlalchemy.exc import IntegrityError
 
 from daemon.core.clock import to_text
 from daemon.core.errors import NotFoundError, StaleHeadError
-from daemon.core.ledger.database import in_chunks
+from daemon.core.ledger.database import in_chunks, no_later
 from daemon.core.ledger.revision import content_hash
 from daemon.core.ledger.schema import judgements, revisions, tenures
 from daemon.core.names import ProbeResult, RevisionKind, RevisionState, RollbackCause
@@ -174,3 +174,8 @@ def lineage(connection: Connection, model: str, number: int) -> list[int]:
     mine = (revisions.c.model == model) & (revisions.c.content_of.is_not(None))
     rollbacks = set(connection.execute(select(revisions.c.number).where(mine)).scalars())
     return [one for one in path(connection, model, number) if one != number and one not in rollbacks]
+
+
+def settle_dates(connection: Connection, now: datetime) -> None:
+    """Date by now what is dated later, because the clock was set back."""
+    no_later(connection, update(revisions), revisions.c.created_at, now)

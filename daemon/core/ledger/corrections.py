@@ -1,11 +1,12 @@
 """The only module that writes to the table ``corrections``."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection, bindparam, insert, update
 
-from daemon.core.ledger.database import in_chunks
+from daemon.core.ledger.database import in_chunks, no_later
 from daemon.core.ledger.schema import corrections
 from daemon.core.names import CorrectionState
 
@@ -46,3 +47,8 @@ def leave_batch(connection: Connection, correction_id: str, state: CorrectionSta
     """Put a correction into a state in which it belongs to no batch, so that a new one can take it."""
     values = {"state": state, "reason": reason, "batch_id": None}
     connection.execute(update(corrections).where(corrections.c.id == correction_id).values(**values))
+
+
+def settle_dates(connection: Connection, now: datetime) -> None:
+    """Date by now what is dated later, because the clock was set back."""
+    no_later(connection, update(corrections), corrections.c.admitted_at, now)

@@ -4,19 +4,21 @@ import sqlite3
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from alembic import command
 from alembic.config import Config as AlembicConfig
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from pydantic_core import to_json
-from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy import Column, Connection, Engine, Update, create_engine, event, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DatabaseError, OperationalError
 from sqlalchemy.pool import ConnectionPoolEntry
 
+from daemon.core.clock import to_text
 from daemon.core.errors import LedgerError, UnavailableError
 
 Value = TypeVar("Value")
@@ -114,6 +116,12 @@ def in_chunks(values: Iterable[Value]) -> Iterator[list[Value]]:
     """Yield the distinct values in their order, cut to the length that one IN list may have."""
     distinct = list(dict.fromkeys(values))
     return (distinct[start : start + _IN_LIST] for start in range(0, len(distinct), _IN_LIST))
+
+
+def no_later(connection: Connection, change: Update, column: Column[Any], now: datetime) -> None:
+    """Set a column of dates to ``now`` where it is later."""
+    latest = to_text(now)
+    connection.execute(change.where(column > latest).values({column: latest}))
 
 
 def check_integrity(engine: Engine) -> None:

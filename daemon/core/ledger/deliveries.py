@@ -3,9 +3,10 @@
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, delete, insert, select
+from sqlalchemy import Connection, RowMapping, delete, insert, select, update
 
 from daemon.core.clock import to_text
+from daemon.core.ledger.database import no_later
 from daemon.core.ledger.schema import deliveries
 
 
@@ -26,3 +27,8 @@ def store_delivery(
 def forget_deliveries(connection: Connection, before: datetime) -> None:
     """Delete the answers that are older than ``before``."""
     connection.execute(delete(deliveries).where(deliveries.c.at < to_text(before)))
+
+
+def settle_dates(connection: Connection, now: datetime) -> None:
+    """Date by now what is dated later, because the clock was set back."""
+    no_later(connection, update(deliveries), deliveries.c.at, now)

@@ -7,6 +7,7 @@ from typing import Any
 from sqlalchemy import Connection, RowMapping, insert, select, update
 
 from daemon.core.clock import to_text
+from daemon.core.ledger.database import no_later
 from daemon.core.ledger.schema import feed_outcomes, feeds
 from daemon.core.names import AdmissionOutcome
 
@@ -49,3 +50,8 @@ def _change(connection: Connection, name: str, **values: Any) -> None:
     if not connection.execute(change).rowcount:
         connection.execute(insert(feeds).values(name=name, cursor={}, items=0))
         connection.execute(change)
+
+
+def settle_dates(connection: Connection, now: datetime) -> None:
+    """Date by now what is dated later, because the clock was set back."""
+    no_later(connection, update(feeds), feeds.c.pulled_at, now)

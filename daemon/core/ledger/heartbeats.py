@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 from sqlalchemy import Connection, delete, insert, update
 
 from daemon.core.clock import to_text
+from daemon.core.ledger.database import no_later
 from daemon.core.ledger.ledger import Ledger
 from daemon.core.ledger.schema import workers
 
@@ -38,3 +39,8 @@ def heard(ledger: Ledger, model: str, names: Iterable[str]) -> None:
             mine = workers.c.name == name
             if not connection.execute(update(workers).where(mine).values(seen_at=to_text(now))).rowcount:
                 beat(connection, now, name, model, "up", "", 0)
+
+
+def settle_dates(connection: Connection, now: datetime) -> None:
+    """Date by now what is dated later, because the clock was set back."""
+    no_later(connection, update(workers), workers.c.seen_at, now)

@@ -9,7 +9,7 @@ from sqlalchemy import ColumnElement, Connection, RowMapping, and_, insert, sele
 from daemon.core.clock import to_text
 from daemon.core.errors import NotFoundError
 from daemon.core.ledger import audit
-from daemon.core.ledger.database import in_chunks
+from daemon.core.ledger.database import in_chunks, no_later
 from daemon.core.ledger.schema import incidents
 from daemon.core.names import STORE_PROBE, UNSETTLED, IncidentState, ProbeResult, RollbackCause
 
@@ -138,3 +138,9 @@ def _close(connection: Connection, now: datetime, which: ColumnElement[bool], **
 def _of_probe(model: str, revision: int, probe: str) -> ColumnElement[bool]:
     of_revision = and_(incidents.c.model == model, incidents.c.revision == revision)
     return of_revision & (incidents.c.probe == probe)
+
+
+def settle_dates(connection: Connection, now: datetime) -> None:
+    """Date by now what is dated later, because the clock was set back."""
+    no_later(connection, update(incidents), incidents.c.opened_at, now)
+    no_later(connection, update(incidents), incidents.c.closed_at, now)

@@ -11,7 +11,7 @@ from typing import Self
 
 from sqlalchemy import Connection, Engine, RowMapping
 
-from daemon.core.clock import Clock, SystemClock
+from daemon.core.clock import Clock, StepWatch, SystemClock
 from daemon.core.errors import LedgerError, NotFoundError, StaleHeadError
 from daemon.core.fsio import FaultHook, no_fault
 from daemon.core.ledger import audit, leases
@@ -26,7 +26,7 @@ from daemon.core.ledger.chain import (
 )
 from daemon.core.ledger.database import check_integrity, is_founded, migrate, open_engine, transaction
 from daemon.core.ledger.incidents import settle_left_behind
-from daemon.core.ledger.leases import Lease
+from daemon.core.ledger.leases import Lease, LeaseClock
 from daemon.core.ledger.probe_results import insert_probes
 from daemon.core.ledger.proposals import ProbeRow, Proposal
 from daemon.core.ledger.revision import content_hash
@@ -40,6 +40,7 @@ class Ledger:
     def __init__(self, engine: Engine, clock: Clock | None = None, fault: FaultHook = no_fault) -> None:
         self.engine = engine
         self.clock = clock or SystemClock()
+        self.lease_clock, self.step_watch = LeaseClock(self.clock), StepWatch(self.clock)
         self._fault = fault
 
     @classmethod
@@ -144,7 +145,7 @@ class Ledger:
             now = self.clock.now()
             current = _expected_head(connection, model, expected_head)
             target = _kept_revision(connection, model, to)
-            lease = leases.overtake(connection, now, writer_lease(model), f"rollback by {who}")
+            lease = leases.overtake(connection, self.lease_clock, writer_lease(model), f"rollback by {who}")
             number = int(current["number"]) + 1
             append_revision(
                 connection, now, model, number, RevisionKind.ROLLBACK, target["tensors"], target["recipe"],
@@ -179,7 +180,7 @@ class Ledger:
             current = _expected_head(connection, model, expected_head)
             if current["content"] == content_hash(tensors):
                 return int(current["number"])
-            lease = leases.overtake(connection, now, writer_lease(model), f"rebuild by {who}")
+            lease = leases.overtake(connection, self.lease_clock, writer_lease(model), f"rebuild by {who}")
             number = int(current["number"]) + 1
             append_revision(
                 connection, now, model, number, RevisionKind.REBUILD, tensors, current["recipe"],

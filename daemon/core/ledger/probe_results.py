@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from datetime import datetime
 
-from sqlalchemy import Connection, func, insert, select
+from sqlalchemy import Connection, func, insert, select, update
 
 from daemon.core.clock import to_text
 from daemon.core.ledger.chain import get_revision
+from daemon.core.ledger.database import no_later
 from daemon.core.ledger.proposals import ProbeRow
 from daemon.core.ledger.schema import probe_results
 from daemon.core.names import ALL_PROBES
@@ -30,3 +31,8 @@ def last_survey(connection: Connection, model: str) -> str:
     surveys = (probe_results.c.model == model) & (probe_results.c.probe == ALL_PROBES)
     last = connection.execute(select(func.max(probe_results.c.measured_at)).where(surveys)).scalar()
     return str(last or get_revision(connection, model, 0)["created_at"])
+
+
+def settle_dates(connection: Connection, now: datetime) -> None:
+    """Date by now what is dated later, because the clock was set back."""
+    no_later(connection, update(probe_results), probe_results.c.measured_at, now)

@@ -2,9 +2,10 @@
 
 from datetime import datetime
 
-from sqlalchemy import Connection, RowMapping, delete, insert, select
+from sqlalchemy import Connection, RowMapping, delete, insert, select, update
 
 from daemon.core.clock import to_text
+from daemon.core.ledger.database import no_later
 from daemon.core.ledger.schema import publications
 
 _MESSAGE_CHARACTERS = 500  # enough for the cause of a refusal, too little for a whole page of HTML
@@ -32,3 +33,8 @@ def record_publication(
     row = {"model": model, "place": place, "revision": revision, "held": held, "attempts": attempts}
     row |= {"message": message[:_MESSAGE_CHARACTERS], "at": to_text(now)}
     connection.execute(insert(publications).values(**row))
+
+
+def settle_dates(connection: Connection, now: datetime) -> None:
+    """Date by now what is dated later, because the clock was set back."""
+    no_later(connection, update(publications), publications.c.at, now)

@@ -7,6 +7,7 @@ from datetime import datetime
 from sqlalchemy import Connection, insert, update
 
 from daemon.core.clock import to_text
+from daemon.core.ledger.database import no_later
 from daemon.core.ledger.schema import quarantine
 from daemon.core.names import QuarantineState
 
@@ -37,3 +38,8 @@ def add_to_quarantine(connection: Connection, now: datetime, entries: Iterable[Q
 def close_entry(connection: Connection, entry_id: int, state: QuarantineState) -> None:
     """Mark an entry as released or dropped."""
     connection.execute(update(quarantine).where(quarantine.c.id == entry_id).values(state=state))
+
+
+def settle_dates(connection: Connection, now: datetime) -> None:
+    """Date by now what is dated later, because the clock was set back."""
+    no_later(connection, update(quarantine), quarantine.c.at, now)

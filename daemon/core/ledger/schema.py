@@ -135,8 +135,11 @@ leases = Table(
     Column("name", String(96), primary_key=True),
     Column("holder", String(128), nullable=False),
     Column("token", Integer, nullable=False),
-    Column("expires_at", String(32), nullable=False),
+    Column("expires_at", String(32), nullable=False),  # by the wall clock, for people
     Column("note", Text, nullable=False, default=""),
+    Column("seconds", Float),  # its length; 0: given back; NULL: an older Errata wrote it
+    Column("boot", String(64), nullable=False, server_default=""),  # whose monotonic clock ``renewed`` is of
+    Column("renewed", Float, nullable=False, server_default="0"),
 )
 
 feeds = Table(

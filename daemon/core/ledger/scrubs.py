@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from datetime import datetime
 
-from sqlalchemy import Connection, insert, select
+from sqlalchemy import Connection, insert, select, update
 
 from daemon.core.clock import from_text, to_text
+from daemon.core.ledger.database import no_later
 from daemon.core.ledger.schema import scrubs
 
 
@@ -21,3 +22,8 @@ def insert_scrub(
     """Add a scrub of ``blobs`` files with ``size`` bytes, with what is wrong with each damaged blob."""
     row = {"blobs": blobs, "bytes": size, "unsound": dict(unsound), "seconds": seconds, "at": to_text(now)}
     connection.execute(insert(scrubs).values(**row))
+
+
+def settle_dates(connection: Connection, now: datetime) -> None:
+    """Date by now what is dated later, because the clock was set back."""
+    no_later(connection, update(scrubs), scrubs.c.at, now)

@@ -5,10 +5,11 @@ The name of a switch is made here alone; it is also the target of its audit rows
 
 from datetime import datetime
 
-from sqlalchemy import Connection, delete, insert, select
+from sqlalchemy import Connection, delete, insert, select, update
 
 from daemon.core.clock import to_text
 from daemon.core.ledger import audit
+from daemon.core.ledger.database import no_later
 from daemon.core.ledger.incidents import close_frozen
 from daemon.core.ledger.ledger import Ledger
 from daemon.core.ledger.schema import switches
@@ -70,3 +71,8 @@ def _turn_by_hand(ledger: Ledger, model: str, feed: str | None, who: str, reason
         action = "pause" if on else "resume"
         audit.record(connection, now, who, action, name, reason, {"was_on": was_on})
     return was_on is not on
+
+
+def settle_dates(connection: Connection, now: datetime) -> None:
+    """Date by now what is dated later, because the clock was set back."""
+    no_later(connection, update(switches), switches.c.at, now)

@@ -89,7 +89,7 @@ def test_many_batches_need_few_transactions(sqlite_ledger: Ledger) -> None:
 
     sqlite_ledger.write = counted  # type: ignore[method-assign,assignment]
     assert make_batches(sqlite_ledger, many) == 100
-    assert send_open(sqlite_ledger, queue) == 100
+    assert send_open(sqlite_ledger, "default", queue) == 100
     assert taken <= 6
     assert in_state(sqlite_ledger, batches.c.state, BatchState.SENT) == 100
 
@@ -101,9 +101,9 @@ def test_a_queue_that_fails_half_way_keeps_what_it_took_and_the_rest_stays_in_th
     make_batches(ledger, configured())
     queue = ListQueue(room=3)
     with pytest.raises(UnavailableError):
-        send_open(ledger, queue)
+        send_open(ledger, "default", queue)
     assert in_state(ledger, batches.c.state, BatchState.SENT) == 3
     assert in_state(ledger, batches.c.state, BatchState.OPEN) == 2
     queue.room = 10
-    assert send_open(ledger, queue) == 2
+    assert send_open(ledger, "default", queue) == 2
     assert len(set(queue.sent)) == 5

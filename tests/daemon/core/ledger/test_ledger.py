@@ -214,7 +214,7 @@ def test_a_rollback_does_not_wait_for_the_writer(edited: Ledger) -> None:
     take_lease(edited)
     assert roll_back(edited, 1, "ann", "now") == 3
     with edited.read() as connection:
-        assert leases.current_note(connection, edited.clock.now(), writer_lease("default")) is None
+        assert leases.current_note(connection, edited.lease_clock, writer_lease("default")) is None
 
 
 def test_a_rollback_that_expected_another_head_is_refused(edited: Ledger) -> None:
