@@ -1,7 +1,7 @@
-"""The commands scrub, gc, backup and restore."""
+"""The commands scrub, gc, backup, restore and migrate."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,7 +18,7 @@ Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="the backup's fol
 
 def add_commands(app: typer.Typer) -> None:
     """Add these commands."""
-    for command in (scrub, gc, backup, restore):
+    for command in (scrub, gc, backup, restore, migrate):
         app.command(command.__name__)(command)
 
 
@@ -96,6 +96,37 @@ def restore(context: typer.Context, folder: Folder, reason: Reason, as_json: Jso
         _record(ledger, "restore", str(folder), why, {"blobs": copied.blobs})
     line = f"restored from {folder}: the ledger and {copied.blobs} blobs"
     answer({"folder": str(folder), "blobs": copied.blobs, "replaced": copied.linked}, line, as_json)
+
+
+def migrate(
+    context: typer.Context,
+    force: Annotated[
+        bool, typer.Option("--force", help="also while a lease says that an older Errata still works")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Bring the ledger of an older Errata to the schema of this one.
+
+    Stop errata run and all workers first. Besides this command only errata run migrates; all others refuse
+    a ledger of another schema and leave it as it is.
+
+    Examples: errata migrate | errata migrate --force
+    """
+    from daemon.core.errors import LedgerError
+    from daemon.core.ledger.database import is_founded, open_engine
+    from daemon.core.ledger.ledger import Ledger
+    from daemon.core.ledger.upgrade import upgrade
+    from daemon.embedded.lock import only_one
+
+    config = load(context)
+    if not is_founded(config.ledger_url):
+        raise LedgerError("there is no ledger yet", hint="errata run creates it; check data_dir")
+    with only_one(config.run_path), closing(Ledger(open_engine(config.ledger_url))) as ledger:
+        before, after = upgrade(ledger.engine, ledger.clock.now(), beside_others=force)
+        if before != after:
+            _record(ledger, "migrate", config.model.name, "by hand", {"from": before, "to": after})
+    line = f"the ledger has schema {after}" + ("" if before == after else f", it had {before}")
+    answer({"before": before, "after": after}, line, as_json)
 
 
 def _record(ledger: "Ledger", action: str, target: str, why: str, details: dict[str, Any]) -> None:

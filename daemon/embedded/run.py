@@ -67,7 +67,7 @@ class Supervisor:
         with ExitStack() as stack:
             stack.enter_context(only_one(self.config.run_path))
             stack.enter_context(self._redis())
-            ledger = Ledger.open(self.config.ledger_url)
+            ledger = Ledger.open_migrated(self.config.ledger_url)
             stack.callback(ledger.close)
             _require_feeds(ledger, self.config)
             if self._with_model:

@@ -117,7 +117,7 @@ def _needed(ledger_file: Path) -> list[str]:
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / LEDGER_FILE
         copy_database(ledger_file, copy)
-        ledger = Ledger.open(f"sqlite:///{copy}")
+        ledger = Ledger.open_migrated(f"sqlite:///{copy}")
         try:
             with ledger.read() as connection:
                 return sorted(kept_blobs(connection))

@@ -100,7 +100,8 @@ def _ledger(config: Config) -> Finding:
     if version is not None and version > newest:
         detail, fix = f"schema {version}, this Errata knows {newest}", "install the newer Errata"
     else:
-        detail, fix = f"schema {version}, newest is {newest}", "errata run migrates it at start"
+        detail = f"schema {version}, this Errata needs {newest}"
+        fix = "stop errata run and all workers, then run errata migrate"
     return Finding("ledger", False, detail, fix)
 
 

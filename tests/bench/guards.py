@@ -235,7 +235,7 @@ WEIGHTS = (
     ),
     Guard(
         "a damaged ledger is refused", _LEDGER,
-        "        check_integrity(engine)\n",
+        "    check_integrity(engine)\n",
         "",
         _LEDGER_TEST + "test_a_damaged_ledger_is_refused_and_says_how_to_restore",
     ),
@@ -244,6 +244,18 @@ WEIGHTS = (
         "if current is not None and current > newest:",
         "if False:",
         "tests/daemon/core/ledger/test_migrations.py::test_a_ledger_of_a_newer_errata_is_refused_and_left_alone",
+    ),
+    Guard(
+        "only the daemon and errata migrate migrate", _LEDGER,
+        "        require_schema(engine)\n",
+        "        migrate(engine)\n",
+        "tests/daemon/core/ledger/test_migrations.py::test_only_the_daemon_and_its_command_migrate",
+    ),
+    Guard(
+        "nothing is migrated under an older daemon", "daemon/core/ledger/upgrade.py",
+        "    if held:\n",
+        "    if False:\n",
+        "tests/daemon/core/ledger/test_migrations.py::test_nothing_is_migrated_under_an_older_daemon_that_works",
     ),
     Guard(
         "a probe without a score is unknown", "workers/probes/base.py",

@@ -158,22 +158,39 @@ def newest_version() -> str:
     return head or ""
 
 
-def migrate(engine: Engine) -> None:
-    """Bring the ledger to the newest schema, which several processes may do at once.
-
-    Raises LedgerError if the ledger was written by a newer Errata.
-    """
+def require_schema(engine: Engine) -> None:
+    """Raise LedgerError unless the ledger has the schema of this code. Changes nothing."""
     current, newest = schema_version(engine), newest_version()
     if current == newest:
         return
-    if current is not None and current > newest:
-        raise LedgerError(
-            f"the ledger has schema {current}, this Errata knows {newest}", hint="install the newer Errata"
-        )
+    _refuse_newer(current, newest)
+    raise LedgerError(
+        f"the ledger has schema {current}, this Errata needs {newest}",
+        hint="stop errata run and all workers, then run errata migrate",
+    )
+
+
+def migrate(engine: Engine) -> bool:
+    """Bring the ledger to the newest schema, which several processes may do at once.
+
+    Returns whether there was anything to do. Raises LedgerError if the ledger was written by a newer Errata.
+    """
+    current, newest = schema_version(engine), newest_version()
+    if current == newest:
+        return False
+    _refuse_newer(current, newest)
     settings = _alembic()
     with transaction(engine, write=True) as connection:
         settings.attributes["connection"] = connection
         command.upgrade(settings, "head")
+    return True
+
+
+def _refuse_newer(current: str | None, newest: str) -> None:
+    if current is not None and current > newest:
+        raise LedgerError(
+            f"the ledger has schema {current}, this Errata knows {newest}", hint="install the newer Errata"
+        )
 
 
 def _alembic() -> AlembicConfig:

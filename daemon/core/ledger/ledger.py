@@ -24,13 +24,22 @@ from daemon.core.ledger.chain import (
     head,
     mark_taken_back,
 )
-from daemon.core.ledger.database import check_integrity, is_founded, migrate, open_engine, transaction
+from daemon.core.ledger.database import (
+    check_integrity,
+    is_founded,
+    migrate,
+    open_engine,
+    require_schema,
+    schema_version,
+    transaction,
+)
 from daemon.core.ledger.incidents import settle_left_behind
 from daemon.core.ledger.leases import Lease, LeaseClock
 from daemon.core.ledger.probe_results import insert_probes
 from daemon.core.ledger.proposals import ProbeRow, Proposal
 from daemon.core.ledger.revision import content_hash
 from daemon.core.ledger.settlement import apply_written, bring_back, quarantine_refused
+from daemon.core.ledger.upgrade import upgrade
 from daemon.core.names import RevisionKind, RevisionState, RollbackCause, writer_lease
 
 
@@ -45,13 +54,15 @@ class Ledger:
 
     @classmethod
     def open(cls, url: str, clock: Clock | None = None, fault: FaultHook = no_fault) -> Self:
-        """Open, check and migrate the ledger at an SQLAlchemy URL.
+        """Open and check the ledger at an SQLAlchemy URL, and create it where there is none.
 
-        Raises LedgerError if it is damaged or written by a newer Errata, UnavailableError without an answer.
+        A ledger of another schema is left as it is. Raises LedgerError for one, or if the ledger is damaged,
+        and UnavailableError if the database does not answer.
         """
-        engine = open_engine(url)
-        check_integrity(engine)
-        migrate(engine)
+        engine = _open_sound(url)
+        if schema_version(engine) is None:
+            migrate(engine)
+        require_schema(engine)
         return cls(engine, clock, fault)
 
     @classmethod
@@ -60,6 +71,17 @@ class Ledger:
         if not is_founded(url):
             raise LedgerError("there is no ledger yet", hint="errata run creates it; check data_dir")
         return cls.open(url, clock)
+
+    @classmethod
+    def open_migrated(cls, url: str, clock: Clock | None = None) -> Self:
+        """Open the ledger and bring an older one to the schema of this code, or create it.
+
+        Raises UnavailableError also while another process works on an older ledger, else as ``open``.
+        """
+        engine = _open_sound(url)
+        ledger = cls(engine, clock)
+        upgrade(engine, ledger.clock.now())
+        return ledger
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
@@ -216,3 +238,9 @@ def _kept_revision(connection: Connection, model: str, number: int) -> RowMappin
             hint="errata revisions lists those that are kept",
         )
     return row
+
+
+def _open_sound(url: str) -> Engine:
+    engine = open_engine(url)
+    check_integrity(engine)
+    return engine

@@ -186,7 +186,7 @@ def test_a_consumer_that_fails_is_a_problem_with_its_words(whole: Installation) 
 
 
 def test_an_old_and_a_new_schema_are_told_apart(whole: Installation) -> None:
-    for version, word in (("0000", "migrates"), ("9999", "newer Errata")):
+    for version, word in (("0000", "errata migrate"), ("9999", "newer Errata")):
         ledger = Ledger(whole.open().engine)
         with ledger.write() as connection:
             connection.execute(text("update alembic_version set version_num = :v"), {"v": version})

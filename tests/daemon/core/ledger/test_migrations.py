@@ -1,9 +1,11 @@
 """Migrations: they make the schema that the code speaks, once, whoever comes first, and never go back."""
 
 import multiprocessing
+import socket
 import sqlite3
 import threading
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,8 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, column, insert, inspect, select, table
 
 from daemon.admission.submission import submit
-from daemon.core.errors import LedgerError
+from daemon.core.clock import to_text
+from daemon.core.errors import LedgerError, UnavailableError
 from daemon.core.ledger import database
 from daemon.core.ledger.attempts import count_failures, fatal_probes
 from daemon.core.ledger.ledger import Ledger
@@ -79,7 +82,36 @@ def test_a_ledger_of_a_newer_errata_is_refused_and_left_alone(engine: Engine, le
     knows = rf"schema 9999, this Errata knows {database.newest_version()} \(install the newer Errata"
     with pytest.raises(LedgerError, match=knows):
         Ledger.open(ledger_url)
+    with pytest.raises(LedgerError, match=knows):
+        Ledger.open_migrated(ledger_url)
     assert database.schema_version(engine) == "9999"
+
+
+def test_only_the_daemon_and_its_command_migrate(engine: Engine, ledger_url: str) -> None:
+    """A newer version's command beside the old daemon must not shut that daemon's commands out."""
+    migrate_to(engine, "0007")
+    for opening in (Ledger.open, Ledger.open_existing):
+        with pytest.raises(LedgerError, match=r"schema 0007, this Errata needs .*errata migrate"):
+            opening(ledger_url)
+    assert database.schema_version(engine) == "0007"
+    Ledger.open_migrated(ledger_url).close()
+    assert database.schema_version(engine) == database.newest_version()
+
+
+def test_nothing_is_migrated_under_an_older_daemon_that_works(engine: Engine, ledger_url: str) -> None:
+    migrate_to(engine, "0007")
+    until = to_text(datetime.now(UTC) + timedelta(seconds=60))
+    row = {"name": "scheduler", "holder": "elsewhere:12", "token": 1, "expires_at": until, "note": ""}
+    with database.transaction(engine, write=True) as connection:
+        connection.execute(insert(table("leases", *map(column, row))).values(**row))
+    with pytest.raises(UnavailableError, match=r"elsewhere:12 \(scheduler until"):
+        Ledger.open_migrated(ledger_url)
+    assert database.schema_version(engine) == "0007"
+    with database.transaction(engine, write=True) as connection:  # it died on this machine
+        gone = f"{socket.gethostname()}:{2**22 + 1}"
+        connection.exec_driver_sql(f"UPDATE leases SET holder = '{gone}'")
+    Ledger.open_migrated(ledger_url).close()
+    assert database.schema_version(engine) == database.newest_version()
 
 
 def test_a_migration_that_fails_leaves_nothing_and_can_be_repeated(

@@ -53,7 +53,7 @@ def ledger(config: Config) -> Iterator[Ledger]:
     """The same, opened by the code of today."""
     clock = FakeClock()
     clock.moment = datetime(2027, 1, 1, tzinfo=UTC)  # later than all that is in there
-    opened = Ledger.open(config.ledger_url, clock)
+    opened = Ledger.open_migrated(config.ledger_url, clock)
     yield opened
     opened.close()
 
@@ -79,7 +79,7 @@ def write_waiting(ledger: Ledger, config: Config) -> None:
 def test_it_is_of_the_first_schema_and_is_brought_to_todays(config: Config) -> None:
     engine = database.open_engine(config.ledger_url)
     assert database.schema_version(engine) == "0001"
-    Ledger.open(config.ledger_url).close()
+    Ledger.open_migrated(config.ledger_url).close()
     assert database.schema_version(engine) == database.newest_version() > "0001"
     engine.dispose()
 
