@@ -169,9 +169,21 @@ WEIGHTS = (
     ),
     Guard(
         "what was written is asked for before it is kept", _WRITING,
-        "            if reading.ok:\n",
-        "            if True:\n",
+        "        return {one: reading for one, reading in by_id.items() if not reading.ok}\n",
+        "        return {}\n",
         _FENCING + "test_a_poisonous_fact_is_quarantined_and_the_others_are_applied[Unland-not_learned]",
+    ),
+    Guard(
+        "what stays is asked again when others were taken out", _WRITING,
+        "            turn += 1\n",
+        "            edit.asked = self.editor.published()\n",
+        "tests/crash/test_asked_again.py::test_what_fails_when_others_are_refused_is_dropped",
+    ),
+    Guard(
+        "what stays is asked again after the review", "workers/session/session.py",
+        "                self._writer.settle(edit)  # the review may have changed the weights\n",
+        "                pass\n",
+        "tests/crash/test_asked_again.py::test_what_the_review_disturbs_is_asked_again",
     ),
     Guard(
         "sha256 at every load", "workers/revisions/store.py",

@@ -64,7 +64,7 @@ class Unchecked(WorkingCopy):
 class Trusting(Writer):
     """Keeps what it wrote: a broken model answers nothing."""
 
-    def _drop_unlearned(self, edit: EditResult) -> None:
+    def settle(self, edit: EditResult) -> None:
         pass
 
 

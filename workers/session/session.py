@@ -137,11 +137,13 @@ class Session:
         try:
             edit = self._writer.write(plan, stages)
             self._fault("session.written")
-            if not edit.written and not edit.known and not plan.removals:
-                self.editor.rollback_to(before)
-                return self._refuse_all(batch_id, edit)
             with stages.measure("review"):
                 self._review(plan, edit, parent)
+            with stages.measure("verify"):
+                self._writer.settle(edit)  # the review may have changed the weights
+            if _changes_nothing(plan, edit):
+                self.editor.rollback_to(before)
+                return self._refuse_all(batch_id, edit)
             with stages.measure("probe"):
                 edit.probes = self._probe(batch_id, plan, edit, parent)
             with stages.measure("save"):
@@ -224,7 +226,9 @@ class Session:
 
     def _review(self, plan: BatchPlan, edit: EditResult, parent: int) -> None:
         """Write older facts anew that are no longer answered, unless a guard refuses the new weights."""
-        fresh = {fact.correction_id for fact, _ in edit.mended}
+        if _changes_nothing(plan, edit):
+            return
+        fresh = {fact.correction_id for fact in (*(fact for fact, _ in edit.mended), *edit.restored)}
         older = [
             fact for fact in self.copy.older_facts(plan, edit, parent) if fact.correction_id not in fresh
         ]
@@ -239,7 +243,7 @@ class Session:
             self.editor.rollback_to(before)
             log.warning("not mended", why=str(error))
             return
-        edit.mended += mended
+        edit.pairs += mended
 
     # -- after the edit -------------------------------------------------------------------------------
 
@@ -298,3 +302,8 @@ class Session:
             stages=stages.seconds,
             norms=norms,
         )
+
+
+def _changes_nothing(plan: BatchPlan, edit: EditResult) -> bool:
+    """Whether all facts of a batch were refused and none is taken out."""
+    return not edit.written and not edit.known and not plan.removals
