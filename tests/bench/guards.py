@@ -147,6 +147,18 @@ TIME = (
         _STEPS + "test_an_hours_budget_is_free_again_an_hour_after_a_step_back_at_the_latest",
     ),
     Guard(
+        "a worker that stands by does not listen", "workers/queue/leading.py",
+        "elif listens and not leads:",
+        "elif False:",
+        "tests/workers/queue/test_leading.py::test_one_of_two_workers_listens_and_the_other_when_it_ends",
+    ),
+    Guard(
+        "a batch that finds another writer waits for it", "workers/queue/tasks.py",
+        "            return False\n        log.info(\"batch\"",
+        "            return True\n        log.info(\"batch\"",
+        "tests/workers/queue/test_leading.py::test_a_batch_waits_for_the_lease_instead_of_being_dropped",
+    ),
+    Guard(
         "nothing is collected soon after a step of the clock", "daemon/scheduling/scheduler.py",
         "if self.ledger.step_watch.seconds_since_step > self.config.store.grace_seconds:",
         "if True:",

@@ -31,8 +31,8 @@ ROOT = Path(__file__).parents[2]
 class Station:
     """Everything between a feed and the weights, under one folder."""
 
-    def __init__(self, folder: Path, binary: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, binary: Path, lease_seconds: float = 2.0) -> None:
+        self.folder, self._lease_seconds = folder, lease_seconds
         self.server = PrivateRedis(folder / "redis", binary)
         self.server.start()
         self.feed = folder / "feed.jsonl"
@@ -43,7 +43,7 @@ class Station:
         self.ledger = Ledger.open(self.config.ledger_url)
         self.scheduler = Scheduler(self.ledger, self.config, CeleryQueue(self.config))
         self.log = folder / "worker.log"
-        self.worker: subprocess.Popen[bytes] | None = None
+        self.workers: list[subprocess.Popen[bytes]] = []
         self.said = 0
 
     def _settings(self) -> dict[str, Any]:
@@ -51,8 +51,8 @@ class Station:
             "data_dir": "data",
             "redis_url": self.server.url.replace("db=0", "db=3"),
             "edit": {
-                "batch_size": 1, "batch_age_seconds": 0.0, "lease_seconds": 2.0, "resend_seconds": 2.0,
-                "batches_ahead": 1000,
+                "batch_size": 1, "batch_age_seconds": 0.0, "lease_seconds": self._lease_seconds,
+                "resend_seconds": 2.0, "batches_ahead": 1000,
             },
             "store": {"reserve_bytes": 0},
             "watch": {"delta_ceiling": 1e6, "batch_delta_ceiling": 1e6},
@@ -64,7 +64,12 @@ class Station:
     def client(self) -> "redis.Redis":
         return redis.Redis.from_url(redis_url(self.config), socket_timeout=5)
 
-    def start_worker(self) -> None:
+    @property
+    def worker(self) -> subprocess.Popen[bytes] | None:
+        """The worker that was started last and was not stopped."""
+        return self.workers[-1] if self.workers else None
+
+    def start_worker(self) -> subprocess.Popen[bytes]:
         """A worker as the supervisor starts it."""
         queue = edit_queue(self.config.model.name)
         command = [
@@ -76,15 +81,19 @@ class Station:
             **os.environ, "ERRATA_CONFIG": str(self.file), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1",
         }  # fmt: skip
         with self.log.open("ab") as sink:
-            self.worker = subprocess.Popen(
+            started = subprocess.Popen(
                 command, env=environment, cwd=ROOT, stdout=sink, stderr=sink, start_new_session=True
             )
+        self.workers.append(started)
+        return started
 
-    def stop_worker(self) -> None:
-        if self.worker is not None:
-            os.killpg(self.worker.pid, signal.SIGKILL)
-            self.worker.wait()
-            self.worker = None
+    def stop_worker(self, worker: "subprocess.Popen[bytes] | None" = None) -> None:
+        """Kill a worker, or the one that was started last."""
+        stopped = worker or self.worker
+        if stopped is not None:
+            os.killpg(stopped.pid, signal.SIGKILL)
+            stopped.wait()
+            self.workers.remove(stopped)
 
     def say(self, count: int) -> None:
         """Append facts to the feed that nobody has said before."""
@@ -127,6 +136,7 @@ class Station:
         assert kinds.count(RevisionKind.EDIT) == self.said
 
     def close(self) -> None:
-        self.stop_worker()
+        while self.workers:
+            self.stop_worker()
         self.ledger.close()
         self.server.stop()

@@ -124,5 +124,11 @@ def current_note(connection: Connection, clock: LeaseClock, name: str) -> str | 
     return None if row is None or clock.is_over(row) else str(row["note"])
 
 
+def current_holder(connection: Connection, clock: LeaseClock, name: str) -> str | None:
+    """The holder of a lease that is not over, or None when nobody holds it."""
+    row = _find(connection, name)
+    return None if row is None or clock.is_over(row) else str(row["holder"])
+
+
 def _find(connection: Connection, name: str) -> RowMapping | None:
     return connection.execute(select(leases).where(leases.c.name == name)).mappings().one_or_none()
