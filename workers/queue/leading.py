@@ -1,4 +1,4 @@
-"""Which worker of a model takes batches from the queue: the one with the worker lease; others stand by.
+"""Decide which worker of a model takes batches from the queue: the holder of the worker lease.
 
 Two workers that took turns would load each other's revisions again and again. So a worker listens to the
 queue of batches only while it leads. A step of Celery's consumer looks at the lease between messages, in the
