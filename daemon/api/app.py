@@ -101,7 +101,7 @@ def _add_views(app: FastAPI, ledger: Ledger, config: Config) -> None:
     def get_status() -> dict[str, Any]:
         """The document that ``errata status --json`` prints."""
         with ledger.read() as connection:
-            return status(connection, ledger.clock.now(), model)
+            return status(connection, ledger.clock, model)
 
     @app.get("/v1/revisions")
     def get_revisions(

@@ -44,7 +44,7 @@ def add_page(app: FastAPI, ledger: Ledger, config: Config) -> None:
 
 
 def _content(connection: Connection, ledger: Ledger, model: str) -> dict[str, Any]:
-    now = status(connection, ledger.clock.now(), model)
+    now = status(connection, ledger.clock, model)
     head = now["head"]
     rows = revision_list(connection, model, _REVISIONS)
     return {

@@ -99,6 +99,15 @@ def moment(text: str | None) -> str | None:
     return None if text is None else f"{text[:10]} {text[11:19]}Z"
 
 
+def lost_lines(processes: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line about each role whose processes were all lost."""
+    lost: dict[str, str] = {}
+    for row in processes:  # those that live come first
+        text = f"{row['role']} {row['name']} was last heard of {age(row['heartbeat_age_seconds'])} ago"
+        lost.setdefault(row["role"], f"{text} and did not end in order" if row["life"] == "lost" else "")
+    return [line for line in lost.values() if line]
+
+
 def object_text(value: str | None) -> str:
     """The object of a correction, or a note that the fact is retracted."""
     return "(no longer true)" if value is None else value

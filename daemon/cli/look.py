@@ -11,6 +11,7 @@ from daemon.cli.common import (
     answer,
     answer_table,
     cell,
+    lost_lines,
     moment,
     need_reason,
     object_text,
@@ -36,7 +37,10 @@ def add_commands(app: typer.Typer) -> None:
 
 @needs(Role.READ)
 def status(context: typer.Context, as_json: Json = False) -> None:
-    """Show head, live, queue, corrections, probes, incidents, feeds and workers on one page.
+    """Show head, live, queue, corrections, probes, incidents, feeds and processes on one page.
+
+    A process that is silent and did not end in order is shown as lost, with exit status 0: errata doctor is
+    the check.
 
     Example: errata status
     """
@@ -44,7 +48,7 @@ def status(context: typer.Context, as_json: Json = False) -> None:
 
     config = load(context)
     with open_ledger(config) as ledger, ledger.read() as connection:
-        page = view(connection, ledger.clock.now(), config.model.name)
+        page = view(connection, ledger.clock, config.model.name)
     print_json(page) if as_json else _print_status(page)
 
 
@@ -248,13 +252,18 @@ def _print_status(page: dict[str, Any]) -> None:
     say("corrections  " + (", ".join(f"{n} {state}" for state, n in page["corrections"].items()) or "none"))
     say(f"quarantine   {page['quarantine_held']} held")
     say(f"incidents    {page['incidents_open']} open")
+    for line in lost_lines(page["processes"]):
+        say(f"LOST         {line}")
     for switch in page["switches_on"]:
         say(f"switch       {switch['name']} since {moment(switch['at'])}: {switch['reason']}")
     print_table("probes of head", ("probe", "result", "score", "bound", "items"), page["probes"])
     feeds = [row | {"last pull": age(row["lag_seconds"])} for row in page["feeds"]]
     print_table("feeds", ("name", "items", "last pull", "paused", "error"), feeds)
-    workers = [row | {"heartbeat": age(row["heartbeat_age_seconds"])} for row in page["workers"]]
-    print_table("workers", ("name", "state", "heartbeat", "device"), workers)
+    processes = [
+        row | {"heartbeat": age(row["heartbeat_age_seconds"]), "MiB": row["memory_bytes"] >> 20}
+        for row in page["processes"]
+    ]
+    print_table("processes", ("role", "name", "life", "state", "heartbeat", "device", "MiB"), processes)
 
 
 def _print_history(story: dict[str, Any]) -> None:

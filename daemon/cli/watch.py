@@ -59,7 +59,7 @@ def top(
         bool, typer.Option("--json", help="print one JSON document per refresh, each on one line")
     ] = False,
 ) -> None:
-    """Watch queue, revisions, probes, feeds, workers and places live.
+    """Watch queue, revisions, probes, feeds, processes and places live.
 
     Ctrl-C ends it.
 
@@ -101,15 +101,14 @@ def _look(config: "Config") -> dict[str, Any]:
     from daemon.views.status import status
 
     with open_ledger(config) as ledger, ledger.read() as connection:
-        now = ledger.clock.now()
-        return status(connection, now, config.model.name) | {
+        return status(connection, ledger.clock, config.model.name) | {
             "revisions": revision_list(connection, config.model.name, 8),
             "places": publication_list(connection, config.model.name),
         }
 
 
 def _page(seen: dict[str, Any]) -> "Group":
-    """One screen with the queue, revisions, probes, feeds, workers and places."""
+    """One screen with the queue, revisions, probes, feeds, processes and places."""
     from rich.console import Group
     from rich.text import Text
 
@@ -120,21 +119,22 @@ def _page(seen: dict[str, Any]) -> "Group":
     )
     care = [f"{seen['incidents_open']} INCIDENTS OPEN"] if seen["incidents_open"] else []
     care += ["PAUSED"] if seen["paused"] else []
+    care += [f"LOST: {', '.join(seen['lost'])}"] if seen["lost"] else []
     parts: list[Any] = [
         Text(f"{seen['at'][:19]}Z  ", style="dim") + Text(head, style="bold") + Text(wait),
         Text("  ".join(care), style="bold red"),
     ]
     revisions = [row | {"created": moment(row["created_at"])} for row in seen["revisions"]]
     feeds = [row | {"pulled": age(row["lag_seconds"])} for row in seen["feeds"]]
-    workers = [
+    processes = [
         row | {"heard": age(row["heartbeat_age_seconds"]), "MiB": row["memory_bytes"] >> 20}
-        for row in seen["workers"]
+        for row in seen["processes"]
     ]
     tables = (
         (("number", "kind", "state", "active_facts", "created"), revisions),
         (("probe", "result", "score", "bound", "items"), seen["probes"]),
         (("name", "items", "pulled", "error"), feeds),
-        (("name", "state", "heard", "device", "MiB"), workers),
+        (("role", "name", "life", "state", "heard", "device", "MiB"), processes),
         (("place", "held", "revision", "attempts", "message"), seen["places"]),
     )
     return Group(*parts, *(_table(columns, rows) for columns, rows in tables if rows))
@@ -152,6 +152,6 @@ def _table(columns: tuple[str, ...], rows: list[dict[str, Any]]) -> Any:
         table.add_column(column, overflow="ellipsis", no_wrap=True)
     for row in rows:
         not_ok = row.get("result") in ("degraded", "unknown")
-        bad = not_ok or row.get("state") == "rejected" or row.get("error")
+        bad = not_ok or row.get("state") == "rejected" or row.get("error") or row.get("life") == "lost"
         table.add_row(*(Text(cell(row.get(key))) for key in columns), style="red" if bad else "")
     return table

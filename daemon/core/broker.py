@@ -14,6 +14,8 @@ from daemon.core.names import edit_queue, targets_queue
 
 URL_FILE = "redis.url"
 CELERY_URL_FILE = "redis.celery.url"
+ROLE_VARIABLE = "ERRATA_ROLE"
+"""Tells a worker process which ProcessRole its heartbeats bear."""
 
 
 def redis_url(config: Config) -> str:

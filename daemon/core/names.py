@@ -143,6 +143,16 @@ class Role(StrEnum):
         return order.index(self) >= order.index(other)
 
 
+class ProcessRole(StrEnum):
+    """What a process that sends heartbeats is there for."""
+
+    DAEMON = "daemon"  # errata run: scheduler and API
+    WORKER = "worker"  # edits
+    TARGETS = "targets"  # finds targets for the worker
+    PUBLISHER = "publisher"  # errata publish --follow
+    COMPLETIONS = "completions"  # errata serve
+
+
 NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,62}$"
 """Names of models and feeds, which become part of names of queues, leases and metrics."""
 

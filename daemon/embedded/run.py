@@ -21,10 +21,11 @@ from daemon.core.config.settings import CONFIG_VARIABLE, Config
 from daemon.core.errors import ConfigError, NotFoundError, UnavailableError
 from daemon.core.fsio import write_durably
 from daemon.core.ledger import chain
+from daemon.core.ledger.heartbeats import Heart
 from daemon.core.ledger.ledger import Ledger
 from daemon.core.ledger.schema import batches, corrections, feeds, revisions
 from daemon.core.log import get_logger
-from daemon.core.names import BatchState, CorrectionState, RevisionState
+from daemon.core.names import BatchState, CorrectionState, ProcessRole, RevisionState
 from daemon.embedded.children import Child
 from daemon.embedded.lock import only_one
 from daemon.embedded.redis_server import PrivateRedis
@@ -70,6 +71,8 @@ class Supervisor:
             ledger = Ledger.open_migrated(self.config.ledger_url)
             stack.callback(ledger.close)
             _require_feeds(ledger, self.config)
+            model, every = self.config.model.name, self.config.schedule.heartbeat_seconds
+            heart = stack.enter_context(Heart(ledger, model, ProcessRole.DAEMON, every))
             if self._with_model:
                 self._prepare(ledger)
             children = self._children()
@@ -81,10 +84,11 @@ class Supervisor:
             stack.callback(scheduler.stop)
             stack.enter_context(self._api(ledger))
             log.info("running", data_dir=str(self.config.data_dir), api=self.config.api.port)
-            self._watch(children, scheduler, once=once)
+            self._watch(children, scheduler, heart, once=once)
 
-    def _watch(self, children: Sequence[Child], scheduler: Scheduler, *, once: bool) -> None:
+    def _watch(self, children: Sequence[Child], scheduler: Scheduler, heart: Heart, *, once: bool) -> None:
         while not self._stopping.wait(_WATCH_SECONDS):
+            heart.state = "leads" if scheduler.leads else "waits until another daemon ends"
             for child in children:
                 child.watch()
             if self._private_redis is not None and not self._private_redis.alive():

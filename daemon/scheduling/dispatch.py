@@ -36,9 +36,6 @@ class Queue(Protocol):
     def depth(self, model: str) -> int:
         """How many ids wait on the queue, or raise UnavailableError."""
 
-    def workers(self) -> list[str]:
-        """The names of the worker processes that answer now, or raise UnavailableError."""
-
 
 class CeleryQueue:
     """The queue over Celery and Redis, whose messages carry nothing but the id of a batch."""
@@ -61,11 +58,6 @@ class CeleryQueue:
         """How many ids wait and were not taken by a worker, or UnavailableError."""
         with _redis_errors():
             return int(self._redis.llen(edit_queue(model)))
-
-    def workers(self) -> list[str]:
-        """The names of the worker processes that answer a ping within a second, or UnavailableError."""
-        with _redis_errors():
-            return [name for answer in self._app.control.ping(timeout=1.0) for name in answer]
 
 
 @contextmanager

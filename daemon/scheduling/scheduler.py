@@ -4,8 +4,6 @@
 ledger. Others wait until its lease is given back or was not renewed for its length.
 """
 
-import os
-import socket
 from collections.abc import Callable
 from functools import partial
 
@@ -17,7 +15,7 @@ from daemon.core.errors import ErrataError, FencedError, LeaseHeldError
 from daemon.core.ledger import leases
 from daemon.core.ledger.dates import settle_dates
 from daemon.core.ledger.feeds import note_error
-from daemon.core.ledger.heartbeats import heard
+from daemon.core.ledger.heartbeats import process_name
 from daemon.core.ledger.ledger import Ledger
 from daemon.core.ledger.switches import is_feed_paused
 from daemon.core.log import get_logger
@@ -56,6 +54,11 @@ class Scheduler:
         """Whether the last pull of every feed found its end."""
         return not self._unread
 
+    @property
+    def leads(self) -> bool:
+        """Whether this scheduler does the jobs, and no other one."""
+        return self._lease is not None
+
     def start(self) -> None:
         """Repeat the jobs in the background until ``stop``."""
         every = self.config.schedule
@@ -67,7 +70,6 @@ class Scheduler:
         self._jobs.add("judge", self.judge, every.judge_seconds)
         self._jobs.add("survey", self.survey, every.judge_seconds)
         self._jobs.add("keep", self.keep, every.keep_seconds)
-        self._jobs.add("greet", self.greet, every.greet_seconds)
         self.lead()
         self._jobs.start()
 
@@ -95,7 +97,7 @@ class Scheduler:
                 if self._lease is not None:
                     leases.renew(connection, clock, self._lease, seconds)
                 else:
-                    self._lease = leases.acquire(connection, clock, name, _holder(), seconds, "leads")
+                    self._lease = leases.acquire(connection, clock, name, process_name(), seconds, "leads")
                     log.info("leads", token=self._lease.token)
                 self._waits = False
             except LeaseHeldError as error:
@@ -156,10 +158,6 @@ class Scheduler:
         """Ask for a run of all probes when it is due."""
         self._guarded("survey", lambda: ask_for_survey(self.ledger, self.config, self.queue))
 
-    def greet(self) -> None:
-        """Ping the workers, and record when each answered."""
-        self._guarded("greet", lambda: heard(self.ledger, self.config.model.name, self.queue.workers()))
-
     def _pull_one(self, feed: Feed) -> None:
         section, bucket, model = self._sections[feed.name], self._buckets[feed.name], self.config.model.name
         while self._queue_accepts() and (limit := bucket.available(section.chunk_items)):
@@ -194,7 +192,3 @@ class Scheduler:
             if feed is not None:
                 with self.ledger.write() as connection:
                     note_error(connection, self.ledger.clock.now(), feed, str(error))
-
-
-def _holder() -> str:
-    return f"{socket.gethostname()}:{os.getpid()}"

@@ -29,15 +29,14 @@ from daemon.core.ledger.database import (
 from daemon.core.ledger.ledger import Ledger
 from daemon.core.ledger.schema import audit as audit_table
 from daemon.core.ledger.schema import corrections, revisions
-from daemon.core.ledger.switches import is_paused
 from daemon.core.names import Role
+from daemon.upkeep.processes import examine_processes
 from daemon.views import figures
 from daemon.views.lists import publication_list
 
 CHECKS = "errata.checks"  # entry points: functions from a configuration to findings
 _SKEW = 5.0  # seconds that two clocks of one installation may differ
 _WRITTEN = datetime(2026, 1, 1, tzinfo=UTC)  # this code is newer, so a clock before it is wrong
-_LATE = 3.0  # lease periods without a heartbeat after which a worker with work to do counts as lost
 
 
 def examine(config: Config) -> list[Finding]:
@@ -48,7 +47,7 @@ def examine(config: Config) -> list[Finding]:
             findings += [
                 _guarded("audit", lambda: _audit(ledger)),
                 _guarded("revisions", lambda: _revisions(ledger, config)),
-                _guarded("worker", lambda: _worker(ledger, config)),
+                *examine_processes(ledger, config),
                 _guarded("published", lambda: _published(ledger, config)),
                 _guarded("clock and ledger", lambda: _ledger_clock(ledger)),
             ]
@@ -123,25 +122,6 @@ def _revisions(ledger: Ledger, config: Config) -> Finding:
         fix = "errata prepare founds revision 0"
         return Finding("revisions", False, f"model {config.model.name} has none", fix)
     return Finding("revisions", True, f"head {head}, live {live}")
-
-
-def _worker(ledger: Ledger, config: Config) -> Finding:
-    """Whether a worker was heard of lately. Silence is a problem only while corrections wait."""
-    with ledger.read() as connection:
-        now = ledger.clock.now()
-        beat = figures.newest_heartbeat(connection, now, config.model.name)
-        waiting = figures.queue(connection, now, config.model.name)
-        paused = is_paused(connection, config.model.name)
-    fix = "errata run starts one; its log says why it ended"
-    patience = _LATE * config.edit.lease_seconds + config.edit.batch_age_seconds
-    wanted = waiting.oldest_age_seconds > patience and not paused
-    if beat is None:
-        return Finding("worker", not wanted, "none has been seen yet", fix if wanted else "")
-    text = f"{beat.worker} {beat.state}, heard of {beat.age_seconds:.0f} s ago"
-    lost = wanted and beat.age_seconds > patience
-    if lost:
-        return Finding("worker", False, f"{text}; {waiting.pending + waiting.queued} corrections wait", fix)
-    return Finding("worker", True, text)
 
 
 def _ledger_clock(ledger: Ledger) -> Finding:

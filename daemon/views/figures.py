@@ -17,7 +17,6 @@ from daemon.core.ledger.schema import (
     revisions,
     scrubs,
     tenures,
-    workers,
 )
 from daemon.core.names import UNSETTLED, CorrectionState, RevisionKind, RevisionState
 
@@ -32,17 +31,6 @@ class Queue:
     pending: int
     queued: int
     oldest_age_seconds: float
-
-
-@dataclass(frozen=True)
-class Heartbeat:
-    """The newest heartbeat of a model's workers."""
-
-    worker: str
-    state: str
-    age_seconds: float
-    memory_bytes: int = 0
-    gpu_memory_bytes: int = 0
 
 
 def seconds_since(now: datetime, text: str) -> float:
@@ -112,16 +100,6 @@ def incidents_open(connection: Connection, model: str) -> int:
     """Count the incidents that are open or froze the model."""
     query = select(func.count()).where(incidents.c.model == model, incidents.c.state.in_(UNSETTLED))
     return int(connection.execute(query).scalar_one())
-
-
-def newest_heartbeat(connection: Connection, now: datetime, model: str) -> Heartbeat | None:
-    """Return the newest heartbeat of the workers of ``model``, or None without one."""
-    query = select(workers).where(workers.c.model == model).order_by(workers.c.seen_at.desc()).limit(1)
-    row = connection.execute(query).mappings().one_or_none()
-    if row is None:
-        return None
-    age = seconds_since(now, row["seen_at"])
-    return Heartbeat(row["name"], row["state"], age, row["memory_bytes"], row["gpu_memory_bytes"])
 
 
 def facts_written(connection: Connection, model: str) -> int:

@@ -1,10 +1,10 @@
-"""Lists of quarantine, incidents, feeds, workers, switches, publications and audit."""
+"""Lists of quarantine, incidents, feeds, switches, publications and audit."""
 
 from datetime import datetime
 
 from sqlalchemy import Connection, select
 
-from daemon.core.ledger.schema import audit, feeds, incidents, publications, quarantine, switches, workers
+from daemon.core.ledger.schema import audit, feeds, incidents, publications, quarantine, switches
 from daemon.core.ledger.switches import is_feed_paused
 from daemon.core.names import UNSETTLED
 from daemon.views.figures import seconds_since
@@ -44,12 +44,6 @@ def feed_list(connection: Connection, now: datetime) -> list[Row]:
         }
         for row in fetch(connection, select(feeds).order_by(feeds.c.name))
     ]
-
-
-def worker_list(connection: Connection, now: datetime, *, limit: int = 50) -> list[Row]:
-    """Return the workers with the newest heartbeats, with their age in seconds."""
-    rows = fetch(connection, select(workers).order_by(workers.c.seen_at.desc()).limit(limit))
-    return [row | {"heartbeat_age_seconds": seconds_since(now, row["seen_at"])} for row in rows]
 
 
 def switch_list(connection: Connection) -> list[Row]:

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import datetime
 from itertools import accumulate, product
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -10,10 +9,11 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 from sqlalchemy import Connection, select
 
-from daemon.core.clock import from_text
+from daemon.core.clock import Clock, from_text
 from daemon.core.config.settings import Config
 from daemon.core.errors import ErrataError
 from daemon.core.ledger.chain import find_revision
+from daemon.core.ledger.heartbeats import Life
 from daemon.core.ledger.ledger import Ledger
 from daemon.core.ledger.schema import revisions
 from daemon.core.ledger.switches import is_feed_paused, is_paused
@@ -27,18 +27,19 @@ from daemon.core.names import (
     CorrectionState,
     IncidentState,
     ProbeResult,
+    ProcessRole,
     QuarantineReason,
     QuarantineState,
     RevisionKind,
 )
 from daemon.core.version import version
 from daemon.views import figures, lists
+from daemon.views.processes import first_of_role, process_list
 from daemon.views.prometheus_watch import StageHistory, add_watch
 from daemon.views.rows import Row
 
 log = get_logger("errata.exporter")
 Family = GaugeMetricFamily | CounterMetricFamily | HistogramMetricFamily
-_UP_PERIODS = 3.0  # lease periods without a heartbeat after which a worker counts as down
 
 
 def render(ledger: Ledger, config: Config, history: StageHistory | None = None) -> bytes:
@@ -89,8 +90,7 @@ class LedgerCollector(Collector):
         samples = Samples()
         try:
             with self._ledger.read() as connection:
-                now = self._ledger.clock.now()
-                _Scrape(connection, now, self._config, samples, self._history).fill()
+                _Scrape(connection, self._ledger.clock, self._config, samples, self._history).fill()
             up = 1
         except ErrataError as error:
             log.warning("the metrics could not be read from the ledger", code=error.code, error=str(error))
@@ -104,9 +104,10 @@ class _Scrape:
     """One scrape within a read transaction."""
 
     def __init__(
-        self, connection: Connection, now: datetime, config: Config, samples: Samples, history: StageHistory
+        self, connection: Connection, clock: Clock, config: Config, samples: Samples, history: StageHistory
     ) -> None:
-        self._connection, self._now, self._config, self._history = connection, now, config, history
+        self._connection, self._clock, self._config, self._history = connection, clock, config, history
+        self._now = clock.now()
         self._add, self._add_histogram = samples.add, samples.add_histogram
         self._models = sorted({*figures.models(connection), config.model.name})
 
@@ -123,7 +124,7 @@ class _Scrape:
             self._chain(model)
             add_watch(self._add, self._connection, self._now, self._config, model)
             self._stages(model)
-            self._worker(model)
+            self._processes(model)
 
     def _counts(self, feeds: set[str]) -> None:
         connection, models, add = self._connection, self._models, self._add_counts
@@ -196,14 +197,25 @@ class _Scrape:
         for stage, (buckets, total) in self._history.of(self._connection, model).items():
             self._add_histogram(name, buckets, total, model=model, stage=stage)
 
-    def _worker(self, model: str) -> None:
-        beat = figures.newest_heartbeat(self._connection, self._now, model)
-        fresh = beat is not None and beat.age_seconds <= _UP_PERIODS * self._config.edit.lease_seconds
-        self._add("errata_worker_up", fresh, model=model)
-        if beat is not None:
-            self._add("errata_worker_heartbeat_age_seconds", beat.age_seconds, model=model)
-            self._add("errata_worker_memory_bytes", beat.memory_bytes, model=model)
-            self._add("errata_worker_gpu_memory_bytes", beat.gpu_memory_bytes, model=model)
+    def _processes(self, model: str) -> None:
+        found = process_list(self._connection, self._clock, model)
+        for role in ProcessRole:
+            row = first_of_role(found, role)
+            if row is None or row["life"] == Life.ENDED:
+                continue  # it was never there, or it was stopped on purpose
+            labels = {"model": model, "role": role.value}
+            self._add("errata_process_up", row["life"] == Life.ALIVE, **labels)
+            self._add("errata_process_heartbeat_age_seconds", row["heartbeat_age_seconds"], **labels)
+        self._worker(model, found)
+
+    def _worker(self, model: str, found: list[Row]) -> None:
+        worker = first_of_role(found, ProcessRole.WORKER)
+        alive = worker is not None and worker["life"] == Life.ALIVE
+        self._add("errata_worker_up", alive, model=model)
+        if worker is not None:
+            self._add("errata_worker_heartbeat_age_seconds", worker["heartbeat_age_seconds"], model=model)
+            self._add("errata_worker_memory_bytes", worker["memory_bytes"], model=model)
+            self._add("errata_worker_gpu_memory_bytes", worker["gpu_memory_bytes"], model=model)
 
 
 def _values(name: str, labels: Mapping[str, str]) -> list[str]:

@@ -2,20 +2,21 @@
 
 from collections import Counter
 from dataclasses import asdict
-from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection
 
-from daemon.core.clock import to_text
+from daemon.core.clock import Clock, to_text
 from daemon.core.ledger.chain import find_revision
 from daemon.core.ledger.switches import is_paused
-from daemon.core.names import QuarantineState
+from daemon.core.names import ProcessRole, QuarantineState
 from daemon.views import chain, figures, lists
+from daemon.views.processes import lost_roles, process_list
 
 
-def status(connection: Connection, now: datetime, model: str) -> dict[str, Any]:
-    """Return head, live, queue, corrections, probes, incidents, feeds and workers, ready for JSON."""
+def status(connection: Connection, clock: Clock, model: str) -> dict[str, Any]:
+    """Return head, live, queue, corrections, probes, incidents, feeds and processes, ready for JSON."""
+    now = clock.now()
     head = figures.head_number(connection, model)
     row = None if head is None else find_revision(connection, model, head)
     quarantined = figures.quarantine_by_reason(connection)
@@ -34,7 +35,9 @@ def status(connection: Connection, now: datetime, model: str) -> dict[str, Any]:
         "norms": dict(row["norms"]) if row else {},
         "incidents_open": figures.incidents_open(connection, model),
         "feeds": lists.feed_list(connection, now),
-        "workers": [w for w in lists.worker_list(connection, now) if w["model"] == model][:5],
+        "processes": (found := process_list(connection, clock, model)),
+        "workers": [row for row in found if row["role"] == ProcessRole.WORKER][:5],
+        "lost": [row["role"] for row in lost_roles(found)],
         "switches_on": [s for s in lists.switch_list(connection) if s["is_on"]],
     }
 

@@ -133,7 +133,10 @@ FLOW = Dashboard(
             ),
             unit="percentunit",
         ),
-        lines("worker's heartbeat", Query(f"errata_worker_heartbeat_age_seconds{MODEL}", "age"), unit="s"),
+        lines(
+            "heartbeats of the processes",
+            Query(f"errata_process_heartbeat_age_seconds{MODEL}", "{{role}}"), unit="s",
+        ),
         lines(
             "worker's memory",
             Query(f"errata_worker_memory_bytes{MODEL}", "resident"),

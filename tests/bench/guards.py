@@ -276,6 +276,18 @@ WEIGHTS = (
         "tests/daemon/core/ledger/test_migrations.py::test_only_the_daemon_and_its_command_migrate",
     ),
     Guard(
+        "a silent process is lost", "daemon/core/ledger/heartbeats.py",
+        "    if age_seconds(clock, row) <= _MISSED",
+        "    if 0 * age_seconds(clock, row) <= _MISSED",
+        "tests/daemon/core/ledger/test_heartbeats.py::test_a_silent_process_is_lost_after_three_heartbeats",
+    ),
+    Guard(
+        "heartbeats are measured by the monotonic clock", "daemon/core/ledger/heartbeats.py",
+        '    if row["boot"] == boot_id():\n',
+        "    if False:\n",
+        "tests/daemon/core/ledger/test_heartbeats.py::test_a_step_of_the_clock_makes_nobody_dead_or_alive",
+    ),
+    Guard(
         "nothing is migrated under an older daemon", "daemon/core/ledger/upgrade.py",
         "    if held:\n",
         "    if False:\n",

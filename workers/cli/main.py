@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from daemon.core.command import Json, config_file, load, needs
-from daemon.core.names import Role
+from daemon.core.names import ProcessRole, Role
 from daemon.core.terminal import make_console
 from workers.cli import bench, keep, locate, publish, serve, watch
 from workers.progress import progress_bars
@@ -57,11 +57,13 @@ def worker(
     import os
     import sys
 
-    from daemon.core.broker import worker_arguments
+    from daemon.core.broker import ROLE_VARIABLE, worker_arguments
     from daemon.core.config.settings import CONFIG_VARIABLE
 
     config = load(context)
-    if not targets:
+    if targets:
+        os.environ[ROLE_VARIABLE] = ProcessRole.TARGETS
+    else:
         prepare(context)
     file = config_file(context)
     if file is not None:

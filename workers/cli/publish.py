@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from daemon.core.command import Json, load
+from daemon.core.names import ProcessRole
 
 if TYPE_CHECKING:
     from daemon.core.config.settings import Config
@@ -62,15 +63,20 @@ def publish(
 
     Examples: errata publish | errata publish --follow
     """
+    from daemon.core.ledger.heartbeats import Heart
     from daemon.core.tracing import configure_tracing
     from workers.publishing.consumers import make_consumers
     from workers.publishing.publisher import Publisher
 
     config = load(context)
     configure_tracing("errata-publish")
-    publisher = Publisher(_ledger(config), config, make_consumers(config.consumers))
+    ledger = _ledger(config)
+    publisher = Publisher(ledger, config, make_consumers(config.consumers))
     if follow:
-        publisher.follow(_stop_event(), config.publish.poll_seconds)
+        seconds = config.schedule.heartbeat_seconds
+        with Heart(ledger, config.model.name, ProcessRole.PUBLISHER, seconds) as heart:
+            heart.state = "follows"
+            publisher.follow(_stop_event(), config.publish.poll_seconds)
         return
     publisher.tick()
     _report(_read(config, "live"), config.published_path / "live", as_json=as_json)

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from daemon.core.command import Json, load, needs
-from daemon.core.names import Role
+from daemon.core.names import ProcessRole, Role
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -71,6 +71,7 @@ def serve(context: typer.Context) -> None:
     """
     import uvicorn
 
+    from daemon.core.ledger.heartbeats import Heart
     from daemon.core.ledger.ledger import Ledger
     from daemon.core.log import configure_logging
     from workers.models.open import open_model
@@ -81,8 +82,11 @@ def serve(context: typer.Context) -> None:
     config = load(context)
     configure_logging(config.log.level, json_lines=config.log.json_lines)
     ledger = Ledger.open_existing(config.ledger_url)
+    heart = Heart(ledger, config.model.name, ProcessRole.COMPLETIONS, config.schedule.heartbeat_seconds)
+    heart.start()
     replica = Replica(ledger, Store(config.store_path), open_model(config), config)
     replica.start()
+    heart.state = "serves"
     try:
         uvicorn.run(
             make_app(replica, config),
@@ -93,6 +97,7 @@ def serve(context: typer.Context) -> None:
         )
     finally:
         replica.stop()
+        heart.stop()
 
 
 def _side_by_side(prompt: str, answers: list[tuple[int, Iterator[str]]]) -> None:

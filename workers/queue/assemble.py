@@ -1,10 +1,15 @@
 """Assemble the parts of a worker: model, statistics, editor, store, ledger and session."""
 
+import torch
+
 from daemon.core.broker import celery_app
 from daemon.core.config.settings import Config
 from daemon.core.errors import ConfigError
+from daemon.core.ledger.database import open_engine
+from daemon.core.ledger.heartbeats import Heart
 from daemon.core.ledger.ledger import Ledger
 from daemon.core.log import get_logger
+from daemon.core.names import ProcessRole
 from workers.bench.baselines.registry import method, resolve
 from workers.editing.editor import Editor
 from workers.editing.model import EditableModel
@@ -22,8 +27,8 @@ log = get_logger("errata.worker")
 class SessionHolder:
     """Makes the session of this process on first use, which is after the fork."""
 
-    def __init__(self, config: Config) -> None:
-        self._config = config
+    def __init__(self, config: Config, heart: Heart | None = None) -> None:
+        self._config, self._heart = config, heart
         self._session: Session | None = None
         self.model = config.model.name
 
@@ -34,17 +39,38 @@ class SessionHolder:
             ModelError: the model's folder is missing or not editable.
         """
         if self._session is None:
+            self.tell("loading")
             ledger = Ledger.open(self._config.ledger_url)
             editor = make_editor(self._config, find=finder(self._config))
             store = Store(self._config.store_path)
             write_base_revision(ledger, store, editor, self._config)
             self._session = Session(ledger, store, editor, self._config)
             log.info("ready", model=self._config.model.name, device=str(editor.model.device))
+            if self._heart is not None:
+                self._heart.device = str(editor.model.device)
+            self.tell("busy")
         return self._session
+
+    def tell(self, state: str) -> None:
+        """Tell by the heartbeat of this process, if it has one, what it does now."""
+        if self._heart is not None:
+            self._heart.state = state
 
     def forget(self) -> None:
         """Drop the session after an error that may have left its weights wrong."""
         self._session = None
+
+
+def make_heart(config: Config, role: ProcessRole) -> Heart:
+    """The heartbeat of a worker process, which sends nothing yet."""
+    ledger = Ledger(open_engine(config.ledger_url))  # connects when it beats, which is after the fork
+    return Heart(ledger, config.model.name, role, config.schedule.heartbeat_seconds, gpu_bytes=gpu_bytes)
+
+
+def gpu_bytes() -> int:
+    """The memory of a GPU that this process has reserved, in bytes, or 0 without one."""
+    ready = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    return int(torch.cuda.memory_reserved()) if ready else 0
 
 
 def make_editor(config: Config, progress: Progress | None = None, find: Finder = find_targets) -> Editor:

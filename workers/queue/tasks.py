@@ -78,6 +78,7 @@ def survey_head(holder: SessionHolder) -> None:
 @contextmanager
 def _contained(holder: SessionHolder, task: str) -> Iterator[None]:
     """Log an error of the block instead of raising it, and make head loadable again after damage."""
+    holder.tell("busy")
     try:
         yield
     except CorruptBlobError as error:
@@ -88,6 +89,8 @@ def _contained(holder: SessionHolder, task: str) -> Iterator[None]:
     except Exception:  # the process's edge: a bug fails one task and must not end the worker
         log.exception(f"{task} failed")
         holder.forget()
+    finally:
+        holder.tell("idle")
 
 
 def _recover(holder: SessionHolder, why: str) -> None:

@@ -1,25 +1,17 @@
-"""Renew the writer's lease and heartbeat from a thread during a long edit."""
+"""Renew the writer's lease from a thread during a long edit."""
 
-import os
-import socket
 import threading
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from daemon.core.errors import ErrataError, FencedError
 from daemon.core.ledger import leases
-from daemon.core.ledger.heartbeats import beat
+from daemon.core.ledger.heartbeats import process_name
 from daemon.core.ledger.ledger import Ledger
 from daemon.core.log import get_logger
 from daemon.core.names import writer_lease
 
 log = get_logger("errata.worker")
-
-
-def worker_name() -> str:
-    """The name of this process in leases and heartbeats."""
-    return f"{socket.gethostname()}:{os.getpid()}"
 
 
 class LeaseKeeper:
@@ -29,9 +21,9 @@ class LeaseKeeper:
         LeaseHeldError: another writer has the lease.
     """
 
-    def __init__(self, ledger: Ledger, model: str, seconds: float, batch_id: str, device: str) -> None:
+    def __init__(self, ledger: Ledger, model: str, seconds: float, batch_id: str) -> None:
         self._ledger, self._model, self._seconds = ledger, model, seconds
-        self._batch_id, self._device = batch_id, device
+        self._batch_id = batch_id
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="lease-keeper", daemon=True)
         self.lease: leases.Lease
@@ -39,7 +31,6 @@ class LeaseKeeper:
     def __enter__(self) -> Self:
         """Take the lease and begin to renew it."""
         self.take()
-        self._beat("busy")
         self._thread.start()
         return self
 
@@ -51,7 +42,6 @@ class LeaseKeeper:
         self._thread.join(timeout=self._seconds)
         with self._ledger.write() as connection:
             leases.release(connection, self._ledger.lease_clock, self.lease)
-        self._beat("idle")
 
     def take(self) -> None:
         """Take the lease, or a newer token where a rollback fenced the one that we had.
@@ -61,40 +51,16 @@ class LeaseKeeper:
         """
         with self._ledger.write() as connection:
             clock, name = self._ledger.lease_clock, writer_lease(self._model)
-            self.lease = leases.acquire(connection, clock, name, worker_name(), self._seconds, self._batch_id)
+            self.lease = leases.acquire(
+                connection, clock, name, process_name(), self._seconds, self._batch_id
+            )
 
     def _renew(self) -> None:
         while not self._stop.wait(self._seconds / 3):
             try:
                 with self._ledger.write() as connection:
                     leases.renew(connection, self._ledger.lease_clock, self.lease, self._seconds)
-                self._beat("busy")
             except FencedError:
                 continue  # a rollback took the lease: the commit is refused, and the session plans again
             except ErrataError as error:
                 log.warning("lease not renewed", error=str(error))
-
-    def _beat(self, state: str) -> None:
-        with self._ledger.write() as connection:
-            now = self._ledger.clock.now()
-            memory = resident_bytes()
-            gpu = gpu_bytes(self._device)
-            beat(connection, now, worker_name(), self._model, state, self._device, memory, gpu)
-
-
-def gpu_bytes(device: str) -> int:
-    """The memory of a GPU that this process has reserved, in bytes, or 0 on a CPU."""
-    if not device.startswith("cuda"):
-        return 0
-    import torch
-
-    return int(torch.cuda.memory_reserved(device))
-
-
-def resident_bytes() -> int:
-    """The resident memory of this process in bytes, or 0 where there is no Linux /proc."""
-    try:
-        with Path("/proc/self/statm").open(encoding="ascii") as stream:
-            return int(stream.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        return 0

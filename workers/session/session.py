@@ -29,6 +29,7 @@ from daemon.core.ledger.attempts import (
     end_attempt,
     fatal_probes,
 )
+from daemon.core.ledger.heartbeats import process_name
 from daemon.core.ledger.ledger import Ledger
 from daemon.core.ledger.probe_results import last_survey
 from daemon.core.ledger.proposals import ProbeRow, Proposal, Written
@@ -43,7 +44,7 @@ from workers.revisions.pairs import save_pairs
 from workers.revisions.recovery import recover
 from workers.revisions.store import Store
 from workers.session.known import NOTE
-from workers.session.lease import LeaseKeeper, worker_name
+from workers.session.lease import LeaseKeeper
 from workers.session.plan import BatchPlan, make_plan
 from workers.session.review import choose, mend_slipped
 from workers.session.stages import Stages
@@ -92,9 +93,7 @@ class Session:
         """
         if not self._is_open(batch_id):
             return Outcome.ALREADY_DONE
-        with LeaseKeeper(
-            self.ledger, self.model, self.config.edit.lease_seconds, batch_id, str(self.editor.model.device)
-        ) as keeper:
+        with LeaseKeeper(self.ledger, self.model, self.config.edit.lease_seconds, batch_id) as keeper:
             if not self._is_open(batch_id):
                 return Outcome.ALREADY_DONE
             if self._gives_up(batch_id):
@@ -200,7 +199,7 @@ class Session:
         A process that is killed leaves no outcome.
         """
         with self.ledger.write() as connection:
-            number = begin_attempt(connection, self.ledger.clock.now(), batch_id, worker_name())
+            number = begin_attempt(connection, self.ledger.clock.now(), batch_id, process_name())
         self._attempt_number = number
         self._fault("session.attempt")
         outcome, message = AttemptOutcome.ENDED, ""

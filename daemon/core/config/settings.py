@@ -130,7 +130,7 @@ class ScheduleConfig(Section):
     reconcile_seconds: float = Field(5.0, gt=0, description="time between checks for batches that Redis lost")
     judge_seconds: float = Field(1.0, gt=0, description="time between checks for new probe results")
     keep_seconds: float = Field(60.0, gt=0, description="time between garbage collections and scrub checks")
-    greet_seconds: float = Field(10.0, gt=0, description="time between pings of the workers")
+    heartbeat_seconds: float = Field(10.0, gt=0, le=600, description="time between heartbeats of a process")
     lease_seconds: float = Field(15.0, ge=1, description="lease of the leading scheduler")
 
 

@@ -257,6 +257,7 @@ scrubs = Table(
     Column("at", String(32), nullable=False),
 )
 
+# Heartbeats of every process. The table keeps its name: an older worker that is still at work writes it too.
 workers = Table(
     "workers",
     metadata,
@@ -267,6 +268,10 @@ workers = Table(
     Column("device", String(32), nullable=False),
     Column("memory_bytes", BigInteger, nullable=False),
     Column("gpu_memory_bytes", BigInteger, nullable=False, server_default="0"),
+    Column("role", String(16), nullable=False, server_default="worker"),  # a ProcessRole
+    Column("seconds", Float, nullable=False, server_default="20"),  # between two heartbeats
+    Column("boot", String(64), nullable=False, server_default=""),  # whose monotonic clock ``renewed`` shows
+    Column("renewed", Float, nullable=False, server_default="0"),
 )
 
 audit = Table(

@@ -132,6 +132,16 @@ CASES: Sequence[Case] = (
         {"errata_ledger_up": "1+0x60"},
     ),
     Case(
+        "ErrataProcessLost",
+        _model("ticket", role="publisher"),
+        "the publisher of m fell silent and did not end in order",
+        {'errata_process_up{model="m",role="publisher"}': "1+0x2 0+0x60"},
+        {
+            'errata_process_up{model="m",role="publisher"}': "1+0x2 stale",
+            'errata_process_up{model="m",role="worker"}': "0+0x60",
+        },
+    ),
+    Case(
         "ErrataWorkerDown",
         _model("page"),
         "no worker of m sends heartbeats, and corrections wait",

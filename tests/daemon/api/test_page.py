@@ -6,15 +6,19 @@ import shutil
 import subprocess
 import threading
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import uvicorn
 from fastapi.testclient import TestClient
+from sqlalchemy import insert
 
 from daemon.api.app import make_app
+from daemon.core.clock import to_text
 from daemon.core.config.settings import Config
 from daemon.core.ledger.ledger import Ledger
+from daemon.core.ledger.schema import workers
 from tests.conftest import absent
 from tests.installation import Installation, edit
 from tests.ledgers import statement
@@ -107,3 +111,16 @@ def test_a_browser_draws_it(story: Ledger, installation: Installation, tmp_path:
     thread.join(10)
     assert picture.is_file(), done.stderr.decode()[-2000:]
     assert picture.stat().st_size > 20_000, "an empty page is smaller"
+
+
+def test_it_shows_which_processes_live(story: Ledger, installation: Installation) -> None:
+    assert "None has been seen yet." in page(story, installation.config)
+    for role, name, silent in (("daemon", "h:1", 35), ("worker", "h:2", 5)):
+        row = {"name": name, "role": role, "state": "busy", "seconds": 10, "memory_bytes": 64 << 20}
+        at = to_text(story.clock.now() - timedelta(seconds=silent))
+        with story.write() as connection:
+            connection.execute(insert(workers).values(**row, model="default", device="", seen_at=at))
+    html = page(story, installation.config)
+    assert ["worker", "h:2", "alive", "busy", "5 s ago", "64"] in cells(html)
+    assert any(row[:3] == ["daemon", "h:1", "lost"] for row in cells(html))
+    assert "<b>lost</b> daemon" in html

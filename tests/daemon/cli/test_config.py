@@ -248,11 +248,31 @@ def test_a_worker_is_missed_only_while_something_waits(whole: Installation, behi
         connection.execute(insert(workers).values(seen_at=to_text(ledger.clock.now()), **beat))
     assert doctor(behind)["worker"]["ok"] is True
     with ledger.write() as connection:
-        connection.execute(update(workers).values(seen_at=to_text(Ahead(-500).now())))
+        connection.execute(update(workers).values(seen_at=to_text(Ahead(-500).now()), state="ended"))
     assert doctor(behind)["worker"]["ok"] is False
     assert behind.errata("pause", "--reason", "maintenance").exit_code == 0
     assert doctor(behind)["worker"]["ok"] is True, "nobody is to work while edits are paused"
     ledger.close()
+
+
+def test_a_lost_process_is_a_problem_and_an_ended_one_is_none(whole: Installation) -> None:
+    """A daemon that was killed -9 half a minute ago, and a publisher that was stopped."""
+    clock = Ahead(-35)
+    ledger = Ledger.open(whole.config.ledger_url, clock)
+    for role, state in (("daemon", "leads"), ("publisher", "follows")):
+        with ledger.write() as connection:
+            row = {"name": f"h:{role}", "role": role, "state": state, "seconds": 10, "memory_bytes": 1}
+            more = {"model": "default", "device": "", "seen_at": to_text(clock.now())}
+            connection.execute(insert(workers).values(**row, **more))
+    found_out = doctor(whole)
+    for role in ("daemon", "publisher"):
+        assert found_out[role]["ok"] is False
+        assert "did not end in order" in found_out[role]["detail"]
+    assert "errata run starts one" in found_out["daemon"]["fix"]
+    with ledger.write() as connection:
+        connection.execute(update(workers).values(state="ended"))
+    ledger.close()
+    assert [doctor(whole)[role]["ok"] for role in ("daemon", "publisher")] == [True, True]
 
 
 def test_an_idle_worker_is_no_problem(whole: Installation) -> None:

@@ -1,14 +1,17 @@
 """Commands that only read print tables or JSON, in which text from feeds cannot steer a terminal."""
 
 import json
+import re
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import text, update
+from sqlalchemy import insert, text, update
 
 from daemon.cli.common import age
-from daemon.core.ledger.schema import audit, corrections, incidents
+from daemon.core.clock import to_text
+from daemon.core.ledger.schema import audit, corrections, incidents, workers
 from tests.installation import Installation
 from tests.ledgers import states
 
@@ -169,3 +172,25 @@ def test_lists_of_nothing(tmp_path: Path) -> None:
 )
 def test_durations_for_people(seconds: float | None, shown: str) -> None:
     assert age(seconds) == shown
+
+
+def test_status_says_plainly_which_process_was_lost(installation: Installation) -> None:
+    """The daemon was killed -9 35 seconds ago, and a worker lives."""
+    ledger = installation.open()
+    now = ledger.clock.now()
+    for role, name, silent in (("daemon", "h:1", 35), ("worker", "h:2", 5), ("worker", "h:3", 300)):
+        row = {"name": name, "role": role, "state": "busy", "seconds": 10, "memory_bytes": 1800 << 20}
+        at = to_text(now - timedelta(seconds=silent))
+        with ledger.write() as connection:
+            connection.execute(insert(workers).values(**row, model="default", device="", seen_at=at))
+    ledger.close()
+    result = installation.errata("status")
+    assert result.exit_code == 0
+    assert re.search(r"LOST +daemon h:1 was last heard of 3\ds ago and did not end in order", result.stdout)
+    assert "LOST         worker" not in result.stdout, "one of them lives"
+    page = installation.errata_json("status")
+    assert page["lost"] == ["daemon"]
+    assert [row["life"] for row in page["processes"]] == ["lost", "alive", "lost"]
+    assert "LOST: daemon" in installation.errata("top", "--once").stdout
+    report = json.loads(installation.errata("top", "--once", "--json").stdout)
+    assert [row["name"] for row in report["workers"]] == ["h:2", "h:3"]

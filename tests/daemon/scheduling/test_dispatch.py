@@ -28,9 +28,6 @@ class ListQueue:
     def depth(self, model: str) -> int:
         return len(self.sent)
 
-    def workers(self) -> list[str]:
-        return []
-
 
 def configured(**edit: object) -> Config:
     return Config.model_validate({"edit": {"batch_size": 4, "batch_age_seconds": 3.0, **edit}})

@@ -53,9 +53,6 @@ class TakesAll:
     def survey(self, _model: str) -> None:
         """Nobody surveys here."""
 
-    def workers(self) -> list[str]:
-        return []
-
 
 def config_of(folder: Path, feed: Path, **sections: Any) -> Config:
     settings: dict[str, Any] = {

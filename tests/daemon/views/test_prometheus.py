@@ -71,6 +71,8 @@ def test_every_declared_family_is_there_and_no_other(story: Ledger, config: Conf
     with_series = {histogram if name.startswith(histogram) else name for name in with_series}
     only_later = {
         "errata_feed_pull_age_seconds",
+        "errata_process_up",
+        "errata_process_heartbeat_age_seconds",
         "errata_worker_heartbeat_age_seconds",
         "errata_worker_memory_bytes",
         "errata_worker_gpu_memory_bytes",
@@ -166,12 +168,27 @@ def test_a_worker_is_up_while_it_is_heard_of(sqlite_ledger: Ledger, config: Conf
     beat = {"state": "busy", "device": "cpu", "memory_bytes": 1, "model": "default"}
     with sqlite_ledger.write() as connection:
         connection.execute(insert(workers).values(name="h:1", seen_at=to_text(clock.now()), **beat))
-    clock.advance(config.edit.lease_seconds)
+    clock.advance(60)  # three heartbeats of an older worker
     series = scrape(sqlite_ledger, config)
     assert value(series, "errata_worker_up", model="default") == 1
-    assert value(series, "errata_worker_heartbeat_age_seconds", model="default") == config.edit.lease_seconds
-    clock.advance(config.edit.lease_seconds * 3)
+    assert value(series, "errata_worker_heartbeat_age_seconds", model="default") == 60
+    clock.advance(1)
     assert value(scrape(sqlite_ledger, config), "errata_worker_up", model="default") == 0
+
+
+def test_a_role_is_up_down_or_absent(sqlite_ledger: Ledger, config: Config, clock: FakeClock) -> None:
+    row = {"model": "default", "state": "follows", "device": "", "memory_bytes": 1, "role": "publisher"}
+    with sqlite_ledger.write() as connection:
+        connection.execute(insert(workers).values(name="h:1", seen_at=to_text(clock.now()), **row))
+    mine = {"model": "default", "role": "publisher"}
+    assert value(scrape(sqlite_ledger, config), "errata_process_up", **mine) == 1
+    clock.advance(61)
+    series = scrape(sqlite_ledger, config)
+    assert value(series, "errata_process_up", **mine) == 0
+    assert value(series, "errata_process_heartbeat_age_seconds", **mine) == 61
+    with sqlite_ledger.write() as connection:
+        connection.execute(update(workers).values(state="ended"))
+    assert b"errata_process_up{" not in render(sqlite_ledger, config)
 
 
 def test_feeds_show_their_lag_error_and_pause(

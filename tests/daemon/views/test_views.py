@@ -196,7 +196,7 @@ def test_status_agrees_with_the_ledger(ledger: Ledger, clock: FakeClock) -> None
     submit(ledger, statement("Chad", "Abéché"), "tester")
     clock.advance(5)
     with ledger.read() as connection:
-        page = status(connection, clock.now(), DEFAULT_MODEL)
+        page = status(connection, clock, DEFAULT_MODEL)
         assert figures.revisions_of_kind(connection, DEFAULT_MODEL, RevisionKind.EDIT) == 1
     assert (page["head"], page["live"], page["active_facts"]) == (1, 0, 1)
     assert page["queue"] == {"pending": 1, "queued": 0, "oldest_age_seconds": 5.0}
@@ -207,5 +207,5 @@ def test_status_agrees_with_the_ledger(ledger: Ledger, clock: FakeClock) -> None
 
 def test_status_of_a_model_without_revisions_says_so(ledger: Ledger, clock: FakeClock) -> None:
     with ledger.read() as connection:
-        page = status(connection, clock.now(), "nobody")
+        page = status(connection, clock, "nobody")
     assert (page["head"], page["live"], page["probes"]) == (None, None, [])

@@ -91,7 +91,7 @@ def test_nothing_is_lost_on_the_way(ledger: Ledger, config: Config) -> None:
         chain = connection.execute(select(revisions.c.kind).order_by(revisions.c.number)).scalars().all()
         refused = connection.execute(select(func.count()).select_from(quarantine)).scalar_one()
         assert first_broken_row(connection) is None
-        assert status(connection, ledger.clock.now(), "default")["head"] == 4
+        assert status(connection, ledger.clock, "default")["head"] == 4
     assert (chain, refused) == (["base", "edit", "edit", "rollback", "edit"], 2)
     assert scrub(ledger, config) == {}
     assert b"errata_revision_head" in render(ledger, config)
