@@ -1,4 +1,4 @@
-"""Pause a feed that fills the quarantine, and open an incident about it."""
+"""Pause a feed that fills the quarantine, and open an incident that accuses it alone."""
 
 from datetime import timedelta
 
@@ -12,6 +12,7 @@ from daemon.core.ledger.ledger import Ledger
 from daemon.core.ledger.schema import quarantine, switches
 from daemon.core.ledger.switches import feed_switch, turn
 from daemon.core.log import get_logger
+from daemon.core.names import ProbeResult, Subject
 
 log = get_logger("errata.admission")
 WHO = "admission"
@@ -40,7 +41,10 @@ def pause_if_poisoned(ledger: Ledger, model: str, feed: str, limit: int) -> bool
             head_number = int(chain.head(connection, model)["number"])
         except NotFoundError:
             head_number = 0
-        open_incident(connection, now, model, head_number, name, reason)
+        open_incident(
+            connection, now, model, head_number, name, reason,
+            subject=Subject.FEED, result=ProbeResult.DEGRADED, name=feed,
+        )  # fmt: skip
         audit.record(connection, now, WHO, "pause", name, reason)
     log.error("feed paused itself", feed=feed, why=reason)
     return True

@@ -9,7 +9,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from sqlalchemy import Connection, func, select
 
-from daemon.api.alerts import add_alerts
+from daemon.api.alerts import ALERTS_PATH, MAX_ALERTS_BYTES, add_alerts
 from daemon.api.corrections import WHO, add_corrections, signed_feeds
 from daemon.api.errors import answer_errors
 from daemon.api.guard import BodyLimit, Guard
@@ -55,7 +55,7 @@ def make_app(ledger: Ledger, config: Config) -> FastAPI:
     app = FastAPI(title="Errata", version=version(), docs_url=None, redoc_url=None, openapi_url=None)
     for file in config.api.token_files.values():
         read_token(file)
-    app.add_middleware(BodyLimit, limit=MAX_BODY_BYTES)
+    app.add_middleware(BodyLimit, limit=MAX_BODY_BYTES, limits={ALERTS_PATH: MAX_ALERTS_BYTES})
     # added last, so it sees each request first
     app.add_middleware(Guard, ledger=ledger, settings=config.api, signed_feeds=signed_feeds(config))
     answer_errors(app)

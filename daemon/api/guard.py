@@ -1,7 +1,8 @@
 """Access control, rate limits and the size limit of HTTP requests, applied before a body is parsed."""
 
 import ipaddress
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -120,19 +121,20 @@ class Guard:
 
 
 class BodyLimit:
-    """Refuses bodies above ``limit`` bytes without reading more than that into memory."""
+    """Refuses bodies above ``limit`` bytes, or above that of a path of its own, without reading more."""
 
-    def __init__(self, app: ASGIApp, limit: int) -> None:
-        self._app, self._limit = app, limit
+    def __init__(self, app: ASGIApp, limit: int, limits: Mapping[str, int] = MappingProxyType({})) -> None:
+        self._app, self._limit, self._limits = app, limit, limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Read the body and pass it on, or answer that it is too large."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        messages = await self._read(scope, receive)
+        limit = self._limits.get(scope["path"], self._limit)
+        messages = await self._read(scope, receive, limit)
         if messages is None:
-            too_large = problem(413, "too_large", f"the body exceeds {self._limit} bytes")
+            too_large = problem(413, "too_large", f"the body exceeds {limit} bytes")
             await too_large(scope, receive, send)
             return
 
@@ -141,10 +143,10 @@ class BodyLimit:
 
         await self._app(scope, again, send)
 
-    async def _read(self, scope: Scope, receive: Receive) -> list[Message] | None:
+    async def _read(self, scope: Scope, receive: Receive, limit: int) -> list[Message] | None:
         """The messages of the body, or None if it is too large."""
         declared = Headers(scope=scope).get("content-length", "")
-        if declared.isdecimal() and int(declared) > self._limit:
+        if declared.isdecimal() and int(declared) > limit:
             return None
         messages: list[Message] = []
         size = 0
@@ -152,7 +154,7 @@ class BodyLimit:
             message: MutableMapping[str, Any] = await receive()
             messages.append(message)
             size += len(message.get("body", b""))
-            if size > self._limit:
+            if size > limit:
                 return None
             if message["type"] != "http.request" or not message.get("more_body", False):
                 return messages

@@ -14,7 +14,7 @@ from daemon.core.ledger.ledger import Ledger
 from daemon.core.text import printable
 from daemon.core.version import version
 from daemon.views.chain import revision_detail, revision_list
-from daemon.views.lists import incident_list
+from daemon.views.lists import accused, incident_list
 from daemon.views.status import status
 
 _REVISIONS, _INCIDENTS, _CORRECTIONS = 30, 10, 20  # newest rows that one page shows
@@ -80,6 +80,7 @@ def _template() -> Any:
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["shown"] = lambda value: "–" if value is None else printable(str(value), _CELL)
+    environment.filters["accused"] = accused
     environment.filters["score"] = lambda value: "–" if value is None else f"{value:.4g}"
     environment.filters["moment"] = lambda text: "–" if text is None else f"{text[:10]} {text[11:19]}"
     return environment.from_string(_file("page.html"))

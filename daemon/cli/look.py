@@ -147,12 +147,12 @@ def incidents(
     limit: Limit = 100,
     as_json: Json = False,
 ) -> None:
-    """List the incidents: which probe of which revision was degraded, and what was done about it.
+    """List the incidents: what each accuses, why, and what was done about it.
 
     Examples: errata incidents --open | errata incidents --close 3 --reason "floor was too high"
     """
     from daemon.core.ledger.incidents import close_incident
-    from daemon.views.lists import incident_list
+    from daemon.views.lists import accused, incident_list
 
     config = load(context)
     with open_ledger(config) as ledger:
@@ -163,11 +163,11 @@ def incidents(
                 close_incident(connection, ledger.clock.now(), close, who(), reason)
         with ledger.read() as connection:
             rows = incident_list(connection, limit=limit, model=config.model.name, unsettled=unsettled)
-    columns = ("id", "revision", "probe", "state", "message", "opened", "closed", "rolled back by")
+    columns = ("id", "accuses", "probe", "state", "message", "opened", "closed", "rolled back by")
     shown = [
         row
         | {"opened": moment(row["opened_at"]), "closed": moment(row["closed_at"])}
-        | {"rolled back by": row["rollback_revision"]}
+        | {"accuses": accused(row), "rolled back by": row["rollback_revision"]}
         for row in rows
     ]
     document = {"model": config.model.name, "incidents": rows}

@@ -113,7 +113,7 @@ _DECLARED = (
     _gauge("errata_probe_drift", "Cumulative sum of lasting losses, in standard errors.", "model", "probe"),
     _gauge("errata_drift_limit", "Highest good cumulative sum.", "model"),
     _gauge("errata_incidents_open", "Incidents that are not settled.", "model"),
-    _gauge("errata_incidents", "Incidents in the ledger.", "model", "result", "state"),
+    _gauge("errata_incidents", "Incidents by what they accuse.", "model", "subject", "result", "state"),
     _gauge("errata_promotion_lag_seconds", "Age of the oldest revision that waits to become live.", "model"),
     # store and worker
     _gauge("errata_store_free_bytes", "Free space on the file system of the store."),

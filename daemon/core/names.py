@@ -61,12 +61,26 @@ class RollbackCause(StrEnum):
     RECOVERY = "recovery"  # head's blobs were damaged
 
 
+AUTOMATIC = (RollbackCause.JUDGE, RollbackCause.ALERT)
+"""The causes of a rollback that evidence led to, without a human."""
+
+
 class ProbeResult(StrEnum):
     """The result of a probe, which is unknown after a crash."""
 
     OK = "ok"
     DEGRADED = "degraded"
     UNKNOWN = "unknown"
+
+
+class Subject(StrEnum):
+    """What an incident accuses, a closed set because it labels a metric."""
+
+    REVISION = "revision"  # the only one that a rollback can answer
+    FEED = "feed"
+    STORE = "store"
+    CONSUMER = "consumer"
+    HOST = "host"
 
 
 class IncidentState(StrEnum):

@@ -114,8 +114,9 @@ def facts_written(connection: Connection, model: str) -> int:
 
 
 def incidents_by_state(connection: Connection) -> Counts:
-    """Count incidents by (model, result, state)."""
-    return _count(connection, incidents.c.model, incidents.c.result, incidents.c.state)
+    """Count incidents by (model, subject, result, state)."""
+    by = (incidents.c.model, incidents.c.subject, incidents.c.result, incidents.c.state)
+    return _count(connection, *by)
 
 
 def promotion_lag_seconds(connection: Connection, now: datetime, model: str) -> float:

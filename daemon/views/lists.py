@@ -1,12 +1,14 @@
 """Lists of quarantine, incidents, feeds, switches, publications and audit."""
 
+from collections.abc import Mapping
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import Connection, select
 
 from daemon.core.ledger.schema import audit, feeds, incidents, publications, quarantine, switches
 from daemon.core.ledger.switches import is_feed_paused
-from daemon.core.names import UNSETTLED
+from daemon.core.names import UNSETTLED, Subject
 from daemon.views.figures import seconds_since
 from daemon.views.rows import Row, fetch
 
@@ -29,6 +31,13 @@ def incident_list(
     if unsettled:
         query = query.where(incidents.c.state.in_(UNSETTLED))
     return fetch(connection, query.order_by(incidents.c.id.desc()).limit(limit))
+
+
+def accused(incident: Mapping[str, Any]) -> str:
+    """What an incident accuses, such as "revision 12" or "feed wiki"."""
+    if incident["subject"] == Subject.REVISION:
+        return f"revision {incident['revision']}"
+    return f"{incident['subject']} {incident['subject_name']}".strip()
 
 
 def feed_list(connection: Connection, now: datetime) -> list[Row]:

@@ -31,6 +31,7 @@ from daemon.core.names import (
     QuarantineReason,
     QuarantineState,
     RevisionKind,
+    Subject,
 )
 from daemon.core.version import version
 from daemon.views import figures, lists
@@ -134,7 +135,14 @@ class _Scrape:
         add("errata_quarantine_entries", quarantined, QuarantineReason, QuarantineState)
         add("errata_batches", figures.batches_by_state(connection), models, BatchState)
         results = (ProbeResult.DEGRADED, ProbeResult.UNKNOWN)
-        add("errata_incidents", figures.incidents_by_state(connection), models, results, IncidentState)
+        add(
+            "errata_incidents",
+            figures.incidents_by_state(connection),
+            models,
+            Subject,
+            results,
+            IncidentState,
+        )
 
     def _add_counts(self, name: str, counts: figures.Counts, *closed: Iterable[str]) -> None:
         """Add a series for every combination of the closed sets, with values outside them as ``other``."""

@@ -17,7 +17,7 @@ from daemon.core.ledger.schema import (
     revisions,
     tenures,
 )
-from daemon.core.names import RevisionKind
+from daemon.core.names import RevisionKind, Subject
 from daemon.views.facts import fact_story
 from daemon.views.rows import Row, fetch
 
@@ -124,7 +124,8 @@ def _measured(connection: Connection, model: str, numbers: set[int]) -> list[Row
         bound = "" if row["bound"] is None else f", bound {row['bound']:.4g}"
         text = f"probe {row['probe']} of revision {row['revision']}: {row['result']}, {score}{bound}"
         events.append(_event(row["measured_at"], "probe", text, revision=row["revision"]))
-    noticed = (incidents.c.model == model) & incidents.c.revision.in_(numbers)
+    accused = incidents.c.subject.in_((Subject.REVISION, Subject.STORE))
+    noticed = (incidents.c.model == model) & incidents.c.revision.in_(numbers) & accused
     for row in _where(connection, incidents, noticed):
         text = f"incident {row['id']} at revision {row['revision']}: {row['message']}; {row['state']}"
         events.append(_event(row["opened_at"], "incident", text, revision=row["revision"]))

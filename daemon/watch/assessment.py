@@ -44,8 +44,9 @@ class Verdict:
 def assess(connection: Connection, watch: WatchConfig, row: RowMapping, now: datetime) -> list[Verdict]:
     """The verdicts on the probes that were measured on a revision, in order of the probes' names."""
     measured = _newest(connection, row["model"], row["number"])
-    running = to_text(now - timedelta(seconds=2 * watch.probe_seconds))
-    if any(m["details"].get("running") and m["measured_at"] > running for m in measured):
+    patience = timedelta(seconds=2 * watch.probe_seconds)
+    begun, latest = to_text(now - patience), to_text(now + patience)  # the worker's clock may be ahead
+    if any(m["details"].get("running") and begun < m["measured_at"] < latest for m in measured):
         return []  # the probe may still end
     if not measured:
         return []

@@ -21,6 +21,12 @@ _LEDGER, _SESSION, _LEASES = (
 )
 _FENCING, _LEDGER_TEST = "tests/crash/test_fencing.py::", "tests/daemon/core/ledger/test_ledger.py::"
 _TAKEN_BACK = "tests/daemon/core/ledger/test_taken_back.py::"
+_WATCH = "tests/daemon/watch/"
+_SUBJECTS, _JUDGE, _ALERTS = (
+    _WATCH + "test_subjects.py::",
+    _WATCH + "test_judge.py::",
+    _WATCH + "test_alerts.py::",
+)
 _API, _ROLES = "tests/daemon/api/test_api.py::", "tests/security/test_roles.py::"
 _ADMISSION, _SCHEDULER = (
     "tests/daemon/admission/test_admit.py::",
@@ -298,6 +304,66 @@ WEIGHTS = (
         "result=ProbeResult.UNKNOWN if unknown else probe.judge(score, bound),",
         "result=ProbeResult.OK if unknown else probe.judge(score, bound),",
         "tests/numerics/test_probes.py::test_what_gives_no_score_is_unknown",
+    ),
+    Guard(
+        "what accuses no revision moves none", "daemon/core/ledger/incidents.py",
+        'mine = (incidents.c.model == model) & (incidents.c.subject == Subject.REVISION) & bad',
+        "mine = (incidents.c.model == model) & bad",
+        _SUBJECTS + "test_a_flood_of_garbage_pauses_its_feed_and_touches_nothing_else",
+    ),
+    Guard(
+        "a rollback mends no feed, store or host", "daemon/core/ledger/incidents.py",
+        "mine = (incidents.c.model == model) & (incidents.c.subject == Subject.REVISION)\n    unsettled",
+        "mine = incidents.c.model == model\n    unsettled",
+        _SUBJECTS + "test_what_accuses_no_revision_is_never_answered_by_a_rollback",
+    ),
+    Guard(
+        "evidence counts against what head holds alone", "daemon/core/ledger/incidents.py",
+        'return [row for row in rows if row["revision"] in held]',
+        "return rows",
+        _SUBJECTS + "test_evidence_against_what_head_no_longer_holds_neither_rolls_back_nor_freezes",
+    ),
+    Guard(
+        "no rollback goes to content that is accused", "daemon/watch/rollback.py",
+        'not_in({head_row["content"], *accused})',
+        'not_in({head_row["content"]})',
+        _JUDGE + "test_no_rollback_goes_to_the_content_that_is_accused",
+    ),
+    Guard(
+        "each revision is judged by its own measurements", "daemon/watch/judge.py",
+        "judged.c.revision == by_revision.c.revision)",
+        "judged.c.revision != -1)",
+        _JUDGE + "test_a_survey_that_was_judged_first_does_not_hide_one_either",
+    ),
+    Guard(
+        "an old look replaces no newer judgement", "daemon/watch/judge.py",
+        "if newest > newest_judged(connection, model, number):",
+        "if True:",
+        _JUDGE + "test_an_old_look_does_not_replace_a_newer_judgement",
+    ),
+    Guard(
+        "an alert takes back only what it names", "daemon/watch/alerts.py",
+        "        number = alert.revision\n        if number is None:",
+        "        number = None\n        if number is None:",
+        _ALERTS + "test_an_alert_takes_back_the_revision_that_it_names_and_no_other",
+    ),
+    Guard(
+        "an alert that fires again leaves alone what it did not accuse", "daemon/watch/alerts.py",
+        "self._newest_edit > self._answered.get(alert.probe, 0)",
+        "True",
+        _ALERTS + "test_an_alert_that_fires_again_leaves_alone_what_it_did_not_accuse",
+    ),
+    Guard(
+        "missing data never lead back", "daemon/watch/alerts.py",
+        "return asks and not self.lacks_data",
+        "return asks",
+        _ALERTS + "test_missing_data_never_lead_back",
+    ),
+    Guard(
+        "an odd alert costs no other", "daemon/watch/alerts.py",
+        "except (ValueError, OverflowError, NotFoundError):",
+        "except ZeroDivisionError:",
+        _ALERTS + "test_an_odd_alert_costs_no_other",
     ),
     Guard(
         "a second rollback within the cooldown is a freeze", "daemon/watch/judge.py",

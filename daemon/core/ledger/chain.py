@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
-from sqlalchemy import Connection, RowMapping, insert, or_, select, update
+from sqlalchemy import Connection, RowMapping, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
 from daemon.core.clock import to_text
@@ -11,7 +11,7 @@ from daemon.core.errors import NotFoundError, StaleHeadError
 from daemon.core.ledger.database import in_chunks, no_later
 from daemon.core.ledger.revision import content_hash
 from daemon.core.ledger.schema import judgements, revisions, tenures
-from daemon.core.names import ProbeResult, RevisionKind, RevisionState, RollbackCause
+from daemon.core.names import AUTOMATIC, ProbeResult, RevisionKind, RevisionState, RollbackCause
 
 
 def append_revision(
@@ -86,13 +86,21 @@ def mark_taken_back(connection: Connection, model: str, by: int) -> list[int]:
 
 
 def promote_forebears(connection: Connection, model: str, number: int) -> None:
-    """Make the earlier candidates live that passed all probes that were run on them."""
+    """Make the candidates live that led to ``number`` and passed all probes that were run on them."""
     judged = select(judgements.c.revision).where(judgements.c.model == model)
     bad = judged.where(judgements.c.result != ProbeResult.OK)
-    older = (revisions.c.model == model) & (revisions.c.number < number)
+    candidate = (revisions.c.model == model) & (revisions.c.state == RevisionState.CANDIDATE)
     passed = revisions.c.number.in_(judged) & revisions.c.number.not_in(bad)
-    mine = older & (revisions.c.state == RevisionState.CANDIDATE) & passed
-    connection.execute(update(revisions).where(mine).values(state=RevisionState.LIVE))
+    for some in in_chunks(path(connection, model, number)[1:]):
+        mine = candidate & passed & revisions.c.number.in_(some)
+        connection.execute(update(revisions).where(mine).values(state=RevisionState.LIVE))
+
+
+def went_back_by_itself(connection: Connection, model: str, since: str) -> bool:
+    """Whether evidence led to a rollback after ``since``, without a human."""
+    automatic = (revisions.c.model == model) & revisions.c.cause.in_(AUTOMATIC)
+    query = select(revisions.c.number).where(automatic, revisions.c.created_at > since).limit(1)
+    return connection.execute(query).scalar() is not None
 
 
 def forget_tensors(connection: Connection, model: str, keep: int) -> int:
@@ -167,6 +175,17 @@ def path(connection: Connection, model: str, number: int) -> list[int]:
         led.append(at)
         at = steps[at]
     return led
+
+
+def newest_edit(connection: Connection, model: str, held: Sequence[int]) -> int:
+    """The newest of the revisions ``held`` that an edit made, or 0."""
+    edits = (revisions.c.model == model) & (revisions.c.kind == RevisionKind.EDIT)
+    for some in in_chunks(held):
+        query = select(func.max(revisions.c.number)).where(edits, revisions.c.number.in_(some))
+        number = connection.execute(query).scalar()
+        if number is not None:
+            return int(number)
+    return 0
 
 
 def lineage(connection: Connection, model: str, number: int) -> list[int]:

@@ -1,6 +1,6 @@
 """Incidents: open them, record what was done about them, close them."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -10,8 +10,16 @@ from daemon.core.clock import to_text
 from daemon.core.errors import NotFoundError
 from daemon.core.ledger import audit
 from daemon.core.ledger.database import in_chunks, no_later
-from daemon.core.ledger.schema import incidents
-from daemon.core.names import STORE_PROBE, UNSETTLED, IncidentState, ProbeResult, RollbackCause
+from daemon.core.ledger.schema import incidents, revisions
+from daemon.core.names import (
+    AUTOMATIC,
+    STORE_PROBE,
+    UNSETTLED,
+    IncidentState,
+    ProbeResult,
+    RollbackCause,
+    Subject,
+)
 
 
 def find_incident(connection: Connection, model: str, revision: int, probe: str) -> RowMapping | None:
@@ -27,16 +35,24 @@ def open_incident(
     revision: int,
     probe: str,
     message: str,
-    result: ProbeResult = ProbeResult.DEGRADED,
+    *,
+    subject: Subject,
+    result: ProbeResult,
+    name: str = "",
     since: int | None = None,
     alert: str | None = None,
 ) -> None:
     """Open the incident of a probe of a revision, or open it again with what is known now.
 
-    ``since`` is the last revision that was good, ``alert`` the episode of the alert that reported it.
+    ``subject`` is what it accuses: the revision itself, or a feed, consumer or host of the given ``name``, or
+    the store, while that revision was head. ``since`` is the last revision that was good, ``alert`` the
+    episode of the alert that reported it. What accuses a revision that was taken back is settled already.
     """
-    values = {"state": IncidentState.OPEN, "result": result, "message": message, "since": since}
-    values |= {"alert": alert, "opened_at": to_text(now), "closed_at": None, "rollback_revision": None}
+    gone = _taken_back_by(connection, model, revision) if subject is Subject.REVISION else None
+    state = IncidentState.OPEN if gone is None else IncidentState.CLOSED
+    values = {"state": state, "result": result, "message": message, "since": since, "alert": alert}
+    values |= {"subject": subject, "subject_name": name, "rollback_revision": gone}
+    values |= {"opened_at": to_text(now), "closed_at": None if gone is None else to_text(now)}
     mine = _of_probe(model, revision, probe)
     if not connection.execute(update(incidents).where(mine).values(**values)).rowcount:
         connection.execute(insert(incidents).values(model=model, revision=revision, probe=probe, **values))
@@ -45,7 +61,10 @@ def open_incident(
 def open_damage(connection: Connection, now: datetime, model: str, revision: int, message: str) -> None:
     """Open the incident of a revision with damaged blobs, unless there is one."""
     if find_incident(connection, model, revision, STORE_PROBE) is None:
-        open_incident(connection, now, model, revision, STORE_PROBE, message, ProbeResult.UNKNOWN)
+        open_incident(
+            connection, now, model, revision, STORE_PROBE, message,
+            subject=Subject.STORE, result=ProbeResult.UNKNOWN,
+        )  # fmt: skip
 
 
 def record_recovery(
@@ -81,15 +100,15 @@ def settle_left_behind(
     held: Collection[int],
     cause: RollbackCause,
 ) -> None:
-    """Settle the incidents of the revisions that head, which is ``rollback``, no longer holds.
+    """Settle the incidents that accuse revisions which head, that is ``rollback``, no longer holds.
 
     They count as answered where the evidence itself led back, and as closed where somebody else did.
     """
-    unsettled = (incidents.c.model == model) & incidents.c.state.in_(UNSETTLED)
+    mine = (incidents.c.model == model) & (incidents.c.subject == Subject.REVISION)
+    unsettled = mine & incidents.c.state.in_(UNSETTLED)
     rows = connection.execute(select(incidents).where(unsettled)).mappings().all()
     left = [row for row in rows if row["revision"] not in held]
-    answers = cause in (RollbackCause.JUDGE, RollbackCause.ALERT)
-    degraded = [row["id"] for row in left if answers and row["result"] == ProbeResult.DEGRADED]
+    degraded = [row["id"] for row in left if cause in AUTOMATIC and row["result"] == ProbeResult.DEGRADED]
     others = [row["id"] for row in left if row["id"] not in degraded]
     answered = {"state": IncidentState.ROLLED_BACK, "rollback_revision": rollback}
     for some in in_chunks(degraded):
@@ -102,6 +121,27 @@ def close_frozen(connection: Connection, now: datetime, model: str) -> None:
     """Close the incidents that froze a model."""
     frozen = incidents.c.state == IncidentState.FROZEN
     _close(connection, now, (incidents.c.model == model) & frozen)
+
+
+def close_of_feed(connection: Connection, now: datetime, model: str, feed: str) -> None:
+    """Close the incidents that accuse a feed."""
+    accused = (incidents.c.subject == Subject.FEED) & (incidents.c.subject_name == feed)
+    mine = (incidents.c.model == model) & accused & incidents.c.state.in_(UNSETTLED)
+    _close(connection, now, mine)
+
+
+def accusations(connection: Connection, model: str, held: Collection[int]) -> Sequence[RowMapping]:
+    """The open incidents that accuse a revision among ``held`` of being degraded."""
+    bad = (incidents.c.state == IncidentState.OPEN) & (incidents.c.result == ProbeResult.DEGRADED)
+    mine = (incidents.c.model == model) & (incidents.c.subject == Subject.REVISION) & bad
+    rows = connection.execute(select(incidents).where(mine).order_by(incidents.c.id)).mappings().all()
+    return [row for row in rows if row["revision"] in held]
+
+
+def incidents_of_alerts(connection: Connection, model: str) -> Sequence[RowMapping]:
+    """The incidents that alerts opened, oldest first."""
+    mine = (incidents.c.model == model) & incidents.c.alert.is_not(None)
+    return connection.execute(select(incidents).where(mine).order_by(incidents.c.id)).mappings().all()
 
 
 def freeze_incidents(connection: Connection, ids: Iterable[int]) -> int:
@@ -121,13 +161,16 @@ def close_incident(connection: Connection, now: datetime, number: int, who: str,
     audit.record(connection, now, who, "close incident", str(number), reason, details)
 
 
-def was_rolled_back(connection: Connection, model: str, since: str, probe: str | None = None) -> bool:
-    """Whether a rollback answered an incident of a model, or of one of its probes, after ``since``."""
+def was_rolled_back(connection: Connection, model: str, since: str, probe: str) -> bool:
+    """Whether a rollback answered an incident of a probe after ``since``."""
     mine = (incidents.c.model == model) & (incidents.c.state == IncidentState.ROLLED_BACK)
-    query = select(incidents.c.id).where(mine, incidents.c.closed_at > since)
-    if probe is not None:
-        query = query.where(incidents.c.probe == probe)
+    query = select(incidents.c.id).where(mine, incidents.c.probe == probe, incidents.c.closed_at > since)
     return connection.execute(query.limit(1)).scalar() is not None
+
+
+def _taken_back_by(connection: Connection, model: str, revision: int) -> int | None:
+    mine = (revisions.c.model == model) & (revisions.c.number == revision)
+    return connection.execute(select(revisions.c.taken_back_by).where(mine)).scalar_one_or_none()
 
 
 def _close(connection: Connection, now: datetime, which: ColumnElement[bool], **more: Any) -> None:

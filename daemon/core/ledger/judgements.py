@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
-from sqlalchemy import Connection, delete, insert
+from sqlalchemy import Connection, delete, func, insert, select
 
 from daemon.core.clock import to_text
 from daemon.core.ledger.schema import judgements
@@ -17,3 +17,9 @@ def replace_judgements(
     connection.execute(delete(judgements).where(mine))
     same = {"model": model, "revision": revision, "judged_at": to_text(now)}
     connection.execute(insert(judgements), [{**same, **row} for row in rows])
+
+
+def newest_judged(connection: Connection, model: str, revision: int) -> int:
+    """The id of the newest measurement of a revision that was judged, or 0."""
+    mine = (judgements.c.model == model) & (judgements.c.revision == revision)
+    return int(connection.execute(select(func.max(judgements.c.measurement)).where(mine)).scalar() or 0)

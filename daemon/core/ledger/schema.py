@@ -211,6 +211,8 @@ incidents = Table(
     Column("result", String(16), nullable=False, server_default="degraded"),
     Column("since", Integer),  # the last revision that was good; a rollback goes there
     Column("alert", Text),  # the episode of the alert that brought it up
+    Column("subject", String(16), nullable=False, server_default="revision"),  # a Subject: what it accuses
+    Column("subject_name", Text, nullable=False, server_default=""),  # of a feed, consumer or host
     UniqueConstraint("model", "revision", "probe"),
 )
 

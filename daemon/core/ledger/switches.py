@@ -10,7 +10,7 @@ from sqlalchemy import Connection, delete, insert, select, update
 from daemon.core.clock import to_text
 from daemon.core.ledger import audit
 from daemon.core.ledger.database import no_later
-from daemon.core.ledger.incidents import close_frozen
+from daemon.core.ledger.incidents import close_frozen, close_of_feed
 from daemon.core.ledger.ledger import Ledger
 from daemon.core.ledger.schema import switches
 
@@ -33,7 +33,7 @@ def pause(ledger: Ledger, *, model: str, feed: str | None, who: str, reason: str
 def resume(ledger: Ledger, *, model: str, feed: str | None, who: str, reason: str) -> bool:
     """Resume the model's edits, or one feed, and return whether that changed anything.
 
-    To resume the edits also ends a freeze and closes its incidents.
+    To resume the edits also ends a freeze and closes its incidents, to resume a feed closes the feed's.
     """
     return _turn_by_hand(ledger, model, feed, who, reason, on=False)
 
@@ -68,6 +68,8 @@ def _turn_by_hand(ledger: Ledger, model: str, feed: str | None, who: str, reason
         turn(connection, now, name, reason, on=on)
         if feed is None and not on:
             close_frozen(connection, now, model)
+        elif feed is not None and not on:
+            close_of_feed(connection, now, model, feed)
         action = "pause" if on else "resume"
         audit.record(connection, now, who, action, name, reason, {"was_on": was_on})
     return was_on is not on

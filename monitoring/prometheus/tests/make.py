@@ -13,6 +13,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 PROBE = 'model="m",probe="perplexity_ratio"'
+_OPEN = 'errata_incidents{model="m",subject="revision",state="open",result="degraded"}'
 QUEUE = 'errata_queue_corrections{model="m",state="pending"}'
 
 
@@ -97,8 +98,8 @@ CASES: Sequence[Case] = (
         "ErrataIncidentOpen",
         _model("page"),
         "an incident of m is open and nothing has reacted to it",
-        {'errata_incidents{model="m",state="open",result="degraded"}': "1+0x60"},
-        {'errata_incidents{model="m",state="open",result="degraded"}': "0+0x4 1+0x3 0+0x60"},
+        {_OPEN: "1+0x60"},
+        {_OPEN: "0+0x4 1+0x3 0+0x60", _OPEN.replace("revision", "feed"): "1+0x60"},
         at="12m",
     ),
     Case(

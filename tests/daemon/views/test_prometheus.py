@@ -258,7 +258,8 @@ def test_the_judge_is_heard(sqlite_ledger: Ledger) -> None:
     assert value(series, "errata_probe_p_value", **labels) == 1
     assert value(series, "errata_probe_drift", **labels) == 0
     assert value(series, "errata_drift_limit", model="default") == config.watch.drift_limit
-    assert value(series, "errata_incidents", model="default", result="degraded", state="rolled_back") == 1
+    labels = {"model": "default", "subject": "revision", "result": "degraded", "state": "rolled_back"}
+    assert value(series, "errata_incidents", **labels) == 1
 
 
 def test_what_waits_to_be_live_has_an_age(sqlite_ledger: Ledger, config: Config, clock: FakeClock) -> None:

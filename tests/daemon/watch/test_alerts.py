@@ -1,5 +1,6 @@
 """``POST /v1/alerts``: one rollback for an incident however often it comes, and a row for each delivery."""
 
+import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
@@ -13,10 +14,12 @@ from sqlalchemy import select
 from daemon.api.app import make_app
 from daemon.core.config.settings import Config
 from daemon.core.ledger import audit
+from daemon.core.ledger.chain import head
 from daemon.core.ledger.ledger import Ledger
 from daemon.core.ledger.schema import audit as audit_table
 from daemon.core.ledger.schema import incidents, revisions, switches
-from tests.ledgers import FakeClock
+from daemon.core.names import RollbackCause
+from tests.ledgers import FakeClock, held, roll_back
 from tests.watching import commit_and_judge, right, suite_row
 
 QUIET = Config(watch={"auto_rollback": False})  # type: ignore[arg-type]
@@ -47,6 +50,11 @@ def post(http: TestClient, body: dict[str, Any]) -> str:
 def chain(ledger: Ledger) -> list[str]:
     with ledger.read() as connection:
         return list(connection.execute(select(revisions.c.kind).order_by(revisions.c.number)).scalars())
+
+
+def last(ledger: Ledger) -> Any:
+    with ledger.read() as connection:
+        return head(connection, "default")
 
 
 def deliveries(ledger: Ledger) -> int:
@@ -141,16 +149,8 @@ def test_the_next_incident_within_the_cooldown_freezes(sqlite_ledger: Ledger, cl
     assert reactions == ["rolled_back", "frozen"]
 
 
-@pytest.mark.parametrize(
-    "body",
-    [
-        {},
-        {"alerts": [{}]},
-        {"alerts": "all"},
-        {"alerts": [{"status": "firing", "labels": {}, "startsAt": "x"}]},
-    ],
-)
-def test_what_is_no_delivery_is_refused(sqlite_ledger: Ledger, body: dict[str, Any]) -> None:
+@pytest.mark.parametrize("body", [{}, [], 5, {"alerts": "all"}, {"alerts": None}, {"alerts": {}}])
+def test_what_is_no_delivery_is_refused(sqlite_ledger: Ledger, body: Any) -> None:
     assert client(sqlite_ledger).post("/v1/alerts", json=body).status_code == 422
     assert deliveries(sqlite_ledger) == 0
 
@@ -163,3 +163,198 @@ def test_a_token_guards_it(sqlite_ledger: Ledger, tmp_path: Path) -> None:
     assert http.post("/v1/alerts", json=body).status_code == 401
     bearer = {"Authorization": "Bearer s3cret-of-the-test"}
     assert http.post("/v1/alerts", json=body, headers=bearer).status_code == 200
+
+
+# -- which revision an alert accuses ---------------------------------------------------------------------
+
+
+def teach(ledger: Ledger, clock: FakeClock, *wrong: range) -> None:
+    """Commit one revision for each range of wrong items, a minute apart."""
+    for items in wrong:
+        clock.advance(60)
+        commit_and_judge(ledger, QUIET, suite_row(right(100, items)))
+    clock.advance(60)
+
+
+def held_facts(ledger: Ledger) -> int:
+    return len(held(ledger))
+
+
+GOOD = range(0)
+
+
+def test_an_alert_takes_back_the_revision_that_it_names_and_no_other(
+    sqlite_ledger: Ledger, clock: FakeClock
+) -> None:
+    teach(sqlite_ledger, clock, GOOD, GOOD, GOOD)
+    http = client(sqlite_ledger)
+    for number in ("17", "0", "4"):
+        body = delivery(clock.now(), alertname=f"Wrong{number}", revision=number)
+        assert post(http, body) == "nothing", "head does not hold it, or it is the base"
+    assert post(http, delivery(clock.now(), alertname="Wrong", revision="r2")) == "rolled_back"
+    assert last(sqlite_ledger)["content_of"] == 1
+    assert post(http, delivery(clock.now(), alertname="Wrong", revision="3")) == "nothing", (
+        "taken back already"
+    )
+
+
+def test_an_alert_that_fires_again_leaves_alone_what_it_did_not_accuse(
+    sqlite_ledger: Ledger, clock: FakeClock
+) -> None:
+    """What it accused is gone, and nothing new came since: the good revision below stays."""
+    teach(sqlite_ledger, clock, GOOD, GOOD)
+    http = client(sqlite_ledger)
+    assert post(http, delivery(clock.now(), alertname="Wrong")) == "rolled_back"
+    for _ in range(3):
+        clock.advance(QUIET.watch.cooldown_seconds + 1)
+        assert post(http, delivery(clock.now(), alertname="Wrong")) == "nothing"
+        assert post(http, delivery(clock.now(), alertname="Wrong", fingerprint="another")) == "nothing"
+    assert held_facts(sqlite_ledger) == 1
+    teach(sqlite_ledger, clock, GOOD)
+    assert post(http, delivery(clock.now(), alertname="Wrong")) == "rolled_back", (
+        "a new edit may be the cause"
+    )
+    assert held_facts(sqlite_ledger) == 1
+
+
+def test_one_firing_is_answered_once_whatever_is_committed_meanwhile(
+    sqlite_ledger: Ledger, clock: FakeClock
+) -> None:
+    """Also when Prometheus' clock is ahead, so that the alert seems to be newer than every revision."""
+    teach(sqlite_ledger, clock, GOOD, GOOD)
+    http, body = client(sqlite_ledger), delivery(clock.now() + timedelta(days=1), alertname="Wrong")
+    assert post(http, body) == "rolled_back"
+    clock.advance(QUIET.watch.cooldown_seconds + 1)
+    teach(sqlite_ledger, clock, GOOD)
+    assert post(http, body) == "nothing"
+    assert held_facts(sqlite_ledger) == 2
+
+
+def test_an_alert_after_a_rollback_by_somebody_else_takes_nothing_more_back(
+    sqlite_ledger: Ledger, clock: FakeClock
+) -> None:
+    """Recovery left the degraded revision behind, and its incident with it."""
+    teach(sqlite_ledger, clock, GOOD, range(90))
+    roll_back(sqlite_ledger, 1, "store", cause=RollbackCause.RECOVERY)
+    clock.advance(60)
+    assert post(client(sqlite_ledger), delivery(clock.now(), probe="quiz")) == "nothing"
+    assert held_facts(sqlite_ledger) == 1
+
+
+def test_what_the_operator_brought_back_is_taken_back_only_by_a_new_firing(
+    sqlite_ledger: Ledger, clock: FakeClock
+) -> None:
+    teach(sqlite_ledger, clock, GOOD, GOOD)
+    http, body = client(sqlite_ledger), delivery(clock.now(), alertname="Wrong", revision="2")
+    assert post(http, body) == "rolled_back"
+    roll_back(sqlite_ledger, 2, "ann", "the alert was wrong")
+    clock.advance(QUIET.watch.cooldown_seconds + 1)
+    assert post(http, body) == "nothing"
+    assert post(http, delivery(clock.now(), alertname="Wrong", revision="2")) == "rolled_back"
+    assert held_facts(sqlite_ledger) == 1
+
+
+def test_an_alert_about_the_base_freezes_nothing(sqlite_ledger: Ledger, clock: FakeClock) -> None:
+    teach(sqlite_ledger, clock, GOOD)
+    roll_back(sqlite_ledger, 0)
+    clock.advance(60)
+    assert post(client(sqlite_ledger), delivery(clock.now(), alertname="Wrong")) == "nothing"
+    with sqlite_ledger.read() as connection:
+        assert connection.execute(select(switches)).all() == []
+
+
+# -- what says nothing about the model -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("labels", "annotations"),
+    [
+        ({"alertname": "DatasourceNoData"}, {}),
+        ({"alertname": "DatasourceError"}, {}),
+        ({"alertname": "datasourcenodata"}, None),
+        ({"alertname": "AnswersWrong", "rulename": "AnswersWrong", "datasource_uid": "x", "ref_id": "A"}, {}),
+        ({"alertname": "AnswersWrong"}, {"grafana_state_reason": "NoData"}),
+        ({"alertname": "AnswersWrong"}, {"grafana_state_reason": "Error, KeepLast"}),
+        ({"alertname": "DatasourceNoData", "revision": "2"}, {}),
+        ({"alertname": "DatasourceError", "probe": "quiz"}, {}),
+    ],
+)
+def test_missing_data_never_lead_back(
+    sqlite_ledger: Ledger, clock: FakeClock, labels: dict[str, str], annotations: Any
+) -> None:
+    teach(sqlite_ledger, clock, GOOD, range(90))
+    body = delivery(clock.now(), **labels)
+    body["alerts"][0]["annotations"] = annotations
+    assert post(client(sqlite_ledger), body) == "nothing"
+    assert chain(sqlite_ledger) == ["base", "edit", "edit"]
+
+
+# -- odd alerts ----------------------------------------------------------------------------------------
+
+
+def odd(began: datetime) -> list[Any]:
+    """Alerts that are none, each in its own way."""
+    good = delivery(began, alertname="Odd")["alerts"][0]
+    without = [
+        {key: value for key, value in good.items() if key != name}
+        for name in ("status", "labels", "startsAt")
+    ]
+    wrong = [
+        {**good, "labels": None}, {**good, "labels": []}, {**good, "labels": {"action": 5}},
+        {**good, "startsAt": "yesterday"}, {**good, "startsAt": "2026-06-01T00:00:00"},
+        {**good, "startsAt": []}, {**good, "status": 1}, {**good, "status": "x" * 100},
+    ]  # fmt: skip
+    named = [{**good, "labels": {**good["labels"], "revision": text}} for text in ("two", "-1", "1.0")]
+    return [None, 5, "alert", [], {}, [good], True, 1e999, *without, *wrong, *named]
+
+
+def test_an_odd_alert_costs_no_other(sqlite_ledger: Ledger, clock: FakeClock) -> None:
+    teach(sqlite_ledger, clock, GOOD, GOOD)
+    strange = odd(clock.now())
+    body = delivery(clock.now(), alertname="Wrong")
+    body["alerts"] = [*strange, *body["alerts"], *strange]
+    answer = client(sqlite_ledger).post(
+        "/v1/alerts", content=json.dumps(body), headers={"content-type": "application/json"}
+    )
+    expected = {"model": "default", "reaction": "rolled_back", "alerts": 1, "unreadable": 2 * len(strange)}
+    assert answer.json() == expected
+    with sqlite_ledger.read() as connection:
+        details = connection.execute(
+            select(audit_table.c.details).where(audit_table.c.action == "alert")
+        ).scalar_one()
+    assert (details["unreadable"], details["asking"]) == (2 * len(strange), 1)
+
+
+@pytest.mark.parametrize(
+    "change", [{"fingerprint": None}, {"fingerprint": 7}, {"annotations": None}, {"x": "\0"}]
+)
+def test_what_is_odd_where_nobody_looks_costs_nothing(
+    sqlite_ledger: Ledger, clock: FakeClock, change: dict[str, Any]
+) -> None:
+    teach(sqlite_ledger, clock, GOOD, GOOD)
+    body = delivery(clock.now(), alertname="Wrong\0\x1b")
+    body["alerts"][0] |= change
+    assert post(client(sqlite_ledger), body) == "rolled_back"
+
+
+@pytest.mark.parametrize("size", [1001, 10_000])
+def test_a_group_of_any_size_is_answered(sqlite_ledger: Ledger, clock: FakeClock, size: int) -> None:
+    teach(sqlite_ledger, clock, GOOD, GOOD)
+    quiet = delivery(clock.now(), action="page", description="x" * 500)["alerts"]
+    body = delivery(clock.now(), alertname="Wrong")
+    body["alerts"] = [*(quiet * (size - 1)), *body["alerts"]]
+    began = time.monotonic()
+    assert post(client(sqlite_ledger), body) == "rolled_back"
+    print(f"{size} alerts in {time.monotonic() - began:.1f} s")
+    assert deliveries(sqlite_ledger) == 1
+
+
+def test_ten_thousand_that_all_ask_are_one_rollback(sqlite_ledger: Ledger, clock: FakeClock) -> None:
+    teach(sqlite_ledger, clock, GOOD, GOOD)
+    alerts = [
+        delivery(clock.now(), alertname="Wrong", pod=str(number))["alerts"][0] for number in range(10_000)
+    ]
+    assert post(client(sqlite_ledger), {"alerts": alerts}) == "rolled_back"
+    assert chain(sqlite_ledger) == ["base", "edit", "edit", "rollback"]
+    with sqlite_ledger.read() as connection:
+        assert len(connection.execute(select(incidents)).all()) == 1

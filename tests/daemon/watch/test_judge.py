@@ -9,11 +9,13 @@ from sqlalchemy import select
 from daemon.core.config.settings import Config
 from daemon.core.ledger.chain import get_revision, head, lineage
 from daemon.core.ledger.ledger import Ledger
+from daemon.core.ledger.proposals import ProbeRow
 from daemon.core.ledger.schema import incidents, judgements, switches
 from daemon.core.ledger.switches import resume
-from daemon.core.names import DEFAULT_MODEL, Reaction
-from daemon.watch.judge import judge, react
-from tests.ledgers import FakeClock, close_by_hand, roll_back
+from daemon.core.names import DEFAULT_MODEL, ProbeResult, Reaction
+from daemon.watch import judge as judge_module
+from daemon.watch.judge import judge, react, unjudged
+from tests.ledgers import FakeClock, close_by_hand, found, roll_back
 from tests.watching import commit, commit_and_judge, right, suite_row, text_row, unknown_row
 
 ITEMS = 100
@@ -209,3 +211,130 @@ def test_the_last_good_revision_is_a_forebear(ledger: Ledger) -> None:
         assert lineage(connection, DEFAULT_MODEL, number) == [1, 0]
         query = select(judgements.c.reference).where(judgements.c.revision == number)
         assert connection.execute(query).scalar() == 1
+
+
+def survey(ledger: Ledger, number: int, *rows: object) -> None:
+    ledger.record_probes(DEFAULT_MODEL, number, rows)  # type: ignore[arg-type]
+
+
+def test_a_survey_that_is_newer_does_not_hide_a_revision_from_the_judge(ledger: Ledger) -> None:
+    """The survey of revision 1 ends after revision 2 is committed, and is judged with it or before it."""
+    commit_and_judge(ledger, config(), quiz())
+    commit(ledger, quiz(range(90), floor=0.5))
+    survey(ledger, 1, suite_row(right(9), name="canary"), suite_row(right(9), name="all_probes"))
+    judge(ledger, config())
+    assert story(ledger) == [(2, "degraded", "rolled_back")]
+    assert head_of(ledger) == (3, 1)
+
+
+def test_a_survey_that_was_judged_first_does_not_hide_one_either(ledger: Ledger) -> None:
+    commit_and_judge(ledger, config(), quiz())
+    commit(ledger, quiz(range(90), floor=0.5))
+    survey(ledger, 1, suite_row(right(9), name="canary"))
+    with ledger.read() as connection:
+        assert unjudged(connection, DEFAULT_MODEL) == [1, 2]
+    judge_only(ledger, 1)
+    with ledger.read() as connection:
+        assert unjudged(connection, DEFAULT_MODEL) == [2]
+
+
+def judge_only(ledger: Ledger, number: int) -> None:
+    """What a judge leaves that dies after its first revision."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("daemon.watch.judge.unjudged", lambda *_: [number])
+        judge(ledger, config(auto_rollback=False))
+
+
+def test_the_measurements_of_another_model_hide_nothing(ledger: Ledger) -> None:
+    found(ledger, "other")
+    with ledger.read() as connection:
+        assert unjudged(connection, "other") == []
+    commit(ledger, quiz(range(90), floor=0.5))
+    ledger.record_probes("other", 0, [suite_row(right(ITEMS))])
+    other = Config(model={"name": "other"})  # type: ignore[arg-type]
+    judge(ledger, other)
+    judge(ledger, config())
+    assert story(ledger) == [(1, "degraded", "rolled_back")]
+
+
+def test_a_revision_that_was_taken_back_is_judged_too_and_moves_nothing(ledger: Ledger) -> None:
+    commit_and_judge(ledger, config(), quiz())
+    commit(ledger, quiz(range(90), floor=0.5))
+    roll_back(ledger, 1, "ann", "a doubt")
+    judge(ledger, config())
+    assert story(ledger) == [(2, "degraded", "closed")]
+    assert head_of(ledger) == (3, 1)
+    with ledger.read() as connection:
+        assert unjudged(connection, DEFAULT_MODEL) == []
+        assert get_revision(connection, DEFAULT_MODEL, 2)["state_before"] == "rejected"
+
+
+def test_an_old_look_does_not_replace_a_newer_judgement(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A daemon that was stopped between look and verdict wakes up after another one has judged."""
+    number = commit(ledger, quiz())
+    true_assess = judge_module.assess
+
+    def slow(*arguments: object) -> object:
+        verdicts = true_assess(*arguments)  # type: ignore[arg-type]
+        monkeypatch.setattr(judge_module, "assess", true_assess)
+        survey(ledger, number, quiz(range(90), floor=0.5))
+        judge(ledger, config())
+        return verdicts
+
+    monkeypatch.setattr(judge_module, "assess", slow)
+    judge(ledger, config())
+    assert state(ledger, number) == "rejected"
+    assert story(ledger) == [(1, "degraded", "rolled_back")]
+    with ledger.read() as connection:
+        assert connection.execute(select(judgements.c.result)).scalars().all() == ["degraded"]
+
+
+def test_a_degraded_revision_that_came_back_is_accused_again_by_a_new_measurement(
+    ledger: Ledger, clock: FakeClock
+) -> None:
+    watch = config(cooldown_seconds=60)
+    commit_and_judge(ledger, watch, quiz())
+    commit_and_judge(ledger, watch, quiz(range(90), floor=0.5))
+    roll_back(ledger, 2, "ann", "I insist")
+    clock.advance(61)
+    judge(ledger, watch)
+    assert head_of(ledger) == (4, 2), "the operator's word holds until there is new evidence"
+    survey(ledger, 2, quiz(range(90), floor=0.5))
+    judge(ledger, watch)
+    assert head_of(ledger) == (5, 1)
+
+
+def test_no_rollback_goes_to_the_content_that_is_accused(ledger: Ledger) -> None:
+    """A survey finds a rollback's content degraded, which an older revision holds as well."""
+    watch = config(cooldown_seconds=0)
+    for _ in range(3):
+        commit_and_judge(ledger, watch, quiz())
+    roll_back(ledger, 2, "ann", "a doubt")
+    commit_and_judge(ledger, watch, quiz())
+    survey(ledger, 4, quiz(range(90), floor=0.5))
+    judge(ledger, watch)
+    assert head_of(ledger) == (6, 1)
+
+
+def test_a_survey_makes_only_its_forebears_live(ledger: Ledger) -> None:
+    watch = config(full_before_live=True, auto_rollback=False)
+    commit_and_judge(ledger, watch, quiz())
+    commit_and_judge(ledger, watch, quiz())
+    roll_back(ledger, 1, "ann", "a doubt")
+    survey(ledger, 2, quiz(), suite_row(right(9), name="all_probes"))
+    judge(ledger, watch)
+    assert [state(ledger, number) for number in (1, 2)] == ["live", "rejected"]
+
+
+def test_a_probe_whose_worker_had_a_clock_far_ahead_is_judged_all_the_same(
+    ledger: Ledger, clock: FakeClock
+) -> None:
+    number = commit(ledger, quiz(range(90), floor=0.5))
+    running = ProbeRow("canary", 1, ProbeResult.UNKNOWN, None, 0.5, 0, 0.0, {"running": True})
+    clock.advance(7200)
+    survey(ledger, number, running)
+    clock.advance(-7200)
+    judge(ledger, config())
+    assert head_of(ledger) == (2, 0)
