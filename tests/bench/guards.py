@@ -467,7 +467,7 @@ STRANGERS = (
     ),
     Guard(
         "bodies are bounded", "daemon/api/guard.py",
-        "            if size > self._limit:\n",
+        "            if size > limit:\n",
         "            if False:\n",
         _API + "test_a_body_above_the_limit_is_refused_declared_or_not",
     ),

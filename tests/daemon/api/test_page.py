@@ -51,7 +51,7 @@ def test_it_tells_the_story(story: Ledger, installation: Installation) -> None:
     html = page(story, installation.config)
     rows = cells(html)
     assert ["2", "Peru", "capital", "Lima", "Cusco"] in rows, "before and after"
-    assert any(row[:4] == ["1", "3", "perplexity_ratio", "rolled_back"] for row in rows)
+    assert any(row[:4] == ["1", "revision 3", "perplexity_ratio", "rolled_back"] for row in rows)
     assert any(row[0] == "4" and row[2] == "rollback to 2" for row in rows if len(row) == 7)
     assert html.count("<svg") == 2
     assert "ceiling 1.1" in html

@@ -15,7 +15,8 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config as AlembicConfig
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Engine, column, insert, inspect, select, table
+from sqlalchemy import JSON, Connection, Engine, column, insert, inspect, select, table
+from sqlalchemy.types import NullType
 
 from daemon.admission.submission import submit
 from daemon.core.clock import to_text
@@ -23,7 +24,7 @@ from daemon.core.errors import LedgerError, UnavailableError
 from daemon.core.ledger import database
 from daemon.core.ledger.attempts import count_failures, fatal_probes
 from daemon.core.ledger.ledger import Ledger
-from daemon.core.ledger.schema import attempts, corrections, metadata
+from daemon.core.ledger.schema import attempts, corrections, incidents, metadata, revisions
 from tests.ledgers import found, statement
 
 
@@ -163,6 +164,56 @@ def test_outcomes_of_attempts_become_columns_of_their_own(engine: Engine) -> Non
         "b4": ("running", "", "canary"),
         "b5": ("running", "", None),
     }
+
+
+def add(connection: Connection, name: str, **row: Any) -> None:
+    """Insert a row as an older Errata did."""
+    types = {"tensors": JSON, "stages": JSON, "norms": JSON, "details": JSON}
+    columns = [column(key, types.get(key, NullType)) for key in row]  # type: ignore[arg-type]
+    connection.execute(insert(table(name, *columns)).values(**row))
+
+
+def test_what_was_taken_back_before_is_marked_with_who_and_why(engine: Engine) -> None:
+    """Until 0008 nothing but the audit said who went back, and only the judge rejected revisions."""
+    migrate_to(engine, "0008")
+    same = {"model": "m", "state": "live", "content": "c", "tensors": {}, "token": 1, "recipe": "r"}
+    same |= {"reason": "", "stages": {}, "norms": {}, "active_facts": 0, "created_at": "2026"}
+    contents = {0: None, 1: None, 2: None, 3: 1, 4: None, 5: 2, 6: 0, 7: None}
+    who = {3: "judge", 5: "ann", 6: "alertmanager"}
+    with database.transaction(engine, write=True) as connection:
+        for number, of in contents.items():
+            kind = "edit" if of is None else "rollback"
+            parent = number - 1 if number else None
+            add(connection, "revisions", number=number, parent=parent, kind=kind, content_of=of, **same)
+        for number, name in who.items():
+            said = {"at": "", "who": name, "action": "rollback", "target": f"m@{contents[number]}"}
+            said |= {"reason": "why", "details": {"head": number}, "previous": "", "hash": str(number)}
+            add(connection, "audit", **said)
+    database.migrate(engine)
+    with database.transaction(engine, write=False) as connection:
+        chain = connection.execute(select(revisions).order_by(revisions.c.number)).mappings().all()
+    assert [row["taken_back_by"] for row in chain] == [None, 6, 6, 5, 5, 6, None, None]
+    assert {row["number"]: (row["who"], row["cause"]) for row in chain if row["who"]} == {
+        3: ("judge", "judge"),
+        5: ("ann", "operator"),
+        6: ("alertmanager", "alert"),
+    }
+    assert [row["state"] for row in chain] == ["live", *["rejected"] * 5, "live", "live"]
+    assert [row["state_before"] for row in chain] == [None, *["live"] * 5, None, None]
+
+
+def test_incidents_of_before_accuse_what_they_were_about(engine: Engine) -> None:
+    migrate_to(engine, "0010")
+    with database.transaction(engine, write=True) as connection:
+        for probe in ("quiz", "store", "feed:wiki", "feedback", "alert:Wrong"):
+            row = {"model": "m", "revision": 1, "probe": probe, "state": "open", "message": ""}
+            add(connection, "incidents", opened_at="", **row)
+    database.migrate(engine)
+    with database.transaction(engine, write=False) as connection:
+        rows = connection.execute(select(incidents).order_by(incidents.c.id)).mappings().all()
+    assert [(row["subject"], row["subject_name"]) for row in rows] == [
+        ("revision", ""), ("store", ""), ("feed", "wiki"), ("revision", ""), ("revision", ""),
+    ]  # fmt: skip
 
 
 def migrate_to(engine: Engine, number: str) -> None:

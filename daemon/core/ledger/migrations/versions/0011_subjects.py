@@ -1,10 +1,10 @@
-"""0010: an incident says what it accuses."""
+"""0011: an incident says what it accuses."""
 
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0010"
-down_revision = "0009"
+revision = "0011"
+down_revision = "0010"
 
 
 def upgrade() -> None:
