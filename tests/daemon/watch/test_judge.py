@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Sequence
+from datetime import timedelta
 
 import pytest
 from sqlalchemy import select
@@ -9,6 +10,7 @@ from sqlalchemy import select
 from daemon.core.config.settings import Config
 from daemon.core.ledger.chain import get_revision, head, lineage
 from daemon.core.ledger.ledger import Ledger
+from daemon.core.ledger.probe_results import insert_probes
 from daemon.core.ledger.proposals import ProbeRow
 from daemon.core.ledger.schema import incidents, judgements, switches
 from daemon.core.ledger.switches import resume
@@ -331,10 +333,10 @@ def test_a_survey_makes_only_its_forebears_live(ledger: Ledger) -> None:
 def test_a_probe_whose_worker_had_a_clock_far_ahead_is_judged_all_the_same(
     ledger: Ledger, clock: FakeClock
 ) -> None:
+    judge(ledger, config())
     number = commit(ledger, quiz(range(90), floor=0.5))
     running = ProbeRow("canary", 1, ProbeResult.UNKNOWN, None, 0.5, 0, 0.0, {"running": True})
-    clock.advance(7200)
-    survey(ledger, number, running)
-    clock.advance(-7200)
+    with ledger.write() as connection:
+        insert_probes(connection, clock.now() + timedelta(hours=2), DEFAULT_MODEL, number, [running])
     judge(ledger, config())
     assert head_of(ledger) == (2, 0)
