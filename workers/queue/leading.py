@@ -14,10 +14,10 @@ from celery.worker.consumer.tasks import Tasks
 from daemon.core.config.settings import Config
 from daemon.core.errors import ErrataError, FencedError, LeaseHeldError
 from daemon.core.ledger import leases
+from daemon.core.ledger.heartbeats import process_name
 from daemon.core.ledger.ledger import Ledger
 from daemon.core.log import get_logger
 from daemon.core.names import edit_queue, worker_lease
-from workers.session.lease import worker_name
 
 log = get_logger("errata.worker")
 _RENEWALS = 3  # renewals within the length of a lease: two may fail
@@ -76,11 +76,11 @@ class WorkerLease:
         if self._lease is None:
             with ledger.read() as connection:  # a standby looks often, and writes only if it can lead
                 holder = leases.current_holder(connection, clock, name)
-            if holder not in (None, worker_name()):
+            if holder not in (None, process_name()):
                 raise LeaseHeldError(f"{name} is held by {holder}")
         with ledger.write() as connection:
             if self._lease is None:
-                self._lease = leases.acquire(connection, clock, name, worker_name(), self.seconds, "leads")
+                self._lease = leases.acquire(connection, clock, name, process_name(), self.seconds, "leads")
                 log.info("takes batches from the queue", token=self._lease.token)
             else:
                 leases.renew(connection, clock, self._lease, self.seconds)
