@@ -203,7 +203,7 @@ def test_what_was_taken_back_before_is_marked_with_who_and_why(engine: Engine) -
 
 
 def test_incidents_of_before_accuse_what_they_were_about(engine: Engine) -> None:
-    migrate_to(engine, "0010")
+    migrate_to(engine, "0011")
     with database.transaction(engine, write=True) as connection:
         for probe in ("quiz", "store", "feed:wiki", "feedback", "alert:Wrong"):
             row = {"model": "m", "revision": 1, "probe": probe, "state": "open", "message": ""}

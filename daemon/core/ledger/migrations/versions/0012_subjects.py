@@ -1,10 +1,10 @@
-"""0011: an incident says what it accuses."""
+"""0012: an incident says what it accuses."""
 
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0011"
-down_revision = "0010"
+revision = "0012"
+down_revision = "0011"
 
 
 def upgrade() -> None:
