@@ -17,6 +17,7 @@ from sqlalchemy import select
 
 from daemon.core.broker import redis_url
 from daemon.core.config.settings import CONFIG_VARIABLE, Config, load_config
+from daemon.core.ledger.batches import are_open
 from daemon.core.ledger.ledger import Ledger
 from daemon.core.ledger.schema import corrections
 from daemon.core.names import edit_queue
@@ -165,10 +166,12 @@ class Site:
             return Counter(connection.execute(select(corrections.c.state)).scalars())
 
     def all_ended(self) -> bool:
-        """Whether every line is in the ledger and no correction waits."""
+        """Whether every line is in the ledger, and no correction and no batch waits."""
         states = self.states()
         whole = self.stream.written.accepted() == states.total()
-        return whole and not {"pending", "queued"} & states.keys()
+        with self.ledger.read() as connection:
+            left = are_open(connection, MODEL)
+        return whole and not left and not {"pending", "queued"} & states.keys()
 
     def close(self) -> None:
         """Kill every part, and stop Redis."""

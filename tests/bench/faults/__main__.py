@@ -74,7 +74,7 @@ def run(asked: argparse.Namespace, folder: Path, tell: Tell) -> Result:
     with small_disk(folder / "disk", disk_size(asked.model)) as disk:
         place = Place(folder, binary, disk, asked.seed, asked.model)
         witness = Witness(place.ledger, Store(place.config.store_path))
-        storm = Storm(place, all_faults(place, record, chance), record, chance)
+        storm = Storm(place, all_faults(place, record, chance), record, chance, folder / "storm.log")
         try:
             place.start()
             storm.settle(pace.calm)

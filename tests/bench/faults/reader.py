@@ -18,21 +18,25 @@ from typing import Any
 
 import torch
 from safetensors.torch import load, save
+from sqlalchemy import select
 
 from daemon.core.config.settings import Config, load_config
 from daemon.core.errors import ErrataError
 from daemon.core.ledger.database import open_engine
 from daemon.core.ledger.ledger import Ledger
-from daemon.core.names import LIVE_LINK
+from daemon.core.ledger.schema import probe_results, revisions
+from daemon.core.names import LIVE_LINK, RevisionState
 from workers.publishing.revision_facts import RevisionFacts, read_revision
 from workers.publishing.shards import INDEX, file_name_of, files_of
 
 _PAUSE = 0.1  # seconds between looks, and never less than a look takes: the machine has other work to do
 _STABLE = (
-    "model", "revision", "kind", "content", "content_of", "recipe", "created_at", "tensors", "norms",
+    "model", "revision", "kind", "content", "content_of", "recipe", "tensors", "norms",
     "active_facts", "facts_held_absent", "sources",
 )  # fmt: skip
-"""Fields of the manifest that never change after a revision was published."""
+"""Fields of the manifest that never change after a revision was published. Dates may: a clock that was set
+back moves those that were in the future."""
+_PROBE = ("probe", "version", "result", "score", "bound", "items")
 
 
 @dataclass(frozen=True)
@@ -72,8 +76,7 @@ class Reader:
             return Look(began, time.monotonic(), None, "live is gone") if self._was_there else None
         self._was_there = True
         try:
-            expected = self._facts_of(int(link[1:]))
-            wrong = self._compare(self._root / link, expected)
+            wrong = self._compare(self._root / link, self._facts_of(int(link[1:])))
         except ErrataError:
             return None  # the ledger does not answer at this moment
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -96,6 +99,17 @@ class Reader:
                 self._expected[number] = read_revision(connection, self._model, number)
         return self._expected[number]
 
+    def _probes_of(self, revision: RevisionFacts) -> list[dict[str, Any]]:
+        """Every measurement of a revision's content, of which a manifest has the newest at its time."""
+        same = select(revisions.c.number).where(
+            revisions.c.model == self._model, revisions.c.content == revision.content
+        )
+        query = select(*(probe_results.c[key] for key in _PROBE)).where(
+            probe_results.c.model == self._model, probe_results.c.revision.in_(same)
+        )
+        with self._ledger.read() as connection:
+            return [dict(row) for row in connection.execute(query).mappings()]
+
     def _compare(self, folder: Path, expected: RevisionFacts) -> str:
         """What is wrong with a folder, or nothing."""
         manifest = json.loads((folder / "errata.json").read_text(encoding="utf-8"))
@@ -103,6 +117,11 @@ class Reader:
         for key in _STABLE:
             if manifest[key] != wanted[key]:
                 return f"errata.json: {key} is not the ledger's"
+        if manifest["state"] not in list(RevisionState):
+            return "errata.json: no such state"
+        measured = self._probes_of(expected)
+        if any({key: probe[key] for key in _PROBE} not in measured for probe in manifest["probes"]):
+            return "errata.json: the ledger has no such measurement"
         lines = (folder / "facts.jsonl").read_text(encoding="utf-8").splitlines()
         if [json.loads(line) for line in lines] != json.loads(json.dumps(list(expected.facts))):
             return "facts.jsonl is not the ledger's"

@@ -5,6 +5,8 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
 
 import redis
 from sqlalchemy import select
@@ -40,11 +42,14 @@ class Pace:
 class Storm:
     """Draws faults from a shuffled pack of all kinds, so that each comes up equally often."""
 
-    def __init__(self, place: Place, faults: list[Fault], record: Record, chance: random.Random) -> None:
+    def __init__(
+        self, place: Place, faults: list[Fault], record: Record, chance: random.Random, log: Path
+    ) -> None:
         self._place, self._faults, self._record, self._chance = place, faults, record, chance
         self._pack: list[Fault] = []
         self._open: list[tuple[float, Fault]] = []
         self._guard_at = 0.0
+        self._log = log
 
     def settle(self, seconds: float) -> None:
         """Wait until the first correction is published.
@@ -109,11 +114,14 @@ class Storm:
         if fault is None:
             return
         self._pack.remove(fault)
+        self._note(fault.name)
         try:
             fault.do()
-        except NothingToDoError:
+        except NothingToDoError as error:
+            self._note(f"{fault.name}: nothing to do: {error}")
             return
-        except (ErrataError, redis.RedisError):
+        except (ErrataError, redis.RedisError) as error:
+            self._note(f"{fault.name}: refused: {error}")
             self._record.refused[fault.name] += 1
         self._record.done[fault.name] += 1
         self._open.append((now + self._chance.uniform(*fault.seconds), fault))
@@ -121,8 +129,11 @@ class Storm:
     def _undo_due(self, now: float) -> None:
         for entry in [entry for entry in self._open if entry[0] <= now]:
             self._open.remove(entry)
-            with suppress(ErrataError, redis.RedisError):
+            try:
                 entry[1].undo()
+            except (ErrataError, redis.RedisError) as error:
+                self._note(f"{entry[1].name}: not undone: {error}")
+            self._note(f"{entry[1].name}: over")
 
     def _watch(self, now: float) -> None:
         """Do what a supervisor and an operator on duty would: start parts again, and resume frozen edits."""
@@ -132,6 +143,7 @@ class Storm:
             if status is not None:
                 around = ", ".join(fault.name for _, fault in self._open) or "no other fault"
                 self._record.died.append(f"{name} with status {status} during {around}")
+                self._note(self._record.died[-1])
         if now < self._guard_at:
             return
         self._guard_at = now + _GUARD_EVERY
@@ -141,6 +153,12 @@ class Storm:
             if frozen:
                 self._record.freezes += 1
                 switches.resume(self._place.ledger, model=MODEL, feed=None, who="operator", reason="looked")
+
+    def _note(self, what: str) -> None:
+        """Add a line to the log of the storm, dated as the logs of the parts are."""
+        moment = datetime.now(UTC).isoformat(timespec="milliseconds")
+        with self._log.open("a", encoding="utf-8") as stream:
+            stream.write(f"{moment} {what}\n")
 
     def _all_judged(self) -> bool:
         waiting = revisions.c.state == RevisionState.CANDIDATE
