@@ -63,9 +63,9 @@ def admit(
         except InvalidCorrectionError as error:
             decisions[index] = Decision.refusal(item, error)
     refused = [(items[index].raw, decision) for index, decision in decisions.items()]
-    quarantine(connection, clock_now, feed, refused)
-    count_items(connection, feed, Counter(decision.outcome for decision in decisions.values()))
-    placed = admit_arrivals(connection, clock_now, feed, trust, list(arrivals.values()), policy)
+    quarantine(connection, clock_now, model, feed, refused)
+    count_items(connection, model, feed, Counter(decision.outcome for decision in decisions.values()))
+    placed = admit_arrivals(connection, clock_now, model, feed, trust, list(arrivals.values()), policy)
     decisions |= dict(zip(arrivals, placed, strict=True))
     return AdmissionReport(tuple(decisions[index] for index in range(len(items))))
 
@@ -73,17 +73,18 @@ def admit(
 def admit_arrivals(
     connection: Connection,
     now: datetime,
+    model: str,
     feed: str,
     trust: int,
     arrivals: Sequence[Arrival],
     policy: Policy = OPEN,
 ) -> list[Decision]:
-    """Store valid corrections under the rules, count their outcomes and return the decisions."""
-    placed = store_arrivals(connection, now, feed, trust, arrivals, policy.objection)
+    """Store valid corrections of a model's feed, count their outcomes and return the decisions."""
+    placed = store_arrivals(connection, now, model, feed, trust, arrivals, policy.objection)
     changed = apply_fact_rules(connection, now, policy, placed)
     if changed:
         placed = [replace(changed.get(one.correction_id or "", one), position=one.position) for one in placed]
-    count_items(connection, feed, Counter(decision.outcome for decision in placed))
+    count_items(connection, model, feed, Counter(decision.outcome for decision in placed))
     return placed
 
 
@@ -96,16 +97,16 @@ def pull_feed(
     A feed that cannot be read now raises FeedError, and nothing is changed.
     """
     with ledger.read() as connection:
-        before = find_feed(connection, feed.name)
+        before = find_feed(connection, model, feed.name)
     cursor = _cursor(before)
     pull = feed.pull(cursor, limit)
     if not pull.items and pull.cursor == cursor and _is_fresh(ledger, before):
         return AdmissionReport(more=pull.more)
     with ledger.write() as connection:
-        if _cursor(find_feed(connection, feed.name)) != cursor:
+        if _cursor(find_feed(connection, model, feed.name)) != cursor:
             return AdmissionReport()
         now = ledger.clock.now()
-        note_pull(connection, now, feed.name, pull.cursor)
+        note_pull(connection, now, model, feed.name, pull.cursor)
         report = admit(connection, now, feed.name, feed.trust, pull.items, model, policy)
     return replace(report, more=pull.more)
 

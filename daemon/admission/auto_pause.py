@@ -26,17 +26,19 @@ def pause_if_poisoned(ledger: Ledger, model: str, feed: str, limit: int) -> bool
     name = feed_switch(feed)
     with ledger.write() as connection:
         now = ledger.clock.now()
-        switch = connection.execute(select(switches).where(switches.c.name == name)).mappings().one_or_none()
+        mine = (switches.c.model == model) & (switches.c.name == name)
+        switch = connection.execute(select(switches).where(mine)).mappings().one_or_none()
         if switch is not None and switch["is_on"]:
             return False
         since = max(to_text(now - _WINDOW), switch["at"] if switch is not None else "")
         refused = select(func.count()).select_from(quarantine)
-        refused = refused.where(quarantine.c.feed == feed, quarantine.c.at >= since)
+        of_feed = (quarantine.c.model == model) & (quarantine.c.feed == feed)
+        refused = refused.where(of_feed, quarantine.c.at >= since)
         count = int(connection.execute(refused).scalar_one())
         if count < limit:
             return False
         reason = f"{count} items of it went to quarantine since {since}"
-        turn(connection, now, name, reason, on=True)
+        turn(connection, now, model, name, reason, on=True)
         try:
             head_number = int(chain.head(connection, model)["number"])
         except NotFoundError:

@@ -149,7 +149,7 @@ def _quarantine_contradicted(
     outcome = AdmissionOutcome.QUARANTINED
     decision = Decision("", outcome, newest["id"], newest["fact_id"], reason, message)
     set_state(connection, [newest["id"]], CorrectionState.QUARANTINED, message)
-    quarantine(connection, now, newest["feed"], [(b"", decision)])
+    quarantine(connection, now, newest["model"], newest["feed"], [(b"", decision)])
     return {newest["id"]: decision}
 
 

@@ -13,7 +13,7 @@ from daemon.core.ledger.corrections import leave_batch, supersede
 from daemon.core.ledger.ledger import Ledger
 from daemon.core.ledger.quarantine import close_entry
 from daemon.core.ledger.schema import corrections, quarantine
-from daemon.core.names import APPROVABLE, AdmissionOutcome, CorrectionState, QuarantineState
+from daemon.core.names import APPROVABLE, DEFAULT_MODEL, AdmissionOutcome, CorrectionState, QuarantineState
 from daemon.core.relations.table import complete
 
 
@@ -96,9 +96,10 @@ def _open_entry(connection: Connection, entry: int) -> RowMapping:
 def _admit_raw(connection: Connection, ledger: Ledger, entry: RowMapping) -> Decision:
     """Parse and store an item that was refused as it came, or raise InvalidCorrectionError again."""
     now = ledger.clock.now()
-    correction = parse_item(entry["raw"], complete=complete)
+    model = entry["model"] or DEFAULT_MODEL
+    correction = parse_item(entry["raw"], model, complete)
     arrival = arrive(correction, entry["position"], OPERATOR_TRUST, now, now)
-    (decision,) = store_arrivals(connection, now, entry["feed"], OPERATOR_TRUST, [arrival])
+    (decision,) = store_arrivals(connection, now, model, entry["feed"], OPERATOR_TRUST, [arrival])
     return decision
 
 

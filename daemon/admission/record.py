@@ -78,6 +78,7 @@ def arrive(
 def store_arrivals(
     connection: Connection,
     now: datetime,
+    model: str,
     feed: str,
     trust: int,
     arrivals: Sequence[Arrival],
@@ -108,7 +109,7 @@ def store_arrivals(
         rows[loser] |= {"state": CorrectionState.SUPERSEDED, "reason": f"by {winners[loser]}"}
     store_corrections(connection, list(rows.values()))
     supersede(connection, {loser: winner for loser, winner in winners.items() if loser not in rows})
-    quarantine(connection, now, feed, [(b"", one) for one in decisions if one.reason is not None])
+    quarantine(connection, now, model, feed, [(b"", one) for one in decisions if one.reason is not None])
     return decisions
 
 
@@ -126,16 +127,17 @@ def load_contenders(connection: Connection, fact_ids: Iterable[str]) -> defaultd
 
 
 def quarantine(
-    connection: Connection, now: datetime, feed: str, refused: Iterable[tuple[bytes, Decision]]
+    connection: Connection, now: datetime, model: str, feed: str, refused: Iterable[tuple[bytes, Decision]]
 ) -> None:
-    """Put refused items into quarantine, each as its raw bytes and the decision on it."""
-    add_to_quarantine(connection, now, [_entry(feed, raw, decision) for raw, decision in refused])
+    """Put refused items of a model's feed into quarantine, each as its raw bytes and the decision on it."""
+    add_to_quarantine(connection, now, [_entry(model, feed, raw, decision) for raw, decision in refused])
 
 
-def _entry(feed: str, raw: bytes, decision: Decision) -> QuarantineEntry:
+def _entry(model: str, feed: str, raw: bytes, decision: Decision) -> QuarantineEntry:
     # an item that is only dated too early for now is kept whole, so that it can be released later
     limit = _WHOLE_CHARACTERS if decision.reason is QuarantineReason.FUTURE else _RAW_CHARACTERS
     return QuarantineEntry(
+        model=model,
         feed=feed,
         position=printable(decision.position, _POSITION_CHARACTERS),
         reason=str(decision.reason),

@@ -45,7 +45,8 @@ def submit(
     """
     checked = from_mapping(complete(dict(correction)))
     with ledger.write() as connection:
-        (decision,) = _admit(connection, ledger.clock.now(), [checked], Submission(who, feed, trust))
+        now, submission = ledger.clock.now(), Submission(who, feed, trust)
+        (decision,) = _admit(connection, now, checked.model, [checked], submission)
     return decision
 
 
@@ -73,16 +74,16 @@ def submit_all(
     digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
     with ledger.write() as connection:
         now = ledger.clock.now()
-        if (answer := _earlier_answer(connection, now, submission, digest)) is not None:
+        if (answer := _earlier_answer(connection, now, model, submission, digest)) is not None:
             return answer
-        rows = [_row(decision) for decision in _admit(connection, now, checked, submission)]
+        rows = [_row(decision) for decision in _admit(connection, now, model, checked, submission)]
         if submission.key:
-            store_delivery(connection, now, submission.feed, submission.key, digest, rows)
+            store_delivery(connection, now, model, submission.feed, submission.key, digest, rows)
     return rows
 
 
 def _admit(
-    connection: Connection, now: datetime, checked: Sequence[Correction], submission: Submission
+    connection: Connection, now: datetime, model: str, checked: Sequence[Correction], submission: Submission
 ) -> list[Decision]:
     """Date, store and audit corrections."""
     who, feed, trust = submission.who, submission.feed, submission.trust
@@ -92,7 +93,7 @@ def _admit(
         if correction.effective_at is None and correction.observed_at is None:
             dated = correction.model_copy(update={"effective_at": now + timedelta(microseconds=index)})
         arrivals.append(arrive(dated, f"by {who}", trust, now, now))
-    decisions = admit_arrivals(connection, now, feed, trust, arrivals, submission.policy)
+    decisions = admit_arrivals(connection, now, model, feed, trust, arrivals, submission.policy)
     if len(decisions) == 1:
         (one,) = decisions
         details: dict[str, Any] = {"outcome": one.outcome, "fact": one.fact_id, "feed": feed}
@@ -105,13 +106,13 @@ def _admit(
 
 
 def _earlier_answer(
-    connection: Connection, now: datetime, submission: Submission, digest: str
+    connection: Connection, now: datetime, model: str, submission: Submission, digest: str
 ) -> list[dict[str, Any]] | None:
     """Return what was answered to the submission's key before, or None."""
     if not submission.key:
         return None
     forget_deliveries(connection, now - _REMEMBERED)
-    row = find_delivery(connection, submission.feed, submission.key)
+    row = find_delivery(connection, model, submission.feed, submission.key)
     if row is None:
         return None
     if row["digest"] != digest:

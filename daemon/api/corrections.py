@@ -83,7 +83,7 @@ def _require_allowance(
 ) -> None:
     """Raise UnavailableError or RateLimitedError unless the feed may deliver this number of items now."""
     with ledger.read() as connection:
-        if is_feed_paused(connection, hook.name):
+        if is_feed_paused(connection, config.model.name, hook.name):
             raise UnavailableError(f"feed {hook.name} is paused", hint="errata feeds list shows the reason")
         if backlog(connection, config.model.name) >= config.edit.queue_bound:
             raise UnavailableError("too many corrections are waiting", hint="send it again later")

@@ -47,7 +47,7 @@ def list_(context: typer.Context, as_json: Json = False) -> None:
 
     config = load(context)
     with open_ledger(config) as ledger, ledger.read() as connection:
-        rows = feed_page(connection, ledger.clock.now(), config.feeds)
+        rows = feed_page(connection, ledger.clock.now(), config.model.name, config.feeds)
     shown = [
         row
         | {"last pull": age(row["lag_seconds"]), "outcomes": _counts(row["outcomes"])}
@@ -115,7 +115,7 @@ def replay(
     config = load(context)
     section = _section(config, feed)
     with open_ledger(config) as ledger:
-        before = act(ledger, section, since, who(), need_reason(reason))
+        before = act(ledger, config.model.name, section, since, who(), need_reason(reason))
     line = f"feed {feed} is read again from {since}"
     answer({"feed": feed, "from": since, "before": before}, line, as_json)
 

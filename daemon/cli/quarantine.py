@@ -37,7 +37,7 @@ def quarantine_list(
     state = None if everything else QuarantineState.HELD
     config = load(context)
     with open_ledger(config) as ledger, ledger.read() as connection:
-        rows = view(connection, limit=limit, state=state)
+        rows = view(connection, limit=limit, state=state, model=config.model.name)
     columns = ("id", "feed", "position", "reason", "message", "state", "correction_id", "at", "raw")
     shown = [row | {"at": moment(row["at"])} for row in rows]
     answer_table({"quarantine": rows}, "quarantine entries", columns, shown, as_json)

@@ -65,11 +65,11 @@ _DECLARED = (
     _gauge("errata_build_info", "Always 1, with the version of Errata as label.", "version"),
     # incoming items
     _gauge("errata_corrections", "Corrections in the ledger.", "model", "state", "feed"),
-    _counter("errata_feed_items_total", "Items read from a feed, by outcome.", "feed", "outcome"),
-    _gauge("errata_feed_error", "1 when the last pull of the feed failed.", "feed"),
-    _gauge("errata_feed_paused", "1 when the feed is paused.", "feed"),
-    _gauge("errata_feed_pull_age_seconds", "Time since the last pull of the feed.", "feed"),
-    _gauge("errata_quarantine_entries", "Quarantine entries.", "reason", "state"),
+    _counter("errata_feed_items_total", "Items read from a feed, by outcome.", "model", "feed", "outcome"),
+    _gauge("errata_feed_error", "1 when the last pull of the feed failed.", "model", "feed"),
+    _gauge("errata_feed_paused", "1 when the feed is paused.", "model", "feed"),
+    _gauge("errata_feed_pull_age_seconds", "Time since the last pull of the feed.", "model", "feed"),
+    _gauge("errata_quarantine_entries", "Quarantine entries.", "model", "reason", "state"),
     # waiting
     _gauge(
         "errata_queue_corrections", "Corrections that wait to be written into the weights.", "model", "state"

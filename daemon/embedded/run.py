@@ -185,7 +185,8 @@ def drained(ledger: Ledger, config: Config) -> bool:
 def _require_feeds(ledger: Ledger, config: Config) -> None:
     """Raise ConfigError if a feed's file is missing, unless it was read before and may be rotating."""
     with ledger.read() as connection:
-        rows = connection.execute(select(feeds.c.name, feeds.c.cursor)).all()
+        mine = feeds.c.model == config.model.name
+        rows = connection.execute(select(feeds.c.name, feeds.c.cursor).where(mine)).all()
     known = {row.name for row in rows if row.cursor}
     for feed in config.feeds:
         if isinstance(feed, JsonlFeedConfig) and feed.name not in known and not feed.path.exists():

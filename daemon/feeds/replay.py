@@ -16,16 +16,16 @@ START = "start"
 _TOPICS = ("eqiad.mediawiki.recentchange", "codfw.mediawiki.recentchange")
 
 
-def replay(ledger: Ledger, feed: FeedSection, since: str, who: str, reason: str) -> Cursor:
-    """Set a feed's cursor to its start, a moment or a cursor in JSON, and return the old one.
+def replay(ledger: Ledger, model: str, feed: FeedSection, since: str, who: str, reason: str) -> Cursor:
+    """Set the cursor of a model's feed to its start, a moment or a cursor in JSON, and return the old one.
 
     Raises ConfigError if the feed cannot be read from there.
     """
     cursor = _cursor(feed, since)
     with ledger.write() as connection:
-        row = find_feed(connection, feed.name)
+        row = find_feed(connection, model, feed.name)
         before: Cursor = dict(row["cursor"]) if row is not None else {}
-        move_cursor(connection, feed.name, cursor)
+        move_cursor(connection, model, feed.name, cursor)
         details = {"from": since, "before": before}
         audit.record(connection, ledger.clock.now(), who, "replay", feed_switch(feed.name), reason, details)
     return before

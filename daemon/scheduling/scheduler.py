@@ -178,7 +178,7 @@ class Scheduler:
 
     def _is_paused(self, feed: Feed) -> bool:
         with self.ledger.read() as connection:
-            return is_feed_paused(connection, feed.name)
+            return is_feed_paused(connection, self.config.model.name, feed.name)
 
     def _guarded(self, job: str, work: Callable[[], object], feed: str | None = None) -> None:
         """Run a job if this scheduler leads, and log its failure. The next tick tries again."""
@@ -191,4 +191,5 @@ class Scheduler:
             log.warning("job failed", job=job, code=error.code, error=str(error))
             if feed is not None:
                 with self.ledger.write() as connection:
-                    note_error(connection, self.ledger.clock.now(), feed, str(error))
+                    now, model = self.ledger.clock.now(), self.config.model.name
+                    note_error(connection, now, model, feed, str(error))

@@ -12,14 +12,18 @@ from daemon.views.lists import feed_list
 from daemon.views.rows import Row, fetch
 
 
-def feed_page(connection: Connection, now: datetime, sections: Iterable[FeedSection]) -> list[Row]:
-    """Return every feed that is configured or was ever pulled, with counted outcomes."""
-    seen = {row["name"]: row for row in feed_list(connection, now)}
-    cursors = {row.name: row.cursor for row in connection.execute(select(feeds.c.name, feeds.c.cursor))}
+def feed_page(
+    connection: Connection, now: datetime, model: str, sections: Iterable[FeedSection]
+) -> list[Row]:
+    """Return every feed of a model that is configured or was ever pulled, with counted outcomes."""
+    seen = {row["name"]: row for row in feed_list(connection, now, model)}
+    places = select(feeds.c.name, feeds.c.cursor).where(feeds.c.model == model)
+    cursors = {row.name: row.cursor for row in connection.execute(places)}
     outcomes: dict[str, dict[str, int]] = {}
-    for row in fetch(connection, select(feed_outcomes).order_by(feed_outcomes.c.outcome)):
+    counted = select(feed_outcomes).where(feed_outcomes.c.model == model)
+    for row in fetch(connection, counted.order_by(feed_outcomes.c.outcome)):
         outcomes.setdefault(row["feed"], {})[row["outcome"]] = int(row["count"])
-    reasons = reasons_by_switch(connection)
+    reasons = reasons_by_switch(connection, model)
     configured = {section.name: section for section in sections}
     nothing = {"items": 0, "error": "", "pulled_at": None, "lag_seconds": None}
     page = []

@@ -55,14 +55,14 @@ def batches_by_state(connection: Connection) -> Counts:
 
 
 def quarantine_by_reason(connection: Connection) -> Counts:
-    """Count quarantine entries by (reason, state)."""
-    return _count(connection, quarantine.c.reason, quarantine.c.state)
+    """Count quarantine entries by (model, reason, state)."""
+    return _count(connection, quarantine.c.model, quarantine.c.reason, quarantine.c.state)
 
 
 def feed_items(connection: Connection) -> Counts:
-    """Count the items that were ever read by (feed, outcome)."""
-    rows = connection.execute(select(feed_outcomes.c.feed, feed_outcomes.c.outcome, feed_outcomes.c.count))
-    return {(feed, outcome): int(count) for feed, outcome, count in rows}
+    """Count the items that were ever read by (model, feed, outcome)."""
+    rows = connection.execute(select(feed_outcomes)).mappings()
+    return {(row["model"], row["feed"], row["outcome"]): int(row["count"]) for row in rows}
 
 
 def queue(connection: Connection, now: datetime, model: str) -> Queue:

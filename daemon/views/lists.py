@@ -13,9 +13,13 @@ from daemon.views.figures import seconds_since
 from daemon.views.rows import Row, fetch
 
 
-def quarantine_list(connection: Connection, *, limit: int, state: str | None = None) -> list[Row]:
-    """Return the newest quarantine entries, newest first."""
+def quarantine_list(
+    connection: Connection, *, limit: int, state: str | None = None, model: str | None = None
+) -> list[Row]:
+    """Return the newest quarantine entries, of one model or of all, newest first."""
     query = select(quarantine)
+    if model is not None:
+        query = query.where(quarantine.c.model == model)
     if state is not None:
         query = query.where(quarantine.c.state == state)
     return fetch(connection, query.order_by(quarantine.c.id.desc()).limit(limit))
@@ -40,8 +44,9 @@ def accused(incident: Mapping[str, Any]) -> str:
     return f"{incident['subject']} {incident['subject_name']}".strip()
 
 
-def feed_list(connection: Connection, now: datetime) -> list[Row]:
-    """Return every feed that was ever pulled, with items, age of the last pull in seconds and last error."""
+def feed_list(connection: Connection, now: datetime, model: str) -> list[Row]:
+    """Return a model's feeds that were ever pulled, with items, age of the last pull in seconds and error."""
+    query = select(feeds).where(feeds.c.model == model).order_by(feeds.c.name)
     return [
         {
             "name": row["name"],
@@ -49,15 +54,15 @@ def feed_list(connection: Connection, now: datetime) -> list[Row]:
             "error": row["error"],
             "pulled_at": row["pulled_at"],
             "lag_seconds": seconds_since(now, row["pulled_at"]) if row["pulled_at"] else None,
-            "paused": is_feed_paused(connection, row["name"]),
+            "paused": is_feed_paused(connection, model, row["name"]),
         }
-        for row in fetch(connection, select(feeds).order_by(feeds.c.name))
+        for row in fetch(connection, query)
     ]
 
 
 def switch_list(connection: Connection) -> list[Row]:
-    """Return every switch that was ever turned on or off."""
-    return fetch(connection, select(switches).order_by(switches.c.name))
+    """Return every switch that was ever turned on or off, of every model."""
+    return fetch(connection, select(switches).order_by(switches.c.name, switches.c.model))
 
 
 def publication_list(connection: Connection, model: str) -> list[Row]:

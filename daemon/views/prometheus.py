@@ -114,25 +114,28 @@ class _Scrape:
 
     def fill(self) -> None:
         """Add every series that the ledger has."""
-        pulled = {row["name"]: row for row in lists.feed_list(self._connection, self._now)}
+        pulled = {model: self._pulled(model) for model in self._models}
         configured = {feed.name for feed in self._config.feeds}
-        feeds = {OPERATOR, API_FEED, *configured, *pulled}
-        self._counts(feeds)
-        self._feeds(configured | pulled.keys(), pulled)
+        self._counts({OPERATOR, API_FEED, *configured, *(name for rows in pulled.values() for name in rows)})
         self._store()
         for model in self._models:
+            of_config = configured if model == self._config.model.name else set()
+            self._feeds(model, of_config | pulled[model].keys(), pulled[model])
             self._queue(model)
             self._chain(model)
             add_watch(self._add, self._connection, self._now, self._config, model)
             self._stages(model)
             self._processes(model)
 
+    def _pulled(self, model: str) -> dict[str, Row]:
+        return {row["name"]: row for row in lists.feed_list(self._connection, self._now, model)}
+
     def _counts(self, feeds: set[str]) -> None:
         connection, models, add = self._connection, self._models, self._add_counts
         add("errata_corrections", figures.corrections_by_state(connection), models, CorrectionState, feeds)
-        add("errata_feed_items_total", figures.feed_items(connection), feeds, AdmissionOutcome)
+        add("errata_feed_items_total", figures.feed_items(connection), models, feeds, AdmissionOutcome)
         quarantined = figures.quarantine_by_reason(connection)
-        add("errata_quarantine_entries", quarantined, QuarantineReason, QuarantineState)
+        add("errata_quarantine_entries", quarantined, models, QuarantineReason, QuarantineState)
         add("errata_batches", figures.batches_by_state(connection), models, BatchState)
         results = (ProbeResult.DEGRADED, ProbeResult.UNKNOWN)
         add(
@@ -160,13 +163,14 @@ class _Scrape:
         self._add("errata_store_reserve_bytes", self._config.store.reserve_bytes)
         self._add("errata_store_unsound_blobs", figures.unsound_blobs(self._connection))
 
-    def _feeds(self, names: set[str], pulled: Mapping[str, Row]) -> None:
+    def _feeds(self, model: str, names: set[str], pulled: Mapping[str, Row]) -> None:
         for name in sorted(names):
             row = pulled.get(name)
-            self._add("errata_feed_error", bool(row and row["error"]), feed=name)
-            self._add("errata_feed_paused", is_feed_paused(self._connection, name), feed=name)
+            self._add("errata_feed_error", bool(row and row["error"]), model=model, feed=name)
+            is_paused_now = is_feed_paused(self._connection, model, name)
+            self._add("errata_feed_paused", is_paused_now, model=model, feed=name)
             if row and row["lag_seconds"] is not None:
-                self._add("errata_feed_pull_age_seconds", row["lag_seconds"], feed=name)
+                self._add("errata_feed_pull_age_seconds", row["lag_seconds"], model=model, feed=name)
 
     def _queue(self, model: str) -> None:
         waiting = figures.queue(self._connection, self._now, model)

@@ -30,15 +30,17 @@ def status(connection: Connection, clock: Clock, model: str) -> dict[str, Any]:
         "queue": asdict(figures.queue(connection, now, model)),
         "corrections": _of_model(figures.corrections_by_state(connection), model),
         "batches": _of_model(figures.batches_by_state(connection), model),
-        "quarantine_held": sum(n for (_, state), n in quarantined.items() if state == QuarantineState.HELD),
+        "quarantine_held": sum(
+            n for (of, _, state), n in quarantined.items() if of == model and state == QuarantineState.HELD
+        ),
         "probes": chain.probes_in_force(connection, model),
         "norms": dict(row["norms"]) if row else {},
         "incidents_open": figures.incidents_open(connection, model),
-        "feeds": lists.feed_list(connection, now),
+        "feeds": lists.feed_list(connection, now, model),
         "processes": (found := process_list(connection, clock, model)),
         "workers": [row for row in found if row["role"] == ProcessRole.WORKER][:5],
         "lost": [row["role"] for row in lost_roles(found)],
-        "switches_on": [s for s in lists.switch_list(connection) if s["is_on"]],
+        "switches_on": [s for s in lists.switch_list(connection) if s["is_on"] and s["model"] == model],
     }
 
 

@@ -215,7 +215,7 @@ def _freeze(ledger: Ledger, model: str, trouble: Trouble, why: str, who: str) ->
         now = ledger.clock.now()
         if not freeze_incidents(connection, trouble.ids):
             return Reaction.NOTHING
-        turn(connection, now, edits_switch(model), reason, on=True)
+        turn(connection, now, model, edits_switch(model), reason, on=True)
         audit.record(connection, now, who, "freeze", model, reason)
     log.critical("frozen", model=model, revision=trouble.first, hint="errata incidents, then errata resume")
     return Reaction.FROZEN

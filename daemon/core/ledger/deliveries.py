@@ -10,17 +10,30 @@ from daemon.core.ledger.database import no_later
 from daemon.core.ledger.schema import deliveries
 
 
-def find_delivery(connection: Connection, feed: str, key: str) -> RowMapping | None:
-    """Return what was delivered and answered under a feed's key, or None."""
-    mine = (deliveries.c.feed == feed) & (deliveries.c.key == key)
+def find_delivery(connection: Connection, model: str, feed: str, key: str) -> RowMapping | None:
+    """Return what was delivered and answered under the key of a model's feed, or None."""
+    mine = (deliveries.c.model == model) & (deliveries.c.feed == feed) & (deliveries.c.key == key)
     return connection.execute(select(deliveries).where(mine)).mappings().one_or_none()
 
 
 def store_delivery(
-    connection: Connection, now: datetime, feed: str, key: str, digest: str, answer: list[dict[str, Any]]
+    connection: Connection,
+    now: datetime,
+    model: str,
+    feed: str,
+    key: str,
+    digest: str,
+    answer: list[dict[str, Any]],
 ) -> None:
     """Record the answer to a delivery whose content has the sha256 ``digest``."""
-    values = {"feed": feed, "key": key, "digest": digest, "answer": answer, "at": to_text(now)}
+    values = {
+        "model": model,
+        "feed": feed,
+        "key": key,
+        "digest": digest,
+        "answer": answer,
+        "at": to_text(now),
+    }
     connection.execute(insert(deliveries).values(**values))
 
 

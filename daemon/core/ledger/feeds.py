@@ -4,7 +4,7 @@ from collections import Counter
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, insert, select, update
+from sqlalchemy import ColumnElement, Connection, RowMapping, insert, select, update
 
 from daemon.core.clock import to_text
 from daemon.core.ledger.database import no_later
@@ -12,44 +12,49 @@ from daemon.core.ledger.schema import feed_outcomes, feeds
 from daemon.core.names import AdmissionOutcome
 
 
-def find_feed(connection: Connection, name: str) -> RowMapping | None:
-    """Return the row of a feed, or None before its first pull or item."""
-    return connection.execute(select(feeds).where(feeds.c.name == name)).mappings().one_or_none()
+def find_feed(connection: Connection, model: str, name: str) -> RowMapping | None:
+    """Return the row of a model's feed, or None before its first pull or item."""
+    return connection.execute(select(feeds).where(_of_feed(model, name))).mappings().one_or_none()
 
 
-def move_cursor(connection: Connection, name: str, cursor: dict[str, Any]) -> None:
+def move_cursor(connection: Connection, model: str, name: str, cursor: dict[str, Any]) -> None:
     """Set the place from which the next pull reads."""
-    _change(connection, name, cursor=cursor)
+    _change(connection, model, name, cursor=cursor)
 
 
-def note_pull(connection: Connection, now: datetime, name: str, cursor: dict[str, Any]) -> None:
+def note_pull(connection: Connection, now: datetime, model: str, name: str, cursor: dict[str, Any]) -> None:
     """Record the cursor and time of a pull that succeeded, and clear the last error."""
-    _change(connection, name, cursor=cursor, error="", pulled_at=to_text(now))
+    _change(connection, model, name, cursor=cursor, error="", pulled_at=to_text(now))
 
 
-def note_error(connection: Connection, now: datetime, name: str, error: str) -> None:
+def note_error(connection: Connection, now: datetime, model: str, name: str, error: str) -> None:
     """Record the error and time of a pull that failed."""
-    _change(connection, name, error=error, pulled_at=to_text(now))
+    _change(connection, model, name, error=error, pulled_at=to_text(now))
 
 
-def count_items(connection: Connection, name: str, counts: Counter[AdmissionOutcome]) -> None:
+def count_items(connection: Connection, model: str, name: str, counts: Counter[AdmissionOutcome]) -> None:
     """Add the outcomes of a chunk of items to the feed's totals."""
     if not counts:
         return
-    _change(connection, name, items=feeds.c["items"] + counts.total())
+    _change(connection, model, name, items=feeds.c["items"] + counts.total())
     for outcome, count in counts.items():
-        mine = (feed_outcomes.c.feed == name) & (feed_outcomes.c.outcome == outcome)
-        total = {"count": feed_outcomes.c.count + count}
-        if not connection.execute(update(feed_outcomes).where(mine).values(**total)).rowcount:
-            connection.execute(insert(feed_outcomes).values(feed=name, outcome=outcome, count=count))
+        of_feed = (feed_outcomes.c.model == model) & (feed_outcomes.c.feed == name)
+        change = update(feed_outcomes).where(of_feed, feed_outcomes.c.outcome == outcome)
+        if not connection.execute(change.values(count=feed_outcomes.c.count + count)).rowcount:
+            row = {"model": model, "feed": name, "outcome": outcome, "count": count}
+            connection.execute(insert(feed_outcomes).values(**row))
 
 
-def _change(connection: Connection, name: str, **values: Any) -> None:
+def _change(connection: Connection, model: str, name: str, **values: Any) -> None:
     """Update the feed's row, inserting it first where it is missing, which serial transactions make safe."""
-    change = update(feeds).where(feeds.c.name == name).values(**values)
+    change = update(feeds).where(_of_feed(model, name)).values(**values)
     if not connection.execute(change).rowcount:
-        connection.execute(insert(feeds).values(name=name, cursor={}, items=0))
+        connection.execute(insert(feeds).values(model=model, name=name, cursor={}, items=0))
         connection.execute(change)
+
+
+def _of_feed(model: str, name: str) -> ColumnElement[bool]:
+    return (feeds.c.model == model) & (feeds.c.name == name)
 
 
 def settle_dates(connection: Connection, now: datetime) -> None:

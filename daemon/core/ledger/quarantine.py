@@ -19,6 +19,7 @@ class QuarantineEntry:
     ``reason`` is a ``QuarantineReason``, ``message`` is for people.
     """
 
+    model: str
     feed: str
     position: str
     reason: str

@@ -145,6 +145,7 @@ leases = Table(
 feeds = Table(
     "feeds",
     metadata,
+    Column("model", String(64), primary_key=True),
     Column("name", String(64), primary_key=True),
     Column("cursor", JSON, nullable=False),
     Column("items", BigInteger, nullable=False, default=0),
@@ -155,6 +156,7 @@ feeds = Table(
 feed_outcomes = Table(
     "feed_outcomes",
     metadata,
+    Column("model", String(64), primary_key=True),
     Column("feed", String(64), primary_key=True),
     Column("outcome", String(32), primary_key=True),
     Column("count", BigInteger, nullable=False),
@@ -164,6 +166,7 @@ quarantine = Table(
     "quarantine",
     metadata,
     Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("model", String(64), nullable=False, server_default=""),
     Column("feed", String(64), nullable=False),
     Column("position", String(128), nullable=False),
     Column("reason", String(32), nullable=False),
@@ -179,6 +182,7 @@ quarantine = Table(
 deliveries = Table(
     "deliveries",
     metadata,
+    Column("model", String(64), primary_key=True),
     Column("feed", String(64), primary_key=True),
     Column("key", String(128), primary_key=True),
     Column("digest", String(64), nullable=False),
@@ -190,6 +194,7 @@ deliveries = Table(
 switches = Table(
     "switches",
     metadata,
+    Column("model", String(64), primary_key=True),
     Column("name", String(96), primary_key=True),
     Column("is_on", Boolean, nullable=False),
     Column("reason", Text, nullable=False),

@@ -20,8 +20,9 @@ def quarantine_refused(connection: Connection, now: datetime, refused: Sequence[
     for refusal in refused:
         one = refusal.correction_id
         set_state(connection, [one], CorrectionState.QUARANTINED, refusal.message)
-        feed = connection.execute(select(corrections.c.feed).where(corrections.c.id == one)).scalar_one()
-        entry = QuarantineEntry(feed, one, refusal.reason, refusal.message, correction_id=one)
+        of_one = select(corrections.c.model, corrections.c.feed).where(corrections.c.id == one)
+        model, feed = connection.execute(of_one).one()
+        entry = QuarantineEntry(model, feed, one, refusal.reason, refusal.message, correction_id=one)
         add_to_quarantine(connection, now, [entry])
 
 

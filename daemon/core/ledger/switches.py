@@ -1,6 +1,7 @@
 """Switches: one pauses the edits of a model, another one a feed.
 
-The name of a switch is made here alone; it is also the target of its audit rows, and of a feed's incidents.
+Each belongs to a model. The name of a switch is made here alone; it is also the target of its audit rows, and
+of a feed's incidents.
 """
 
 from datetime import datetime
@@ -40,32 +41,34 @@ def resume(ledger: Ledger, *, model: str, feed: str | None, who: str, reason: st
 
 def is_paused(connection: Connection, model: str) -> bool:
     """Whether the edits of a model are paused, by an operator or by the judge."""
-    return edits_switch(model) in reasons_by_switch(connection)
+    return edits_switch(model) in reasons_by_switch(connection, model)
 
 
-def is_feed_paused(connection: Connection, feed: str) -> bool:
-    """Whether a feed is paused, by an operator or by itself."""
-    return feed_switch(feed) in reasons_by_switch(connection)
+def is_feed_paused(connection: Connection, model: str, feed: str) -> bool:
+    """Whether a feed of a model is paused, by an operator or by itself."""
+    return feed_switch(feed) in reasons_by_switch(connection, model)
 
 
-def reasons_by_switch(connection: Connection) -> dict[str, str]:
-    """The names of the switches that are on, each with its reason."""
-    query = select(switches.c.name, switches.c.reason).where(switches.c.is_on)
+def reasons_by_switch(connection: Connection, model: str) -> dict[str, str]:
+    """The names of a model's switches that are on, each with its reason."""
+    query = select(switches.c.name, switches.c.reason).where(switches.c.model == model, switches.c.is_on)
     return {row.name: row.reason for row in connection.execute(query)}
 
 
-def turn(connection: Connection, now: datetime, name: str, reason: str, *, on: bool) -> None:
-    """Turn a switch on or off."""
-    connection.execute(delete(switches).where(switches.c.name == name))
-    connection.execute(insert(switches).values(name=name, is_on=on, reason=reason, at=to_text(now)))
+def turn(connection: Connection, now: datetime, model: str, name: str, reason: str, *, on: bool) -> None:
+    """Turn a switch of a model on or off."""
+    mine = (switches.c.model == model) & (switches.c.name == name)
+    connection.execute(delete(switches).where(mine))
+    row = {"model": model, "name": name, "is_on": on, "reason": reason, "at": to_text(now)}
+    connection.execute(insert(switches).values(**row))
 
 
 def _turn_by_hand(ledger: Ledger, model: str, feed: str | None, who: str, reason: str, *, on: bool) -> bool:
     name = edits_switch(model) if feed is None else feed_switch(feed)
     with ledger.write() as connection:
         now = ledger.clock.now()
-        was_on = name in reasons_by_switch(connection)
-        turn(connection, now, name, reason, on=on)
+        was_on = name in reasons_by_switch(connection, model)
+        turn(connection, now, model, name, reason, on=on)
         if feed is None and not on:
             close_frozen(connection, now, model)
         elif feed is not None and not on:
