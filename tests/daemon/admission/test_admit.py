@@ -507,7 +507,7 @@ def test_a_feed_error_moves_nothing_and_a_good_pull_clears_it(ledger: Ledger, pa
         pull_feed(ledger, feed, 10)
     assert table(ledger, feeds) == []
     with ledger.write() as connection:
-        connection.execute(feeds.insert().values(name="news", cursor={}, items=0, error="no file"))
+        connection.execute(feeds.insert().values(model="default", name="news", cursor={}, error="no file"))
     path.touch()
     pull_feed(ledger, feed, 10)
     assert table(ledger, feeds)[0]["error"] == ""

@@ -105,8 +105,8 @@ def test_the_numbers_are_those_of_the_ledger(story: Ledger, config: Config) -> N
     assert value(series, "errata_corrections", model="default", state="applied", feed="operator") == 2
     assert value(series, "errata_corrections", model="default", state="reverted", feed="operator") == 1
     assert value(series, "errata_corrections", model="default", state="queued", feed="sample") == 0
-    assert value(series, "errata_feed_items_total", feed="sample", outcome="quarantined") == 2
-    assert value(series, "errata_quarantine_entries", reason="schema", state="held") == 2
+    assert value(series, "errata_feed_items_total", model="default", feed="sample", outcome="quarantined") == 2
+    assert value(series, "errata_quarantine_entries", model="default", reason="schema", state="held") == 2
     assert value(series, "errata_incidents_open", model="default") == 0
     assert value(series, "errata_paused", model="default") == 0
     assert value(series, "errata_edit_stage_seconds", model="default", stage="write") == 2.25
@@ -153,13 +153,13 @@ def test_no_label_comes_from_what_a_feed_says(sqlite_ledger: Ledger, config: Con
         "at": to_text(sqlite_ledger.clock.now()),
     }
     with sqlite_ledger.write() as connection:
-        connection.execute(insert(quarantine).values(feed="sample", reason="brand new reason", **row))
+        connection.execute(insert(quarantine).values(model="default", feed="sample", reason="brand new reason", **row))
     text = render(sqlite_ledger, config).decode()
     for word in ("attacker", "brand new", "Peru", "Lima"):
         assert word not in text
     series = scrape(sqlite_ledger, config)
     assert value(series, "errata_corrections", model=OTHER, state="pending", feed="operator") == 1
-    assert value(series, "errata_quarantine_entries", reason=OTHER, state="held") == 1
+    assert value(series, "errata_quarantine_entries", model="default", reason=OTHER, state="held") == 1
     assert value(series, "errata_batches", model=OTHER, state="open") == 1
 
 
@@ -194,20 +194,21 @@ def test_a_role_is_up_down_or_absent(sqlite_ledger: Ledger, config: Config, cloc
 def test_feeds_show_their_lag_error_and_pause(
     sqlite_ledger: Ledger, config: Config, clock: FakeClock
 ) -> None:
-    row = {"name": "sample", "cursor": {}, "items": 3, "error": "", "pulled_at": to_text(clock.now())}
+    row = {"model": "default", "name": "sample", "cursor": {}, "items": 3, "error": ""}
+    row |= {"pulled_at": to_text(clock.now())}
     with sqlite_ledger.write() as connection:
         connection.execute(insert(feeds).values(**row))
     clock.advance(90)
     series = scrape(sqlite_ledger, config)
-    assert value(series, "errata_feed_pull_age_seconds", feed="sample") == 90
-    assert value(series, "errata_feed_error", feed="sample") == 0
+    assert value(series, "errata_feed_pull_age_seconds", model="default", feed="sample") == 90
+    assert value(series, "errata_feed_error", model="default", feed="sample") == 0
     pause(sqlite_ledger, model="default", feed="sample", who="t", reason="r")
     pause(sqlite_ledger, model="default", feed=None, who="t", reason="r")
     with sqlite_ledger.write() as connection:
         connection.execute(update(feeds).values(error="gone"))
     series = scrape(sqlite_ledger, config)
-    assert value(series, "errata_feed_error", feed="sample") == 1
-    assert value(series, "errata_feed_paused", feed="sample") == 1
+    assert value(series, "errata_feed_error", model="default", feed="sample") == 1
+    assert value(series, "errata_feed_paused", model="default", feed="sample") == 1
     assert value(series, "errata_paused", model="default") == 1
 
 

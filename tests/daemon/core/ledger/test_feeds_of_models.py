@@ -141,7 +141,7 @@ def test_two_models_read_feeds_of_one_name_each_at_its_own_place(ledger: Ledger,
         pages = {model: feed_page(connection, now, model, ()) for model in daemons}
         assert [page[0]["items"] for page in pages.values()] == [2, 5]
         assert pages["a"][0]["outcomes"] == {"accepted": 1, "quarantined": 1}
-        held = {model: status(connection, now, model)["quarantine_held"] for model in daemons}
+        held = {name: status(connection, ledger.clock, name)["quarantine_held"] for name in daemons}
         assert held == {"a": 1, "b": 0}
     shown = render(ledger, daemons["a"].config).decode()
     assert 'errata_feed_items_total{feed="news",model="b",outcome="accepted"} 5.0' in shown

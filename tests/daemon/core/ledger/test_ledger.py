@@ -265,7 +265,7 @@ def test_revisions_of_the_past_are_found_by_number_only(edited: Ledger) -> None:
 
 def note(ledger: Ledger, name: str) -> None:
     with ledger.write() as connection:
-        row = {"name": name, "is_on": True, "reason": "", "at": ""}
+        row = {"model": "", "name": name, "is_on": True, "reason": "", "at": ""}
         connection.execute(insert(switches).values(**row))
 
 
@@ -297,14 +297,14 @@ def test_a_write_sees_what_was_committed_before_its_turn(ledger: Ledger) -> None
         entered.set()
         thread.join(0.5)
         assert seen == []  # it waits
-        connection.execute(insert(switches).values(name="x", is_on=True, reason="", at=""))
+        connection.execute(insert(switches).values(model="", name="x", is_on=True, reason="", at=""))
     thread.join(10)
     assert seen == [1]
 
 
 def test_an_exception_takes_the_whole_transaction_back(ledger: Ledger) -> None:
     with pytest.raises(RuntimeError), ledger.write() as connection:
-        connection.execute(insert(switches).values(name="x", is_on=True, reason="", at=""))
+        connection.execute(insert(switches).values(model="", name="x", is_on=True, reason="", at=""))
         raise RuntimeError
     with ledger.read() as connection:
         assert count_switches(connection) == 0
@@ -313,9 +313,9 @@ def test_an_exception_takes_the_whole_transaction_back(ledger: Ledger) -> None:
 def test_counters_are_wide_enough_for_years(ledger: Ledger) -> None:
     with ledger.write() as connection:
         connection.exec_driver_sql(
-            "INSERT INTO feeds (name, cursor, items, error) VALUES ('news', '{}', 30000000000, '')"
+            "INSERT INTO feeds (model, name, cursor, items, error) VALUES ('m', 'news', '{}', 30000000000, '')"
         )
-        connection.exec_driver_sql("INSERT INTO feed_outcomes VALUES ('news', 'accepted', 30000000000)")
+        connection.exec_driver_sql("INSERT INTO feed_outcomes (model, feed, outcome, count) VALUES ('m', 'news', 'accepted', 30000000000)")
         connection.exec_driver_sql(
             "INSERT INTO workers (name, model, state, seen_at, device, memory_bytes) "
             "VALUES ('w', 'default', 'idle', '', 'cuda:0', 140000000000)"
