@@ -105,7 +105,7 @@ WRITERS = (
     ),
     Guard(
         "a cursor that somebody else moved is not moved back", "daemon/admission/admit.py",
-        "if _cursor(find_feed(connection, feed.name)) != cursor:",
+        "if _cursor(find_feed(connection, model, feed.name)) != cursor:",
         "if False:",
         _ADMISSION + "test_of_two_schedulers_at_once_one_moves_the_cursor",
     ),
@@ -123,6 +123,7 @@ WRITERS = (
     ),
 )  # fmt: skip
 
+_MODELS = "tests/daemon/core/ledger/test_feeds_of_models.py::"
 _STEPS, _LEASES_TEST = (
     "tests/daemon/scheduling/test_steps.py::",
     "tests/daemon/core/ledger/test_leases.py::",
@@ -163,6 +164,25 @@ TIME = (
         "            return False\n        log.info(\"batch\"",
         "            return True\n        log.info(\"batch\"",
         "tests/workers/queue/test_leading.py::test_a_batch_waits_for_the_lease_instead_of_being_dropped",
+    ),
+    Guard(
+        "a daemon sends the batches of its own model alone", "daemon/scheduling/dispatch.py",
+        "mine = (batch_table.c.model == model) & (batch_table.c.state == state)",
+        "mine = batch_table.c.state == state",
+        _MODELS + "test_batches_go_to_the_queue_of_their_own_daemon",
+    ),
+    Guard(
+        "a feed's cursor is of one model", "daemon/core/ledger/feeds.py",
+        "return (feeds.c.model == model) & (feeds.c.name == name)",
+        "return feeds.c.name == name",
+        _MODELS + "test_two_models_read_feeds_of_one_name_each_at_its_own_place",
+    ),
+    Guard(
+        "a feed that two models read keeps its cursor for both",
+        "daemon/core/ledger/migrations/versions/0013_feeds_of_models.py",
+        "for reader in readers[1:]:",
+        "for reader in ():",
+        _MODELS + "test_a_feed_that_two_models_read_keeps_its_cursor_for_both_and_its_counts_once",
     ),
     Guard(
         "nothing is collected soon after a step of the clock", "daemon/scheduling/scheduler.py",

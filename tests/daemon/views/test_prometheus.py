@@ -105,7 +105,9 @@ def test_the_numbers_are_those_of_the_ledger(story: Ledger, config: Config) -> N
     assert value(series, "errata_corrections", model="default", state="applied", feed="operator") == 2
     assert value(series, "errata_corrections", model="default", state="reverted", feed="operator") == 1
     assert value(series, "errata_corrections", model="default", state="queued", feed="sample") == 0
-    assert value(series, "errata_feed_items_total", model="default", feed="sample", outcome="quarantined") == 2
+    assert (
+        value(series, "errata_feed_items_total", model="default", feed="sample", outcome="quarantined") == 2
+    )
     assert value(series, "errata_quarantine_entries", model="default", reason="schema", state="held") == 2
     assert value(series, "errata_incidents_open", model="default") == 0
     assert value(series, "errata_paused", model="default") == 0
@@ -153,7 +155,9 @@ def test_no_label_comes_from_what_a_feed_says(sqlite_ledger: Ledger, config: Con
         "at": to_text(sqlite_ledger.clock.now()),
     }
     with sqlite_ledger.write() as connection:
-        connection.execute(insert(quarantine).values(model="default", feed="sample", reason="brand new reason", **row))
+        connection.execute(
+            insert(quarantine).values(model="default", feed="sample", reason="brand new reason", **row)
+        )
     text = render(sqlite_ledger, config).decode()
     for word in ("attacker", "brand new", "Peru", "Lima"):
         assert word not in text

@@ -313,9 +313,13 @@ def test_an_exception_takes_the_whole_transaction_back(ledger: Ledger) -> None:
 def test_counters_are_wide_enough_for_years(ledger: Ledger) -> None:
     with ledger.write() as connection:
         connection.exec_driver_sql(
-            "INSERT INTO feeds (model, name, cursor, items, error) VALUES ('m', 'news', '{}', 30000000000, '')"
+            "INSERT INTO feeds (model, name, cursor, items, error)"
+            " VALUES ('m', 'news', '{}', 30000000000, '')"
         )
-        connection.exec_driver_sql("INSERT INTO feed_outcomes (model, feed, outcome, count) VALUES ('m', 'news', 'accepted', 30000000000)")
+        connection.exec_driver_sql(
+            "INSERT INTO feed_outcomes (model, feed, outcome, count)"
+            " VALUES ('m', 'news', 'accepted', 30000000000)"
+        )
         connection.exec_driver_sql(
             "INSERT INTO workers (name, model, state, seen_at, device, memory_bytes) "
             "VALUES ('w', 'default', 'idle', '', 'cuda:0', 140000000000)"
