@@ -24,6 +24,7 @@ from daemon.core.tokens import read_token
 from daemon.core.version import version
 from daemon.views.chain import revision_list
 from daemon.views.facts import fact_list
+from daemon.views.lists import incident_list
 from daemon.views.prometheus import render
 from daemon.views.prometheus_watch import StageHistory
 from daemon.views.status import status
@@ -111,6 +112,15 @@ def _add_views(app: FastAPI, ledger: Ledger, config: Config) -> None:
         """The newest revisions below ``before``, newest first."""
         with ledger.read() as connection:
             return {"model": model, "revisions": revision_list(connection, model, limit, before)}
+
+    @app.get("/v1/incidents")
+    def get_incidents(
+        limit: Annotated[int, Query(ge=1, le=1000)] = 50, unsettled: bool = False
+    ) -> dict[str, Any]:
+        """The newest incidents, newest first: what each accuses, and what was done about it."""
+        with ledger.read() as connection:
+            rows = incident_list(connection, limit=limit, model=model, unsettled=unsettled)
+        return {"model": model, "incidents": rows}
 
     @app.get("/v1/facts")
     def get_facts(

@@ -1,5 +1,6 @@
 """The commands status, facts, revisions, show, incidents, metrics and audit."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
@@ -110,12 +111,16 @@ def revisions(context: typer.Context, limit: Limit = 50, as_json: Json = False) 
             "content": row["content"][:12],
             "created": moment(row["created_at"]),
             "probes": ", ".join(_probe(probe) for probe in row["probes"]),
-            "why": row["reason"],
+            "why": row["reason"] or _taken_back(row),
         }
         for row in rows
     ]
     document, columns = {"model": config.model.name, "revisions": rows}, tuple(shown[0]) if shown else ()
     answer_table(document, "revisions", columns, shown, as_json)
+
+
+def _taken_back(row: Mapping[str, Any]) -> str:
+    return "" if row["taken_back_by"] is None else f"taken back by revision {row['taken_back_by']}"
 
 
 @needs(Role.READ)

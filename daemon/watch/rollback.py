@@ -45,12 +45,13 @@ def roll_back(
 
 
 def taken_back_warning(connection: Connection, model: str, number: int) -> str:
-    """Who took a revision back and why, or nothing for one that head holds or that does not exist."""
+    """Who took a revision back and why, or that the judge rejected it, or nothing."""
     row = find_revision(connection, model, number)
     by = None if row is None else row["taken_back_by"]
     rollback = None if by is None else find_revision(connection, model, by)
     if rollback is None:
-        return ""
+        rejected = row is not None and row["state"] == RevisionState.REJECTED
+        return f"the judge rejected revision {number}" if rejected else ""
     who = rollback["who"] or "somebody"
     cause = f" ({rollback['cause']})" if rollback["cause"] else ""
     return f"revision {number} was taken back by {who}{cause} in revision {by}: {rollback['reason']}"

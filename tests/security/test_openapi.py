@@ -21,8 +21,8 @@ from tests.installation import Installation
 
 ROUTES = {
     ("GET", "/healthz"), ("GET", "/readyz"), ("GET", "/metrics"), ("GET", "/v1/status"),
-    ("GET", "/v1/revisions"), ("GET", "/v1/facts"), ("POST", "/v1/rollback"), ("POST", "/v1/corrections"),
-    ("POST", "/v1/alerts"),
+    ("GET", "/v1/revisions"), ("GET", "/v1/facts"), ("GET", "/v1/incidents"),
+    ("POST", "/v1/rollback"), ("POST", "/v1/corrections"), ("POST", "/v1/alerts"),
 }  # fmt: skip
 EACH = settings(
     max_examples=200 if is_full() else 12,

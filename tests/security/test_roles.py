@@ -21,7 +21,7 @@ from tests.ledgers import FakeClock, held, statement
 TOKENS = {"read": "r" * 32, "submit": "s" * 32, "operate": "o" * 32}
 FILES = {"read": "read_token_file", "submit": "submit_token_file", "operate": "token_file"}
 BACK = {"to": 0, "reason": "demo"}
-LOOKS = ("/", "/metrics", "/v1/status", "/v1/facts", "/v1/revisions")
+LOOKS = ("/", "/metrics", "/v1/status", "/v1/facts", "/v1/revisions", "/v1/incidents")
 
 
 @pytest.fixture

@@ -194,6 +194,12 @@ def test_rollback_to_the_last_good_one(client: TestClient) -> None:
     assert response.json()["content_of"] == 1, "2 holds what head holds"
 
 
+def test_incidents_say_what_they_accuse(client: TestClient) -> None:
+    (row,) = client.get("/v1/incidents").json()["incidents"]
+    assert (row["subject"], row["revision"], row["rollback_revision"]) == ("revision", 3, 4)
+    assert client.get("/v1/incidents?unsettled=true").json() == {"model": "default", "incidents": []}
+
+
 def test_a_rollback_to_what_was_taken_back_says_who_did_and_why(client: TestClient) -> None:
     answer = client.post("/v1/rollback", json={"to": 3, "reason": "I insist"}).json()
     assert answer["content_of"] == 3
