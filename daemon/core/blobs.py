@@ -12,7 +12,7 @@ from daemon.core.fsio import sha256_of, sweep_temporaries
 
 _NAME = re.compile(r"[0-9a-f]{64}")
 _SUFFIX = ".safetensors"
-_REPAIR = "run errata rebuild --mend, or errata restore"
+REPAIR = "run errata rebuild --mend, or errata restore"
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,10 @@ def require_sound(root: Path, name: str) -> int:
     """
     path = blob_path(root, name)
     if not path.is_file():
-        raise CorruptBlobError(f"blob {name[:12]}… is missing", hint=_REPAIR)
+        raise CorruptBlobError(f"blob {name[:12]}… is missing", hint=REPAIR)
     actual = sha256_of(path)
     if actual != name:
-        raise CorruptBlobError(f"blob {path} is corrupt: its sha256 is {actual[:12]}…", hint=_REPAIR)
+        raise CorruptBlobError(f"blob {path} is corrupt: its sha256 is {actual[:12]}…", hint=REPAIR)
     return path.stat().st_size
 
 

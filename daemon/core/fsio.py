@@ -1,6 +1,7 @@
-"""Write files so that they survive a crash, and hash them."""
+"""Write and copy files so that they survive a crash, and hash them."""
 
 import errno
+import fcntl
 import hashlib
 import os
 import secrets
@@ -16,6 +17,7 @@ FaultHook = Callable[[str], None]
 
 TEMPORARY = ".part-"
 _PIECE = 1 << 20  # bytes read at once: 1 MiB, above which reading gets no faster
+_FICLONE = 0x40049409  # of linux/fs.h: both files share the blocks until one of them is written
 
 
 def no_fault(name: str) -> None:
@@ -74,6 +76,43 @@ def write_durably(path: Path, data: bytes, *, mode: int = 0o644, fault: FaultHoo
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
             raise
+
+
+def copy_durably(source: Path, target: Path) -> bool:
+    """Copy a file into one of its own, and return whether both share blocks until one of them is written.
+
+    Links are followed. After DiskFullError or StoreError ``target`` is as it was and no part is left. The
+    caller flushes the name: ``fsync_folder``.
+    """
+    temporary = target.with_name(f"{TEMPORARY}{secrets.token_hex(6)}-{target.name}")
+    with disk_errors(target), source.open("rb") as reader:
+        try:
+            mode = os.fstat(reader.fileno()).st_mode & 0o777
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
+            try:
+                shares = _share_blocks(reader.fileno(), descriptor)
+                while not shares and (piece := reader.read(_PIECE)):
+                    view = memoryview(piece)
+                    while view:
+                        view = view[os.write(descriptor, view) :]
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            temporary.rename(target)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+    return shares
+
+
+def _share_blocks(source: int, target: int) -> bool:
+    """Whether the file system lets the new file share the blocks of the other one (btrfs, XFS)."""
+    try:
+        fcntl.ioctl(target, _FICLONE, source)
+    except OSError:
+        return False
+    return True
 
 
 def sha256_of(path: Path) -> str:

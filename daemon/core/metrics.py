@@ -117,7 +117,10 @@ _DECLARED = (
     _gauge("errata_promotion_lag_seconds", "Age of the oldest revision that waits to become live.", "model"),
     # store and worker
     _gauge("errata_store_free_bytes", "Free space on the file system of the store."),
-    _gauge("errata_store_reserve_bytes", "Free space below which no batch is sent."),
+    _gauge(
+        "errata_store_reserve_bytes",
+        "Free space below which no batch is sent: store.reserve_bytes and the next publication.",
+    ),
     _gauge("errata_store_unsound_blobs", "Blobs that the last scrub found missing or damaged."),
     _gauge(
         "errata_process_up",

@@ -25,7 +25,13 @@ from daemon.feeds.base import Feed, make_feed
 from daemon.scheduling.dispatch import Queue, make_batches, reconcile, send_open
 from daemon.scheduling.repetition import Repetition
 from daemon.scheduling.surveys import ask_for_survey
-from daemon.upkeep.store import collect_garbage, is_scrub_due, require_free_space, scrub
+from daemon.upkeep.store import (
+    collect_garbage,
+    is_scrub_due,
+    require_free_space,
+    scrub,
+    scrub_published,
+)
 from daemon.watch.judge import judge
 
 log = get_logger("errata.scheduler")
@@ -125,7 +131,7 @@ class Scheduler:
         self._guarded("dispatch", self._dispatch)
 
     def _dispatch(self) -> None:
-        require_free_space(self.config)
+        require_free_space(self.ledger, self.config)
         make_batches(self.ledger, self.config)
         send_open(self.ledger, self.config.model.name, self.queue)
 
@@ -134,7 +140,7 @@ class Scheduler:
         self._guarded("reconcile", self._reconcile)
 
     def _reconcile(self) -> None:
-        require_free_space(self.config)
+        require_free_space(self.ledger, self.config)
         reconcile(self.ledger, self.config, self.queue)
 
     def judge(self) -> None:
@@ -153,6 +159,7 @@ class Scheduler:
             due = is_scrub_due(connection, self.ledger, self.config)
         if due:
             scrub(self.ledger, self.config)
+            scrub_published(self.ledger, self.config)
 
     def survey(self) -> None:
         """Ask for a run of all probes when it is due."""

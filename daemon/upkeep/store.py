@@ -12,20 +12,25 @@ from daemon.core.ledger.chain import forget_tensors
 from daemon.core.ledger.holdings import kept_blobs
 from daemon.core.ledger.incidents import open_damage
 from daemon.core.ledger.ledger import Ledger
+from daemon.core.ledger.publications import forget_folders, recorded_folders
 from daemon.core.ledger.scrubs import insert_scrub, last_scrub
 from daemon.core.log import get_logger
+from daemon.core.published import find_flaw
+from daemon.core.space import required_bytes
 from daemon.views.figures import free_bytes
 
 log = get_logger("errata.keeping")
 Progress = Callable[[int, int], None]
 
 
-def require_free_space(config: Config) -> None:
-    """Raise DiskFullError if less than ``store.reserve_bytes`` are free: no work that could not be saved."""
+def require_free_space(ledger: Ledger, config: Config) -> None:
+    """Raise DiskFullError without space for an edit and its publication: no work that could not be saved."""
+    with ledger.read() as connection:
+        required = required_bytes(connection, config)
     free = free_bytes(config)
-    if free < config.store.reserve_bytes:
+    if free < required:
         raise DiskFullError(
-            f"{free >> 20} MiB free, edits need {config.store.reserve_bytes >> 20} MiB",
+            f"{free >> 20} MiB free, edits and their publication need {required >> 20} MiB",
             hint="free space, or lower store.reserve_bytes; then the batches that wait resume",
         )
 
@@ -77,6 +82,32 @@ def scrub(ledger: Ledger, config: Config, progress: Progress = lambda _done, _of
             open_damage(connection, now, *needed[blob], why)
             log.error("unsound blob", blob=blob, why=why)
     return unsound
+
+
+def scrub_published(ledger: Ledger, config: Config) -> dict[str, str]:
+    """Compare every byte of the published folders with the ledger, and return what is wrong with each.
+
+    The record of such a folder is deleted, and the publisher then writes the folder again.
+    """
+    model, root = config.model.name, config.published_path
+    if not root.is_dir():
+        return {}
+    with ledger.read() as connection:
+        recorded = recorded_folders(connection, model)
+    hashes: dict[int, str] = {}
+    flaws: dict[str, str] = {}
+    for number, files in recorded.items():
+        folder = root / f"r{number}"
+        flaw = find_flaw(folder, files, hashes)
+        if not flaw:
+            continue
+        with ledger.write() as connection:
+            if recorded_folders(connection, model).get(number) != files:
+                continue  # the publisher has written it again meanwhile
+            forget_folders(connection, model, [number])
+        flaws[folder.name] = flaw
+        log.error("damaged published folder", folder=str(folder), flaw=flaw)
+    return flaws
 
 
 def _is_needed(ledger: Ledger, blob: str) -> bool:

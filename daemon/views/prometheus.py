@@ -33,6 +33,7 @@ from daemon.core.names import (
     RevisionKind,
     Subject,
 )
+from daemon.core.space import required_bytes
 from daemon.core.version import version
 from daemon.views import figures, lists
 from daemon.views.processes import first_of_role, process_list
@@ -160,7 +161,7 @@ class _Scrape:
     def _store(self) -> None:
         """Add the free space for the next revision and the result of the last scrub."""
         self._add("errata_store_free_bytes", figures.free_bytes(self._config))
-        self._add("errata_store_reserve_bytes", self._config.store.reserve_bytes)
+        self._add("errata_store_reserve_bytes", required_bytes(self._connection, self._config))
         self._add("errata_store_unsound_blobs", figures.unsound_blobs(self._connection))
 
     def _feeds(self, model: str, names: set[str], pulled: Mapping[str, Row]) -> None:

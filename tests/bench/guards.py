@@ -267,7 +267,7 @@ WEIGHTS = (
     ),
     Guard(
         "no batch is handed out without room", "daemon/scheduling/scheduler.py",
-        "    def _dispatch(self) -> None:\n        require_free_space(self.config)\n",
+        "    def _dispatch(self) -> None:\n        require_free_space(self.ledger, self.config)\n",
         "    def _dispatch(self) -> None:\n",
         _SCHEDULER + "test_a_full_disk_pauses_the_edits_and_they_go_on_by_themselves",
     ),

@@ -4,65 +4,49 @@ The folder contains the base model's files, its shards without the edited tensor
 tensor, an index over them, a model card, and the facts of the revision.
 """
 
-import hashlib
 import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from daemon.core.blobs import require_sound
-from daemon.core.errors import StoreError
-from daemon.core.fsio import TEMPORARY, disk_errors, fsync_folder, write_durably
+from daemon.core.blobs import REPAIR, require_sound
+from daemon.core.errors import CorruptBlobError, ModelError, StoreError
+from daemon.core.fsio import TEMPORARY, copy_durably, disk_errors, fsync_folder, sha256_of, write_durably
+from daemon.core.published import Files, PublishedFile
 from workers.publishing.model_card import model_card
+from workers.publishing.parts import MODEL_MANIFEST, Parts, copy_base
 from workers.publishing.revision_facts import RevisionFacts
 from workers.publishing.shards import (
     INDEX,
+    SUFFIX,
     file_name_of,
     files_of,
     read_entries,
     write_renamed,
-    write_without,
 )
 from workers.revisions.store import Store
 
 MANIFEST = "errata.json"
 FACTS = "facts.jsonl"
 _KEPT_SUFFIXES = frozenset({".json", ".txt", ".model", ".jinja", ".tiktoken"})
-_LEFT_OUT = frozenset({INDEX, MANIFEST, "errata-model.json"})
+_LEFT_OUT = frozenset({INDEX, MANIFEST, MODEL_MANIFEST})
 _DTYPES: Mapping[str, str] = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-Place = Callable[[Path, Path], None]
-"""Makes the file at the first path appear at the second path too."""
+PutBase = Callable[[Path, Sequence[str], Path], None]
+"""Puts a file of the base model, without some tensors, at the path of the last argument."""
 
 
 @dataclass(frozen=True)
 class Shard:
-    """A shard to write: its source, its tensors, and the function that puts it into the folder."""
+    """A shard to write: its tensors, and the function that puts it at a path."""
 
-    source: Path
     tensors: list[str]
-    put: Place
-
-
-def copy(source: Path, target: Path) -> None:
-    """Copy a file durably, for folders that leave this installation."""
-    with disk_errors(target):
-        shutil.copyfile(source, target)
-        with target.open("rb") as stream:
-            os.fsync(stream.fileno())
-
-
-def link(source: Path, target: Path) -> None:
-    """Hard-link a file where the file system allows it, else copy it."""
-    try:
-        target.hardlink_to(source)
-    except OSError:
-        copy(source, target)
+    put: Callable[[Path], None]
 
 
 class Exporter:
@@ -77,60 +61,61 @@ class Exporter:
 
         Raises:
             StoreError: ``target`` is not empty, a blob is damaged or missing, or the disk is full.
+            ModelError: a file of the base model is damaged.
         """
-        self._build(revision, target, copy, parts=None)
+        self._build(revision, target, copy_base)
 
-    def publish(self, revision: RevisionFacts, target: Path, parts: Path) -> None:
-        """Write a folder of hard links to blobs of the store and to base shards kept in ``parts``.
+    def publish(self, revision: RevisionFacts, target: Path, parts: Parts) -> Files:
+        """Write a folder of copies of the edited tensors and of links to ``parts``, and describe its files.
 
         Raises:
-            StoreError: as ``export``.
+            StoreError, ModelError: as ``export``.
         """
-        parts.mkdir(parents=True, exist_ok=True)
-        self._build(revision, target, link, parts)
+        self._build(revision, target, parts.put)
+        return {
+            path.name: parts.used.get(path.name) or PublishedFile.of(path, sha256_of(path))
+            for path in sorted(target.iterdir())
+        }
 
-    def _build(self, revision: RevisionFacts, target: Path, put: Place, parts: Path | None) -> None:
+    def _build(self, revision: RevisionFacts, target: Path, put: PutBase) -> None:
         with whole_folder(target) as folder:
             for name in self._side_files():
-                put(self._base / name, folder / name)
+                copy_base(self._base / name, (), folder / name)
             names = {name: file_name_of(name, self._files) for name in revision.tensors}
-            pieces = [*self._base_pieces(set(names.values()), put, parts)]
-            pieces += self._edited(revision, names, put)
+            shards = [*self._base_shards(set(names.values()), put), *self._edited(revision, names)]
             weight_map: dict[str, str] = {}
             total = 0
-            for number, piece in enumerate(pieces, start=1):
-                shard = f"model-{number:05d}-of-{len(pieces):05d}.safetensors"
-                piece.put(piece.source, folder / shard)
-                weight_map |= dict.fromkeys(piece.tensors, shard)
-                total += sum(e.end - e.begin for e in read_entries(folder / shard).values())
+            for number, shard in enumerate(shards, start=1):
+                name = f"model-{number:05d}-of-{len(shards):05d}{SUFFIX}"
+                shard.put(folder / name)
+                weight_map |= dict.fromkeys(shard.tensors, name)
+                total += sum(e.end - e.begin for e in read_entries(folder / name).values())
             index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
             write_json(folder / INDEX, index)
             self._describe(revision, folder)
 
-    def _base_pieces(self, edited: set[str], put: Place, parts: Path | None) -> Iterator[Shard]:
+    def _base_shards(self, edited: set[str], put: PutBase) -> Iterator[Shard]:
         """The base model's shards, without the edited tensors."""
         for source in sorted(set(self._files.values())):
             inside = [name for name, file in self._files.items() if file == source]
             kept = [name for name in inside if name not in edited]
-            if not kept:
-                continue
-            gone = sorted(set(inside) - set(kept))
-            if not gone:
-                yield Shard(source, kept, put)
-            elif parts is None:
-                yield Shard(source, kept, partial(_without, gone))
-            else:
-                yield Shard(_part(source, gone, parts), kept, put)
+            if kept:
+                yield Shard(kept, partial(put, source, sorted(set(inside) - set(kept))))
 
-    def _edited(self, revision: RevisionFacts, names: Mapping[str, str], put: Place) -> Iterator[Shard]:
-        """The blobs of the revision, each checked against its sha256."""
+    def _edited(self, revision: RevisionFacts, names: Mapping[str, str]) -> Iterator[Shard]:
+        """The blobs of the revision, as copies."""
         for name, blob in sorted(revision.tensors.items()):
-            require_sound(self._store.root, blob)
-            path = self._store.path(blob)
-            if put is link and names[name] == name:
-                yield Shard(path, [name], put)
-            else:
-                yield Shard(path, [names[name]], partial(_renamed, {name: names[name]}))
+            yield Shard([names[name]], partial(self._put_edited, blob, name, names[name]))
+
+    def _put_edited(self, blob: str, name: str, name_in_files: str, target: Path) -> None:
+        """Copy a blob, and check the copy or, where its tensor gets another name, the blob."""
+        require_sound(self._store.root, blob)
+        if name != name_in_files:
+            write_renamed(self._store.path(blob), {name: name_in_files}, target)
+            return
+        copy_durably(self._store.path(blob), target)
+        if sha256_of(target) != blob:
+            raise CorruptBlobError(f"blob {blob[:12]}… changed while it was copied", hint=REPAIR)
 
     def _side_files(self) -> list[str]:
         """The names of tokenizer, configuration and licence files, without code, pickles and weights."""
@@ -145,7 +130,7 @@ class Exporter:
 
     def _describe(self, revision: RevisionFacts, folder: Path) -> None:
         """Write config.json with the dtype of the edited tensors, the card, the manifest and the facts."""
-        config = json.loads((self._base / "config.json").read_text(encoding="utf-8"))
+        config = self._read_config()
         entries = [
             e for blob in revision.tensors.values() for e in read_entries(self._store.path(blob)).values()
         ]
@@ -158,23 +143,12 @@ class Exporter:
         write_durably(folder / FACTS, "".join(lines).encode())
         write_durably(folder / "README.md", model_card(revision, config).encode())
 
-
-def _without(gone: list[str], source: Path, target: Path) -> None:
-    write_without(source, gone, target)
-
-
-def _renamed(names: Mapping[str, str], source: Path, target: Path) -> None:
-    write_renamed(source, names, target)
-
-
-def _part(source: Path, gone: list[str], parts: Path) -> Path:
-    """A base shard without its edited tensors, written once and kept in ``parts``."""
-    status = source.stat()
-    about = json.dumps([str(source.resolve()), status.st_size, status.st_mtime_ns, gone])
-    target = parts / f"{hashlib.sha256(about.encode()).hexdigest()[:32]}.safetensors"
-    if not target.is_file():
-        write_without(source, gone, target)
-    return target
+    def _read_config(self) -> dict[str, Any]:
+        try:
+            config: dict[str, Any] = json.loads((self._base / "config.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ModelError(f"{self._base / 'config.json'} cannot be read: {error}") from error
+        return config
 
 
 @contextmanager
@@ -182,12 +156,15 @@ def whole_folder(target: Path) -> Iterator[Path]:
     """A temporary folder that is renamed to ``target`` when the block ends without an error.
 
     Raises:
-        StoreError: ``target`` is not empty.
+        StoreError: ``target`` is not empty or no folder.
     """
-    if target.exists() and any(target.iterdir()):
-        raise StoreError(f"{target} is not empty", hint="name a new or empty folder")
+    hint = "name a new or empty folder"
+    if os.path.lexists(target) and (target.is_symlink() or not target.is_dir()):
+        raise StoreError(f"{target} is no folder", hint=hint)
     temporary = target.with_name(f"{TEMPORARY}{secrets.token_hex(6)}-{target.name}")
     with disk_errors(target):
+        if target.exists() and any(target.iterdir()):
+            raise StoreError(f"{target} is not empty", hint=hint)
         temporary.mkdir(parents=True)
     try:
         yield temporary

@@ -1,7 +1,7 @@
 """Read and write safetensors files without torch: list their tensors, or copy them without some.
 
 A model with its edited tensors in files of their own is published by writing only those files. The other
-files are written once and hard-linked.
+files are written once for each published place.
 """
 
 import json
@@ -19,6 +19,7 @@ from daemon.core.fsio import TEMPORARY, disk_errors, fsync_folder
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+SUFFIX = ".safetensors"
 _LENGTH = struct.Struct("<Q")
 _LONGEST_HEADER = 100 << 20  # bytes, the limit of safetensors itself
 _PIECE = 8 << 20  # bytes copied at a time
@@ -57,6 +58,17 @@ def read_entries(path: Path) -> dict[str, TensorEntry]:
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
         raise ModelError(f"{path} is not a safetensors file: {error}") from error
+
+
+def require_whole(path: Path) -> None:
+    """Check that a file has all the bytes that its header promises.
+
+    Raises:
+        ModelError: it is cut short, or is not a safetensors file.
+    """
+    end = max((entry.end for entry in read_entries(path).values()), default=0)
+    if path.stat().st_size < end:
+        raise ModelError(f"{path} is cut short: its header promises {end} bytes", hint="restore the file")
 
 
 def files_of(folder: Path) -> dict[str, Path]:

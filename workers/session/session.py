@@ -36,6 +36,7 @@ from daemon.core.ledger.proposals import ProbeRow, Proposal, Written
 from daemon.core.ledger.settlement import quarantine_refused
 from daemon.core.log import get_logger
 from daemon.core.names import AttemptOutcome, BatchState
+from daemon.core.space import required_bytes
 from workers.editing.editor import Associations, Editor
 from workers.probes import fast, full, run_probes
 from workers.probes.survey import survey
@@ -122,7 +123,8 @@ class Session:
 
     def _edit_once(self, keeper: LeaseKeeper, batch_id: str) -> Outcome:
         """Plan, edit and commit once, on head as it is now."""
-        self.store.require_space(self.config.store.reserve_bytes)
+        with self.ledger.read() as connection:
+            self.store.require_space(required_bytes(connection, self.config))
         stages = Stages(self.ledger)
         with stages.measure("load"):
             parent = self.copy.load()

@@ -83,7 +83,11 @@ class StoreConfig(Section):
 
     keep_revisions: int = Field(50, ge=1, description="revisions that gc keeps besides live and base")
     grace_seconds: float = Field(3600, ge=0, description="age below which gc deletes no blob")
-    reserve_bytes: int = Field(512 << 20, ge=0, description="free bytes below which no batch is sent")
+    reserve_bytes: int = Field(
+        512 << 20,
+        ge=0,
+        description="free bytes, besides those of a publication, below which no batch is sent",
+    )
     scrub_seconds: float = Field(86_400, gt=0, description="time between checks of all blobs")
 
 

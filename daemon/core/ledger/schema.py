@@ -234,6 +234,14 @@ publications = Table(
     Column("at", String(32), nullable=False),
 )
 
+published_folders = Table(
+    "published_folders",
+    metadata,
+    Column("model", String(64), primary_key=True),
+    Column("revision", Integer, primary_key=True, autoincrement=False),
+    Column("files", JSON, nullable=False),  # name -> the fields of a PublishedFile
+)
+
 # What the judge made of one probe of one revision; replaced when the probe is measured again.
 judgements = Table(
     "judgements",

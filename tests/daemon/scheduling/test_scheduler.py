@@ -139,7 +139,7 @@ def test_a_full_disk_pauses_the_edits_and_they_go_on_by_themselves(
     daemon = Scheduler(sqlite_ledger, config, queue)
     disk[0] = (1 << 20) - 1
     with pytest.raises(DiskFullError, match="free space"):
-        store.require_free_space(config)
+        store.require_free_space(sqlite_ledger, config)
     say(feed, statement("Peru", "Lima"))
     daemon.tick()
     assert list(states(sqlite_ledger).values()) == ["pending"], "what comes in is admitted all the same"
