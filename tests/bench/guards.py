@@ -33,6 +33,7 @@ _ADMISSION, _SCHEDULER = (
     "tests/daemon/scheduling/test_scheduler.py::",
 )
 _WRITING = "workers/session/writing.py"
+_PLACE = "tests/workers/publishing/test_place.py::"
 _DAMAGE, _STORE = "tests/crash/test_damage.py::", "tests/workers/revisions/test_store.py::"
 
 WRITERS = (
@@ -255,8 +256,8 @@ WEIGHTS = (
     ),
     Guard(
         "content is synced before its name", "daemon/core/fsio.py",
-        "                os.fsync(descriptor)\n            finally:",
-        "                pass\n            finally:",
+        'fault("fsio.fsync")\n                os.fsync(descriptor)\n',
+        'fault("fsio.fsync")\n                pass\n',
         "tests/daemon/core/test_fsio.py::test_content_and_name_are_synced_in_their_order",
     ),
     Guard(
@@ -505,4 +506,68 @@ STRANGERS = (
     ),
 )  # fmt: skip
 
-GUARDS = (*WRITERS, *TIME, *WEIGHTS, *STRANGERS)
+PUBLISHING = (
+    Guard(
+        "edited tensors are copied", "workers/publishing/export.py",
+        "        copy_durably(self._store.path(blob), target)\n",
+        "        target.hardlink_to(self._store.path(blob))\n",
+        _PLACE + "test_a_published_folder_shares_no_file_with_store_or_model",
+    ),
+    Guard(
+        "a published folder has the files of its record alone", "daemon/core/published.py",
+        "if foreign := sorted(there.keys() - files.keys()):",
+        "if foreign := sorted(set(there) & {None}):",
+        _PLACE + "test_a_damaged_folder_is_mended_and_reaches_neither_store_nor_model[add_foreign]",
+    ),
+    Guard(
+        "a changed published file is noticed", "daemon/core/published.py",
+        "if not recorded.is_unchanged(status):",
+        "if status.st_size != recorded.size:",
+        _PLACE + "test_a_damaged_folder_is_mended_and_reaches_neither_store_nor_model[flip]",
+    ),
+    Guard(
+        "a published file has no second name", "daemon/core/published.py",
+        "if not recorded.part and status.st_nlink > 1:",
+        "if False:",
+        _PLACE + "test_a_damaged_folder_is_mended_and_reaches_neither_store_nor_model[give_second_name]",
+    ),
+    Guard(
+        "the scrub reads every published byte", "daemon/core/published.py",
+        "if hashes[status.st_ino] != recorded.sha256:",
+        "if False:",
+        _PLACE + "test_a_byte_that_only_reading_finds_is_found_by_the_scrub",
+    ),
+    Guard(
+        "a folder without a record is written again", "workers/publishing/publisher.py",
+        'return "is not recorded"',
+        'return ""',
+        _PLACE + "test_folders_of_hard_links_that_an_older_errata_left_become_copies",
+    ),
+    Guard(
+        "a part of the base model has its recorded sha256", "workers/publishing/parts.py",
+        "if known is not None and known.sha256 != sha256:",
+        "if False:",
+        _PLACE + "test_a_damaged_model_is_not_published_and_no_process_ends",
+    ),
+    Guard(
+        "live leads to a whole folder while one is mended", "workers/publishing/place.py",
+        "            if self.points_to(folder):\n",
+        "            if False:\n",
+        _PLACE + "test_who_reads_through_the_link_meets_a_whole_folder_at_every_moment",
+    ),
+    Guard(
+        "what fails in a published place is logged, and the rest goes on",
+        "workers/publishing/publisher.py",
+        "            with disk_errors(self._root):\n                yield\n",
+        "            yield\n",
+        _PLACE + "test_nothing_that_lies_in_the_place_ends_or_stops_the_publisher",
+    ),
+    Guard(
+        "the reserve counts a publication", "daemon/core/space.py",
+        "return config.store.reserve_bytes + publication_bytes(connection, config)",
+        "return config.store.reserve_bytes",
+        _PLACE + "test_the_reserve_counts_what_a_publication_needs",
+    ),
+)  # fmt: skip
+
+GUARDS = (*WRITERS, *TIME, *WEIGHTS, *STRANGERS, *PUBLISHING)

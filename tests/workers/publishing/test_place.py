@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from daemon.core import fsio
 from daemon.core.blobs import all_blobs
 from daemon.core.errors import ModelError, StoreError
-from daemon.core.space import publication_bytes
+from daemon.core.space import publication_bytes, required_bytes
 from daemon.upkeep.store import scrub_published
 from tests.ledgers import statement
 from tests.tinymodel import TinyHouse
@@ -372,6 +372,7 @@ def test_the_reserve_counts_what_a_publication_needs(tmp_path: Path) -> None:
     with house.ledger.read() as connection:
         first = publication_bytes(connection, house.config)
         blobs = read_revision(connection, "default", number).tensors.values()
+        assert required_bytes(connection, house.config) == first + house.config.store.reserve_bytes
     edited = sum(house.store.path(blob).stat().st_size for blob in blobs)
     assert first == (house.base / "model.safetensors").stat().st_size
     Publisher(house.ledger, house.config).tick()

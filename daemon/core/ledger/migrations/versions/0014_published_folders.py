@@ -1,10 +1,10 @@
-"""0011: the files of each published folder, so that a changed one is noticed and written again."""
+"""0014: the files of each published folder, so that a changed one is noticed and written again."""
 
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0011"
-down_revision = "0010"
+revision = "0014"
+down_revision = "0013"
 
 
 def upgrade() -> None:
