@@ -2,13 +2,12 @@
 
 A host is resolved here, every address of it is checked, and the connection goes to the checked address, so
 that a name which resolves differently a moment later changes nothing. Redirects are followed by hand, each
-as strictly as the first URL. Answers are bounded in time and in decompressed size. Proxies named in the
+as strictly as the first URL. Answers are bounded in time, from the look-up of the name to the last byte, and
+in decompressed size. Proxies named in the
 environment are not used.
 """
 
 import ipaddress
-import socket
-import time
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Self
 from urllib.parse import urljoin, urlsplit
 
+import httpcore
 import httpx
 
 from daemon.core.config.feeds import HttpFeedConfig, RssFeedConfig, WikidataFeedConfig
@@ -24,6 +24,7 @@ from daemon.core.errors import ConfigError, FeedError
 from daemon.core.text import printable
 from daemon.core.tokens import read_token
 from daemon.core.version import version
+from daemon.feeds.deadline import Deadline, look_up, transport
 
 _REDIRECTS = 5  # in a row; a feed needs one or two
 _MOVED = frozenset({301, 302, 303, 307, 308})
@@ -66,6 +67,7 @@ class Web:
     def __init__(self, limits: Limits, token_file: Path | None = None, token_host: str = "") -> None:
         self._limits, self._token_file, self._token_host = limits, token_file, token_host.casefold()
         self._clients: dict[str, httpx.Client] = {}
+        self._deadline = Deadline()
 
     @classmethod
     def of(cls, config: WebConfig, *urls: str) -> Self:
@@ -77,8 +79,8 @@ class Web:
 
         Raises FeedError if that is not allowed, or the answer is missing, an error, too long or too slow.
         """
-        deadline = time.monotonic() + self._limits.timeout_seconds
-        with self.stream(url, {"accept-encoding": "gzip", **(headers or {})}) as response:
+        sent = {"accept-encoding": "gzip", **(headers or {})}
+        with self._answer(url, sent) as response:
             pieces, size = [], 0
             for piece in _inflated(response, self._limits.max_bytes):
                 size += len(piece)
@@ -86,18 +88,26 @@ class Web:
                     raise FeedError(
                         f"the answer is longer than {self._limits.max_bytes} bytes", hint="raise max_bytes"
                     )
-                if time.monotonic() > deadline:
-                    raise FeedError(f"no complete answer within {self._limits.timeout_seconds:g} s")
                 pieces.append(piece)
             return Answer(response.status_code, response.headers, b"".join(pieces), str(response.url))
 
     @contextmanager
     def stream(self, url: str, headers: Mapping[str, str]) -> Iterator[httpx.Response]:
-        """Yield the answer to a GET while it comes in, after following and checking redirects.
+        """Yield the answer to a GET while it comes in, without an end. Its headers must come in time.
 
-        Raises FeedError if that is not allowed, without an answer, or at an error status.
+        Raises FeedError as ``get``.
         """
-        try:
+        with self._answer(url, headers) as response:
+            self._deadline.lift()
+            yield response
+
+    @contextmanager
+    def _answer(self, url: str, headers: Mapping[str, str]) -> Iterator[httpx.Response]:
+        """Yield the answer to a GET before its body, after following and checking redirects.
+
+        Raises FeedError if that is not allowed, without an answer in time, or at an error status.
+        """
+        with self._deadline.within(self._limits.timeout_seconds), self._errors(url):
             for _ in range(_REDIRECTS + 1):
                 host, client = self._client(url)
                 request = client.build_request("GET", url, headers={**headers, **self._credentials(host)})
@@ -112,6 +122,17 @@ class Web:
                 finally:
                     response.close()
             raise FeedError(f"more than {_REDIRECTS} redirects, the last to {_shown(url)}")
+
+    @contextmanager
+    def _errors(self, url: str) -> Iterator[None]:
+        """Turn the errors of the client into ours."""
+        try:
+            yield
+        except (httpx.TimeoutException, httpcore.TimeoutException) as error:
+            seconds = self._limits.timeout_seconds
+            raise FeedError(
+                f"{_shown(url)} gives no complete answer within {seconds:g} s", hint="raise timeout_seconds"
+            ) from error
         except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
             raise FeedError(f"{_shown(url)} cannot be read: {type(error).__name__}: {error}") from error
 
@@ -125,7 +146,7 @@ class Web:
         host = checked_host(url, self._limits)
         if host not in self._clients:
             self._clients[host] = httpx.Client(
-                transport=_Pinned(self._limits),
+                transport=_Pinned(self._limits, self._deadline),
                 timeout=self._limits.timeout_seconds,
                 headers={"user-agent": f"errata/{version()}"},
                 trust_env=False,
@@ -146,15 +167,16 @@ class Web:
 class _Pinned(httpx.BaseTransport):
     """Connect to a checked address, with the name in the Host header and in TLS."""
 
-    def __init__(self, limits: Limits) -> None:
-        self._limits = limits
-        self._inner = httpx.HTTPTransport(limits=httpx.Limits(max_connections=4))
+    def __init__(self, limits: Limits, deadline: Deadline) -> None:
+        self._limits, self._deadline = limits, deadline
+        self._inner = transport(deadline)
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         name, url = request.url.host, request.url
         extensions = {**request.extensions, "sni_hostname": name}
         failed: httpx.ConnectError | None = None
-        for address in resolve(name, url.port or (443 if url.scheme == "https" else 80), self._limits):
+        port, seconds = url.port or (443 if url.scheme == "https" else 80), self._limits.timeout_seconds
+        for address in resolve(name, port, self._limits, self._deadline.left(seconds)):
             pinned = httpx.Request(
                 request.method,
                 url.copy_with(host=str(address)),
@@ -194,13 +216,14 @@ def checked_host(url: str, limits: Limits) -> str:
     return host
 
 
-def resolve(host: str, port: int, limits: Limits) -> list[Address]:
+def resolve(host: str, port: int, limits: Limits, seconds: float | None = None) -> list[Address]:
     """Return the addresses of a host, all of which must be public unless private ones are allowed.
 
-    Raises FeedError if there is no such host, or one of its addresses may not be asked.
+    Raises FeedError if there is no such host, it is not known within ``seconds``, or one of its addresses may
+    not be asked.
     """
     try:
-        entries = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        entries = look_up(host, port, seconds)
     except (OSError, UnicodeError) as error:
         raise FeedError(f"{_shown(host)} has no address: {error}") from error
     addresses = [ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in entries]

@@ -10,9 +10,11 @@ import redis
 from daemon.core.config.feeds import RedisStreamFeedConfig
 from daemon.core.errors import FeedError
 from daemon.feeds.base import Cursor, Pull, RawItem
+from daemon.feeds.deadline import OneAtATime
 
 _CONSUMER = "errata"  # one name, since one scheduler leads: entries given to a killed one come again
 _START = "0-0"
+_PULL_SECONDS = 15.0  # for all commands of a pull: Redis answers one in milliseconds, or something is wrong
 
 
 class RedisStreamFeed:
@@ -27,19 +29,21 @@ class RedisStreamFeed:
         self._redis = redis.Redis.from_url(
             config.url.get_secret_value(), socket_timeout=5, socket_connect_timeout=5
         )
+        self._reader = OneAtATime()
 
     def pull(self, cursor: Cursor, limit: int) -> Pull:
         """Return at most ``limit`` entries behind the cursor.
 
-        Raises FeedError if Redis does not answer, or the key is not a stream.
+        Raises FeedError if Redis does not answer, or too slowly, or the key is not a stream.
         """
-        last = str(cursor.get("id", _START))
         with self._errors():
-            self._join()
-            self._acknowledge(last)
-            entries = self._read(last, limit)
-            if not entries:
-                entries = self._read(">", limit)
+            return self._reader.run(lambda: self._pull(cursor, limit), _PULL_SECONDS)
+
+    def _pull(self, cursor: Cursor, limit: int) -> Pull:
+        last = str(cursor.get("id", _START))
+        self._join()
+        self._acknowledge(last)
+        entries = self._read(last, limit) or self._read(">", limit)
         items = [RawItem(self._raw(fields), f"entry {entry.decode()}") for entry, fields in entries]
         reached = entries[-1][0].decode() if entries else last
         return Pull(items, {"id": reached}, more=len(entries) == limit)

@@ -59,6 +59,7 @@ class Threads(BaseExecutor):  # type: ignore[misc]  # APScheduler has no types
     def __init__(self) -> None:
         super().__init__()
         self._running: set[threading.Thread] = set()
+        self.left_at_the_end: set[str] = set()
 
     def _do_submit_job(self, job: Job, run_times: Sequence[datetime]) -> None:
         thread = threading.Thread(target=self._run, args=(job, run_times), name=job.id, daemon=True)
@@ -78,7 +79,7 @@ class Threads(BaseExecutor):  # type: ignore[misc]  # APScheduler has no types
     def finish(self, seconds: float) -> list[str]:
         """Wait at most so long for the jobs in progress, and return the names of those that go on."""
         deadline = time.monotonic() + seconds
-        for thread in list(self._running):
+        for thread in [one for one in self._running if one.name not in self.left_at_the_end]:
             thread.join(max(0.0, deadline - time.monotonic()))
         return sorted(thread.name for thread in list(self._running) if thread.is_alive())
 
@@ -92,8 +93,10 @@ class Repetition:
         executors = {"default": self._threads}
         self._jobs = BackgroundScheduler(timezone=MonotonicZone(), job_defaults=defaults, executors=executors)
 
-    def add(self, name: str, job: Callable[[], object], seconds: float) -> None:
-        """Repeat a job every so many seconds."""
+    def add(self, name: str, job: Callable[[], object], seconds: float, *, is_left: bool = False) -> None:
+        """Repeat a job every so many seconds. ``stop`` does not wait for one that ``is_left``."""
+        if is_left:
+            self._threads.left_at_the_end.add(name)
         self._jobs.add_job(job, Every(seconds), id=name, replace_existing=True)
 
     def start(self) -> None:

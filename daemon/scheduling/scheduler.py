@@ -70,7 +70,8 @@ class Scheduler:
         every = self.config.schedule
         self._jobs.add("lead", self.lead, every.lease_seconds / 3)
         for feed in self.feeds:  # a feed that waits for its server delays no other
-            self._jobs.add(f"pull {feed.name}", partial(self.pull_one, feed), every.pull_seconds)
+            pull = partial(self.pull_one, feed)
+            self._jobs.add(f"pull {feed.name}", pull, every.pull_seconds, is_left=True)
         self._jobs.add("dispatch", self.dispatch, every.dispatch_seconds)
         self._jobs.add("reconcile", self.reconcile, every.reconcile_seconds)
         self._jobs.add("judge", self.judge, every.judge_seconds)

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from daemon.core.errors import FeedError
-from daemon.feeds import guard
 from daemon.feeds.guard import Limits, Web, checked_host, is_public
 from tests.daemon.feeds.servers import Answers
 
@@ -64,7 +63,7 @@ def test_a_name_that_means_a_private_address_is_refused(monkeypatch: pytest.Monk
         public = (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("8.8.8.8", 443))
         return [public, (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("169.254.169.254", 443))]
 
-    monkeypatch.setattr(guard.socket, "getaddrinfo", lies)
+    monkeypatch.setattr(socket, "getaddrinfo", lies)
     with pytest.raises(FeedError, match=r"169\.254\.169\.254"):
         Web(STRICT).get("https://example.org/")
 
@@ -84,7 +83,7 @@ def test_the_connection_goes_to_the_address_that_was_checked(
 
     real = socket.getaddrinfo
     monkeypatch.setattr(
-        guard.socket,
+        socket,
         "getaddrinfo",
         lambda host, *a, **k: once() if host == "feed.test" else real(host, *a, **k),
     )
