@@ -124,6 +124,7 @@ WRITERS = (
     ),
 )  # fmt: skip
 
+_DEADLINE = "tests/daemon/feeds/test_deadline.py::"
 _MODELS = "tests/daemon/core/ledger/test_feeds_of_models.py::"
 _STEPS, _LEASES_TEST = (
     "tests/daemon/scheduling/test_steps.py::",
@@ -184,6 +185,24 @@ TIME = (
         "for reader in readers[1:]:",
         "for reader in ():",
         _MODELS + "test_a_feed_that_two_models_read_keeps_its_cursor_for_both_and_its_counts_once",
+    ),
+    Guard(
+        "each read of an answer has the time that is left", "daemon/feeds/deadline.py",
+        "return self._inner.read(max_bytes, self._deadline.left(timeout))",
+        "return self._inner.read(max_bytes, timeout)",
+        _DEADLINE + "test_a_slow_server_is_an_error_after_the_timeout",
+    ),
+    Guard(
+        "a name is looked up in time", "daemon/feeds/deadline.py",
+        "    thread.join(seconds)\n",
+        "    thread.join()\n",
+        _DEADLINE + "test_a_slow_resolver_is_an_error_after_the_timeout",
+    ),
+    Guard(
+        "the end of the daemon does not wait for a feed's server", "daemon/scheduling/repetition.py",
+        "if one.name not in self.left_at_the_end]",
+        "if True]",
+        _DEADLINE + "test_the_daemon_ends_at_once_while_a_feed_waits_for_its_server",
     ),
     Guard(
         "nothing is collected soon after a step of the clock", "daemon/scheduling/scheduler.py",
