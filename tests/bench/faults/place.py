@@ -109,7 +109,7 @@ def _sections(base: Path, *, toy: bool) -> dict[str, Any]:
     edit = {"batch_size": 16, "batch_age_seconds": 0.5, "lease_seconds": 3.0, "resend_seconds": 3.0}
     watch: dict[str, Any] = {"cooldown_seconds": 10.0, "full_seconds": 30.0}
     if toy:
-        watch |= {"delta_ceiling": 1e6, "batch_delta_ceiling": 1e6}
+        watch |= {"delta_ceiling": 1e6, "batch_delta_ceiling": 1e6, "spectral_ceiling": 1e6}
     return {
         "model": {"path": str(base.absolute()), "device": "cpu", "corpus": str(CORPUS), "threads": 1},
         "edit": {**edit, "batch_size": 16 if toy else 4},

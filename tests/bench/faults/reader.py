@@ -193,7 +193,10 @@ def broken_looks(looks: Iterable[Look], damages: Iterable[Damage], bound: float)
 
 
 def mending_times(looks: Iterable[Look], damages: Iterable[Damage], bound: float) -> list[float]:
-    """For how many seconds each damage was seen, at most ``bound``; damage that nobody saw is left out."""
+    """For how many seconds each damage was seen, at most ``bound``.
+
+    Damage that nobody saw is left out.
+    """
     seen = list(looks)
     times = []
     for damage in damages:

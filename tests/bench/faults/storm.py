@@ -9,18 +9,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import redis
-from sqlalchemy import select
 
 from daemon.core.errors import ErrataError, NotFoundError
 from daemon.core.ledger import switches
 from daemon.core.ledger.chain import live
 from daemon.core.ledger.publications import publications_by_place
-from daemon.core.ledger.schema import revisions
-from daemon.core.names import LIVE_LINK, RevisionState
+from daemon.core.names import LIVE_LINK
 from tests.bench.faults.kinds import PATIENCE, Fault, NothingToDoError
-from tests.bench.faults.place import Place
+from tests.bench.faults.place import PARTS, Place
 from tests.bench.faults.record import Record
-from tests.bench.ledger_checks import MODEL
+from tests.bench.ledger_checks import MODEL, unjudged
 
 _TICK = 0.1  # seconds
 _GUARD_EVERY = 5.0  # seconds between looks of the operator who resumes frozen edits
@@ -50,6 +48,8 @@ class Storm:
         self._open: list[tuple[float, Fault]] = []
         self._guard_at = 0.0
         self._log = log
+        self._warm = 0.0  # seconds from the start of all parts to the first publication
+        self._spared: dict[str, float] = {}  # target -> until when nothing more happens to it
 
     def settle(self, seconds: float) -> None:
         """Wait until the first correction is published.
@@ -58,11 +58,13 @@ class Storm:
             TimeoutError: the parts do not work even without a fault.
         """
         self._place.stream.write_about_all()
-        deadline = time.monotonic() + seconds
+        began = time.monotonic()
+        deadline = began + seconds
         while not self._is_published(at_least=1):
             if time.monotonic() > deadline:
                 raise TimeoutError(f"nothing was published; the logs lie in {self._place.folder}")
             time.sleep(0.2)
+        self._warm = time.monotonic() - began
 
     def run(self, pace: Pace, tell: Tell) -> None:
         """Write lines and do faults for a while, then undo those that are open."""
@@ -110,6 +112,7 @@ class Storm:
         if not self._pack:
             self._pack = self._chance.sample(self._faults, len(self._faults))
         busy = {fault.target for _, fault in self._open}
+        busy |= {target for target, until in self._spared.items() if now < until}
         fault = next((one for one in self._pack if one.target not in busy), None)
         if fault is None:
             return
@@ -134,6 +137,9 @@ class Storm:
             except (ErrataError, redis.RedisError) as error:
                 self._note(f"{entry[1].name}: not undone: {error}")
             self._note(f"{entry[1].name}: over")
+            if entry[1].target in PARTS:  # it begins anew, which takes its time: some of these times it works
+                rest = self._warm * self._chance.uniform(0.2, 1.5)
+                self._spared[entry[1].target] = time.monotonic() + rest
 
     def _watch(self, now: float) -> None:
         """Do what a supervisor and an operator on duty would: start parts again, and resume frozen edits."""
@@ -161,10 +167,8 @@ class Storm:
             stream.write(f"{moment} {what}\n")
 
     def _all_judged(self) -> bool:
-        waiting = revisions.c.state == RevisionState.CANDIDATE
         with self._place.ledger.read() as connection:
-            query = select(revisions.c.number).where(revisions.c.model == MODEL, waiting).limit(1)
-            return connection.execute(query).first() is None
+            return not unjudged(connection)
 
     def _is_published(self, at_least: int = 0) -> bool:
         with self._place.ledger.read() as connection, suppress(NotFoundError):
