@@ -24,17 +24,17 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from sqlalchemy import RowMapping, Table, select
+from sqlalchemy import Connection, RowMapping, Table, select
 
 from daemon.admission.submission import submit
 from daemon.core.config.settings import Config
 from daemon.core.errors import FencedError, NotFoundError, StaleHeadError
 from daemon.core.ledger.audit import first_broken_row
-from daemon.core.ledger.chain import active_tenures, get_revision, head, path
+from daemon.core.ledger.chain import get_revision, head, path
 from daemon.core.ledger.leases import Lease
 from daemon.core.ledger.ledger import Ledger
 from daemon.core.ledger.proposals import ProbeRow, Proposal
-from daemon.core.ledger.schema import corrections, incidents, judgements, probe_results, revisions
+from daemon.core.ledger.schema import corrections, incidents, judgements, probe_results, revisions, tenures
 from daemon.core.ledger.settlement import reverted_by
 from daemon.core.ledger.switches import is_paused, resume
 from daemon.core.names import ALL_PROBES, ProbeResult, RollbackCause, Subject
@@ -270,50 +270,65 @@ class JudgeMachine(RuleBasedStateMachine):
     # -- what holds at every moment --------------------------------------------------------------------
 
     @invariant()
-    def each_revision_holds_what_it_held(self) -> None:
-        for model, history in self.holds.items():
+    def all_is_as_it_should_be(self) -> None:
+        for model in CONFIGS:
             with self.ledger.read() as connection:
-                for number in (*range(0, len(history), 4), len(history) - 1):
-                    rows = active_tenures(connection, model, number)
-                    assert {row["correction_id"] for row in rows} == history[number]
-            assert self.head_of(model) == len(history) - 1
+                self.each_revision_holds_what_it_held(connection, model)
+                self.each_correction_has_the_state_that_head_gives_it(connection, model)
+                self.what_head_does_not_hold_is_rejected(connection, model)
+                self.each_measurement_is_judged_once(connection, model)
 
-    @invariant()
-    def each_correction_has_the_state_that_head_gives_it(self) -> None:
-        for model, history in self.holds.items():
-            ever = frozenset[str]().union(*history)
-            for row in self.rows(corrections, model):
-                if row["id"] in history[-1]:
-                    assert row["state"] == "applied"
-                else:
-                    assert row["state"] in (("reverted",) if row["id"] in ever else ("pending", "queued"))
+    def each_revision_holds_what_it_held(self, connection: Connection, model: str) -> None:
+        columns = (tenures.c.correction_id, tenures.c.since, tenures.c.until)
+        spans = connection.execute(select(*columns).where(tenures.c.model == model)).all()
+        for number, held in enumerate(self.holds[model]):
+            now = {
+                one for one, since, until in spans if since <= number and (until is None or until > number)
+            }
+            assert now == held
 
-    @invariant()
-    def what_head_does_not_hold_is_rejected(self) -> None:
-        for model in CONFIGS:
-            held = set(self.path_of(model))
-            for row in self.rows(revisions, model):
-                assert (row["taken_back_by"] is None) is (row["number"] in held)
-                assert row["number"] in held or row["state"] == "rejected"
+    def each_correction_has_the_state_that_head_gives_it(self, connection: Connection, model: str) -> None:
+        history = self.holds[model]
+        ever = frozenset[str]().union(*history)
+        query = select(corrections.c.id, corrections.c.state).where(corrections.c.model == model)
+        for one, state in connection.execute(query):
+            if one in history[-1]:
+                assert state == "applied"
+            else:
+                assert state in (("reverted",) if one in ever else ("pending", "queued"))
 
-    @invariant()
-    def each_measurement_is_judged_once(self) -> None:
+    def what_head_does_not_hold_is_rejected(self, connection: Connection, model: str) -> None:
+        columns = (revisions.c.number, revisions.c.taken_back_by, revisions.c.state)
+        chain = connection.execute(select(*columns).where(revisions.c.model == model)).all()
+        assert len(chain) == len(self.holds[model])
+        held = set(path(connection, model, len(chain) - 1))
+        for number, taken_back_by, state in chain:
+            assert (taken_back_by is None) is (number in held)
+            assert number in held or state == "rejected"
+
+    def each_measurement_is_judged_once(self, connection: Connection, model: str) -> None:
         """A judgement is of the newest measurement there was, and stays until there is a newer one."""
-        for model in CONFIGS:
-            results = {row["id"]: row for row in self.rows(probe_results, model)}
-            now: dict[tuple[str, int], tuple[dict[str, int], set[str]]] = {}
-            for row in self.rows(judgements, model):
-                one = results[row["measurement"]]
-                seen = (one["revision"], one["probe"], one["result"])
-                assert seen == (row["revision"], row["probe"], row["result"])
-                by_probe, moments = now.setdefault((model, row["revision"]), ({}, set()))
-                by_probe[row["probe"]] = row["measurement"]
-                moments.add(row["judged_at"])
-            for key, (by_probe, moments) in now.items():
-                was = self.judged.get(key)
-                assert was is None or was[0] != by_probe or was[1] == moments, "judged twice"
-            assert {key for key in self.judged if key[0] == model} <= now.keys()
-            self.judged |= now
+        same = judgements.c.measurement == probe_results.c.id
+        for name in ("model", "revision", "probe", "result"):
+            same &= judgements.c[name] == probe_results.c[name]
+        columns = (
+            judgements.c.revision,
+            judgements.c.probe,
+            judgements.c.measurement,
+            judgements.c.judged_at,
+        )
+        mine = select(*columns, probe_results.c.id).where(judgements.c.model == model)
+        now: dict[tuple[str, int], tuple[dict[str, int], set[str]]] = {}
+        for row in connection.execute(mine.select_from(judgements.outerjoin(probe_results, same))):
+            assert row.id is not None, "the verdict is that of the measurement"
+            by_probe, moments = now.setdefault((model, row.revision), ({}, set()))
+            by_probe[row.probe] = row.measurement
+            moments.add(row.judged_at)
+        for key, (by_probe, moments) in now.items():
+            was = self.judged.get(key)
+            assert was is None or was[0] != by_probe or was[1] == moments, "judged twice"
+        assert {key for key in self.judged if key[0] == model} <= now.keys()
+        self.judged |= now
 
     def teardown(self) -> None:
         """When all is judged and written, nothing waits and the audit is whole."""
@@ -325,17 +340,19 @@ class JudgeMachine(RuleBasedStateMachine):
             self.ledger.close()
             self.folder.cleanup()
 
+    def waits(self, model: str) -> bool:
+        return any(row["state"] in ("pending", "queued") for row in self.rows(corrections, model))
+
     def finish(self) -> None:
         for model in CONFIGS:
             self.wait(COOLDOWN + 1)
             self.judge(model)
             self.resume(model)
-            while any(row["state"] in ("pending", "queued") for row in self.rows(corrections, model)):
+            while self.waits(model):
                 self.plan(model, ProbeResult.OK)
                 self.commit(model, None)
             self.judge(model)
-        for name in ("each_measurement_is_judged_once", "each_correction_has_the_state_that_head_gives_it"):
-            getattr(self, name)()
+        self.all_is_as_it_should_be()
         with self.ledger.read() as connection:
             assert first_broken_row(connection) is None
 
