@@ -56,7 +56,7 @@ def test_a_flood_of_garbage_pauses_its_feed_and_touches_nothing_else(
         flood(ledger, tmp_path / "gossip.jsonl")
         judge(ledger, CONFIG)
         with ledger.read() as connection:
-            assert is_feed_paused(connection, "gossip")
+            assert is_feed_paused(connection, DEFAULT_MODEL, "gossip")
             assert not is_paused(connection, DEFAULT_MODEL)
         (row,) = rows(ledger)
         assert (row["subject"], row["subject_name"], row["state"]) == ("feed", "gossip", "open")
