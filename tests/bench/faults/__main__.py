@@ -67,7 +67,7 @@ def run(asked: argparse.Namespace, folder: Path, tell: Tell) -> Result:
     """Do everything once in a folder."""
     chance, record = random.Random(asked.seed), Record()
     toy = asked.model is None
-    pace = Pace(asked.minutes * 60, *((10.0, 4.0, 120.0) if toy else (0.5, 9.0, 400.0)))
+    pace = Pace(asked.minutes * 60, *((10.0, 4.0, 180.0) if toy else (0.5, 9.0, 400.0)))
     binary = locate_redis()
     if binary is None:
         sys.exit("no Redis server on this machine: apt-get install redis-server")

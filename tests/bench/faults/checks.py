@@ -67,8 +67,8 @@ def backups(record: Record) -> Iterator[Check]:
 def ends(record: Record) -> Iterator[Check]:
     """SIGTERM ended every part in time."""
     slow = [f"{name} {seconds:.1f} s" for name, seconds in record.ends if seconds >= PATIENCE]
-    longest = max((seconds for _, seconds in record.ends), default=0.0)
-    what = f"{len(record.ends)} times, longest {longest:.1f} s, killed: {slow[:_SHOWN]}"
+    longest, whose = max(((seconds, name) for name, seconds in record.ends), default=(0.0, "none"))
+    what = f"{len(record.ends)} times, longest {longest:.1f} s ({whose}), killed: {slow[:_SHOWN]}"
     yield Check("SIGTERM ended every part within 10 s", not slow, what)
 
 

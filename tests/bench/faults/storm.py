@@ -21,6 +21,7 @@ from tests.bench.faults.record import Record
 from tests.bench.ledger_checks import MODEL, unjudged
 
 _TICK = 0.1  # seconds
+_UNDO_SECONDS = 90.0  # within which the last faults must be undone
 _GUARD_EVERY = 5.0  # seconds between looks of the operator who resumes frozen edits
 
 Tell = Callable[[float, float], None]
@@ -81,7 +82,10 @@ class Storm:
                 self._do_one(now)
             tell(now - began, pace.seconds)
             time.sleep(_TICK)
-        self._undo_due(float("inf"))
+        until = time.monotonic() + _UNDO_SECONDS
+        while self._open and time.monotonic() < until:
+            self._undo_due(float("inf"))
+            time.sleep(_TICK)
 
     def calm(self, seconds: float) -> float | None:
         """Write about every subject once more and return how long it took until nothing waits, or None.
@@ -130,16 +134,20 @@ class Storm:
         self._open.append((now + self._chance.uniform(*fault.seconds), fault))
 
     def _undo_due(self, now: float) -> None:
+        """Undo the faults whose time is over. What fails is tried again a second later."""
         for entry in [entry for entry in self._open if entry[0] <= now]:
             self._open.remove(entry)
+            fault = entry[1]
             try:
-                entry[1].undo()
+                fault.undo()
             except (ErrataError, redis.RedisError) as error:
-                self._note(f"{entry[1].name}: not undone: {error}")
-            self._note(f"{entry[1].name}: over")
-            if entry[1].target in PARTS:  # it begins anew, which takes its time: some of these times it works
+                self._note(f"{fault.name}: not undone: {error}")
+                self._open.append((time.monotonic() + 1.0, fault))
+                continue
+            self._note(f"{fault.name}: over")
+            if fault.target in PARTS:  # it begins anew, which takes its time: some of these times it works
                 rest = self._warm * self._chance.uniform(0.2, 1.5)
-                self._spared[entry[1].target] = time.monotonic() + rest
+                self._spared[fault.target] = time.monotonic() + rest
 
     def _watch(self, now: float) -> None:
         """Do what a supervisor and an operator on duty would: start parts again, and resume frozen edits."""
