@@ -39,6 +39,7 @@ from workers.progress import progress_bars
 from workers.revisions.store import Store
 
 RESULTS = Path(__file__).parents[1] / "results" / "faults.md"
+_SETTLE_SECONDS = 900.0  # for the first publication: the statistics of a real model take minutes
 _FAULTS_A_MINUTE = 100 / 15  # that a run must at least have on the toy
 """A run is worth something only if it had enough of them."""
 
@@ -77,7 +78,7 @@ def run(asked: argparse.Namespace, folder: Path, tell: Tell) -> Result:
         storm = Storm(place, all_faults(place, record, chance), record, chance, folder / "storm.log")
         try:
             place.start()
-            storm.settle(pace.calm)
+            storm.settle(_SETTLE_SECONDS)
             witness.start()
             storm.run(pace, tell)
             calm = storm.calm(pace.calm)

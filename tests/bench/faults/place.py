@@ -115,7 +115,8 @@ def _sections(base: Path, *, toy: bool) -> dict[str, Any]:
         "edit": {**edit, "batch_size": 16 if toy else 4},
         "watch": watch,
         "store": {
-            "reserve_bytes": 0, "keep_revisions": 200, "grace_seconds": 20.0, "scrub_seconds": 5.0,
+            "reserve_bytes": 0, "keep_revisions": 200, "grace_seconds": 20.0,
+            "scrub_seconds": 5.0 if toy else 60.0,
         },
         "publish": {"poll_seconds": 0.3},
         "schedule": _SCHEDULE,

@@ -29,7 +29,8 @@ from daemon.core.names import LIVE_LINK, RevisionState
 from workers.publishing.revision_facts import RevisionFacts, read_revision
 from workers.publishing.shards import INDEX, file_name_of, files_of
 
-_PAUSE = 0.1  # seconds between looks, and never less than a look takes: the machine has other work to do
+_PAUSE = 0.1  # seconds between looks
+_SHARE = 3.0  # pauses are this much longer than looks at least, for the machine has other work to do
 _STABLE = (
     "model", "revision", "kind", "content", "content_of", "recipe", "tensors", "norms",
     "active_facts", "facts_held_absent", "sources",
@@ -220,7 +221,7 @@ def main(arguments: Sequence[str]) -> None:
                 stream.write(json.dumps(document) + "\n")
                 stream.flush()
                 took = look.ended - look.began
-            time.sleep(max(_PAUSE, took))
+            time.sleep(max(_PAUSE, _SHARE * took))
 
 
 if __name__ == "__main__":
