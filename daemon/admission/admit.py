@@ -48,15 +48,17 @@ def admit(
     items: Sequence[RawItem],
     model: str = DEFAULT_MODEL,
     policy: Policy = OPEN,
+    first: datetime | None = None,
 ) -> AdmissionReport:
     """Admit a chunk of a feed's items in the transaction of ``connection``.
 
-    Items that bear no time are dated by their place in the chunk, so that the later line wins.
+    Items that bear no time are dated by their place in the chunk, from ``first`` or now on, so that the later
+    line wins.
     """
     decisions: dict[int, Decision] = {}
     arrivals: dict[int, Arrival] = {}
     for index, item in enumerate(items):
-        moment = clock_now + timedelta(microseconds=index)
+        moment = (first or clock_now) + timedelta(microseconds=index)
         try:
             correction = parse_item(item.raw, model, complete)
             arrivals[index] = arrive(correction, item.position, trust, clock_now, moment)
@@ -107,7 +109,8 @@ def pull_feed(
             return AdmissionReport()
         now = ledger.clock.now()
         note_pull(connection, now, model, feed.name, pull.cursor)
-        report = admit(connection, now, feed.name, feed.trust, pull.items, model, policy)
+        first = ledger.dating.first_of(len(pull.items))
+        report = admit(connection, now, feed.name, feed.trust, pull.items, model, policy, first)
     return replace(report, more=pull.more)
 
 

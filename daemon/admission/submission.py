@@ -46,7 +46,8 @@ def submit(
     checked = from_mapping(complete(dict(correction)))
     with ledger.write() as connection:
         now, submission = ledger.clock.now(), Submission(who, feed, trust)
-        (decision,) = _admit(connection, now, checked.model, [checked], submission)
+        first = ledger.dating.first_of(1)
+        (decision,) = _admit(connection, now, first, checked.model, [checked], submission)
     return decision
 
 
@@ -76,22 +77,28 @@ def submit_all(
         now = ledger.clock.now()
         if (answer := _earlier_answer(connection, now, model, submission, digest)) is not None:
             return answer
-        rows = [_row(decision) for decision in _admit(connection, now, model, checked, submission)]
+        first = ledger.dating.first_of(len(checked))
+        rows = [_row(one) for one in _admit(connection, now, first, model, checked, submission)]
         if submission.key:
             store_delivery(connection, now, model, submission.feed, submission.key, digest, rows)
     return rows
 
 
 def _admit(
-    connection: Connection, now: datetime, model: str, checked: Sequence[Correction], submission: Submission
+    connection: Connection,
+    now: datetime,
+    first: datetime,
+    model: str,
+    checked: Sequence[Correction],
+    submission: Submission,
 ) -> list[Decision]:
-    """Date, store and audit corrections."""
+    """Date those that bear no time from ``first`` on, and store and audit all."""
     who, feed, trust = submission.who, submission.feed, submission.trust
     arrivals = []
     for index, correction in enumerate(checked):
         dated = correction
         if correction.effective_at is None and correction.observed_at is None:
-            dated = correction.model_copy(update={"effective_at": now + timedelta(microseconds=index)})
+            dated = correction.model_copy(update={"effective_at": first + timedelta(microseconds=index)})
         arrivals.append(arrive(dated, f"by {who}", trust, now, now))
     decisions = admit_arrivals(connection, now, model, feed, trust, arrivals, submission.policy)
     if len(decisions) == 1:

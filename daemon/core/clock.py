@@ -2,11 +2,14 @@
 
 import math
 import secrets
+import threading
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Protocol
 
+_APART = timedelta(microseconds=1)  # between statements that came together
+_MOST_AHEAD = timedelta(hours=12)  # a date more than a day ahead would be refused as one in the future
 _STEP_SECONDS = 1.0  # what time servers correct at once is more, what they correct by and by is less
 
 
@@ -32,6 +35,27 @@ class SystemClock:
     def monotonic(self) -> float:
         """Seconds since an arbitrary moment, of which only differences are meaningful."""
         return time.monotonic()
+
+
+class Dating:
+    """Gives dates to statements that bear none, so that the one that came later has the later date.
+
+    Where the clock was set back, the dates go on from the last one, unless that is half a day ahead.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._last: datetime | None = None
+        self._lock = threading.Lock()
+
+    def first_of(self, count: int) -> datetime:
+        """Return the date of the first of so many statements, which are a microsecond apart."""
+        with self._lock:
+            now = self._clock.now()
+            is_behind = self._last is not None and now < self._last <= now + _MOST_AHEAD
+            first = self._last + _APART if self._last is not None and is_behind else now
+            self._last = first + max(0, count - 1) * _APART
+            return first
 
 
 class StepWatch:

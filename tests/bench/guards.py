@@ -205,6 +205,12 @@ TIME = (
         _DEADLINE + "test_the_daemon_ends_at_once_while_a_feed_waits_for_its_server",
     ),
     Guard(
+        "what is said later has the later date", "daemon/core/clock.py",
+        "is_behind = self._last is not None and now < self._last <= now + _MOST_AHEAD",
+        "is_behind = False",
+        _STEPS + "test_what_is_said_later_wins_through_a_step_back",
+    ),
+    Guard(
         "nothing is collected soon after a step of the clock", "daemon/scheduling/scheduler.py",
         "if self.ledger.step_watch.seconds_since_step > self.config.store.grace_seconds:",
         "if True:",

@@ -11,7 +11,7 @@ from typing import Self
 
 from sqlalchemy import Connection, Engine, RowMapping
 
-from daemon.core.clock import Clock, StepWatch, SystemClock
+from daemon.core.clock import Clock, Dating, StepWatch, SystemClock
 from daemon.core.errors import LedgerError, NotFoundError, StaleHeadError
 from daemon.core.fsio import FaultHook, no_fault
 from daemon.core.ledger import audit, leases
@@ -50,6 +50,7 @@ class Ledger:
         self.engine = engine
         self.clock = clock or SystemClock()
         self.lease_clock, self.step_watch = LeaseClock(self.clock), StepWatch(self.clock)
+        self.dating = Dating(self.clock)
         self._fault = fault
 
     @classmethod

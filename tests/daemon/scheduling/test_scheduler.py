@@ -89,7 +89,7 @@ def test_of_two_daemons_one_leads_and_the_other_waits(
     say(feed, statement("Peru", "Lima"))
     first.tick()
     sent = len(queue.sent)
-    monkeypatch.setattr("daemon.scheduling.scheduler._holder", lambda: "another host:1")
+    monkeypatch.setattr("daemon.scheduling.scheduler.process_name", lambda: "another host:1")
     say(feed, statement("Chad", "Abéché"))
     second.tick()
     assert not second.lead()

@@ -1,5 +1,6 @@
 """Steps of the wall clock: jobs go on, leases last as long as before, intervals move by one at most."""
 
+import json
 import os
 import time
 from datetime import UTC, datetime, timedelta, tzinfo
@@ -12,19 +13,20 @@ from apscheduler.schedulers import base
 from sqlalchemy import func, select
 from structlog.testing import capture_logs
 
-from daemon.admission.admit import admit
+from daemon.admission.admit import admit, pull_feed
 from daemon.admission.auto_pause import pause_if_poisoned
-from daemon.core.clock import to_text
+from daemon.admission.submission import Submission, submit, submit_all
+from daemon.core.clock import Dating, to_text
 from daemon.core.config.settings import Config
 from daemon.core.ledger.ledger import Ledger
-from daemon.core.ledger.schema import incidents, leases, metadata
+from daemon.core.ledger.schema import corrections, incidents, leases, metadata
 from daemon.core.ledger.switches import resume
-from daemon.core.names import scheduler_lease
+from daemon.core.names import CorrectionState, scheduler_lease
 from daemon.scheduling.dispatch import make_batches, reconcile, send_open
 from daemon.scheduling.repetition import Repetition
 from daemon.scheduling.scheduler import Scheduler
 from tests.daemon.scheduling.test_scheduler import TakesAll, config_of
-from tests.ledgers import FakeClock, found, items, statement
+from tests.ledgers import FakeClock, found, items, jsonl_feed, statement
 from tests.watching import commit, commit_and_judge, right, suite_row
 
 STEPS = [-86_400, -60, 3_600, 86_400]
@@ -75,7 +77,7 @@ def test_a_step_does_not_change_who_leads(
     config = config_of(tmp_path, tmp_path / "news.jsonl", feeds=[])
     first, second = Scheduler(sqlite_ledger, config, TakesAll()), Scheduler(sqlite_ledger, config, TakesAll())
     assert first.lead()
-    monkeypatch.setattr("daemon.scheduling.scheduler._holder", lambda: "another:1")
+    monkeypatch.setattr("daemon.scheduling.scheduler.process_name", lambda: "another:1")
     clock.step(step)
     assert not second.lead()
     clock.advance(config.schedule.lease_seconds / 3)
@@ -192,6 +194,38 @@ def test_nothing_is_collected_for_the_grace_time_after_a_step(
     clock.advance(601)
     daemon.keep()
     assert not blob.exists()
+
+
+@pytest.mark.parametrize("step", [-60, -3_600])
+def test_what_is_said_later_wins_through_a_step_back(
+    sqlite_ledger: Ledger, clock: FakeClock, tmp_path: Path, step: float
+) -> None:
+    """Statements that bear no time are dated as they come, by feeds and by people."""
+    found(sqlite_ledger)
+    file = tmp_path / "news.jsonl"
+    file.write_text("")
+    feed = jsonl_feed("news", file)
+    for city in ("Lima", "Cusco", "Trujillo"):
+        with file.open("a") as stream:
+            stream.write(json.dumps(statement("Peru", city)) + "\n")
+        pull_feed(sqlite_ledger, feed, 10)
+        submit(sqlite_ledger, statement("Chad", city), "ann")
+        submit_all(sqlite_ledger, "default", [statement("Mali", city)], Submission("ann"))
+        clock.step(step)
+        clock.advance(1)
+    with sqlite_ledger.read() as connection:
+        waits = corrections.c.state == CorrectionState.PENDING
+        rows = connection.execute(select(corrections.c.subject, corrections.c.object).where(waits)).all()
+    assert sorted(map(tuple, rows)) == [("Chad", "Trujillo"), ("Mali", "Trujillo"), ("Peru", "Trujillo")]
+
+
+def test_a_clock_that_was_years_ahead_dates_nothing_in_the_future(clock: FakeClock) -> None:
+    dating = Dating(clock)
+    clock.step(86_400 * 3_650)
+    dating.first_of(1)
+    clock.step(-86_400 * 3_650)
+    assert dating.first_of(3) == clock.now()
+    assert dating.first_of(1) == clock.now() + timedelta(microseconds=3)
 
 
 @pytest.mark.parametrize("steps", [(3_600, -3_600), (-3_600, 3_600), (86_400, -86_400)])

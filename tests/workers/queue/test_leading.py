@@ -66,7 +66,7 @@ class Worker:
         self._step.shutdown(self.consumer)
 
     def _be(self) -> None:
-        self._patch.setattr(leading, "worker_name", lambda: self._name)
+        self._patch.setattr(leading, "process_name", lambda: self._name)
 
 
 @pytest.fixture
