@@ -139,7 +139,7 @@ def _add_changes(app: FastAPI, ledger: Ledger, config: Config) -> None:
         """Append a revision with the content of an earlier one and answer with the new head."""
         with ledger.read() as connection:
             warning = "" if body.to is None else taken_back_warning(connection, model, body.to)
-        number = roll_back(ledger, model, who=WHO, **body.model_dump())
+        number = roll_back(ledger, model, config.store_path, who=WHO, **body.model_dump())
         with ledger.read() as connection:
             row = chain.get_revision(connection, model, number)
         answer = {"model": model, "head": number, "content_of": row["content_of"]}

@@ -129,6 +129,7 @@ def rollback(
         head = roll_back(
             ledger,
             config.model.name,
+            config.store_path,
             to=number,
             last_good=last_good,
             who=who(),

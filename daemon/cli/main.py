@@ -21,7 +21,8 @@ _LONGEST = 4_000  # characters of a message or hint: a long path or SQL statemen
 _EPILOG = (
     "Exit status: 0 done; 1 refused, or a check found a problem; 2 wrong usage or configuration; "
     "3 a service does not answer; 4 the ledger refuses; 5 no such revision, fact or entry; "
-    "6 the store refuses; 7 the model cannot be used; 70 a bug in Errata (--debug shows where). "
+    "6 the store refuses; 7 the model cannot be used; 8 done, but damaged blobs were left out; "
+    "70 a bug in Errata (--debug shows where). "
     "Example: errata --config /etc/errata/errata.toml status"
 )
 

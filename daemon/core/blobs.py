@@ -3,7 +3,7 @@
 import os
 import re
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,11 @@ from daemon.core.fsio import sha256_of, sweep_temporaries
 
 _NAME = re.compile(r"[0-9a-f]{64}")
 _SUFFIX = ".safetensors"
-REPAIR = "run errata rebuild --mend, or errata restore"
+REPAIR = "run errata rebuild --mend, or errata restore FOLDER --blobs with a backup"
+
+
+BlobCheck = Callable[[Iterable[str]], None]
+"""Raises CorruptBlobError for the first blob that is missing or damaged."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,17 @@ def require_sound(root: Path, name: str) -> int:
     if actual != name:
         raise CorruptBlobError(f"blob {path} is corrupt: its sha256 is {actual[:12]}…", hint=REPAIR)
     return path.stat().st_size
+
+
+def check_in(root: Path) -> BlobCheck:
+    """A check of blobs in a store. A host without the store's folder cannot check, so it refuses nothing."""
+
+    def check(names: Iterable[str]) -> None:
+        if root.is_dir():
+            for name in names:
+                require_sound(root, name)
+
+    return check
 
 
 def all_blobs(root: Path) -> Iterator[Path]:

@@ -176,8 +176,8 @@ def react(
             return _freeze(ledger, model, trouble, why, who)
         try:
             roll_back(
-                ledger, model, to=trouble.target, who=who, reason=f"revision {trouble.first} is degraded",
-                cause=cause, expected_head=trouble.head,
+                ledger, model, config.store_path, to=trouble.target, who=who,
+                reason=f"revision {trouble.first} is degraded", cause=cause, expected_head=trouble.head,
             )  # fmt: skip
         except StaleHeadError:
             continue
@@ -201,7 +201,7 @@ def _trouble(connection: Connection, config: Config, accused: Collection[int] | 
     since = min(int(row["revision"]) - 1 if row["since"] is None else int(row["since"]) for row in rows)
     contents = {get_revision(connection, model, row["revision"])["content"] for row in rows}
     try:
-        target = last_good_revision(connection, newest, since, contents)
+        target = last_good_revision(connection, newest, config.store_path, since, contents)
     except NotFoundError:
         target = None
     too_far = first - since > config.watch.rollback_reach

@@ -1,21 +1,27 @@
 """Roll a model back to a given revision, or to the last good one."""
 
 from collections.abc import Collection
+from pathlib import Path
 
-from sqlalchemy import Connection, RowMapping, func, select
+from sqlalchemy import Connection, RowMapping, select
 
-from daemon.core.errors import ConfigError, NotFoundError, StaleHeadError
+from daemon.core.blobs import check_in
+from daemon.core.errors import ConfigError, NotFoundError, StaleHeadError, StoreError
 from daemon.core.ledger.chain import find_revision, head
+from daemon.core.ledger.holdings import blobs_of
 from daemon.core.ledger.ledger import Ledger
 from daemon.core.ledger.schema import revisions
+from daemon.core.log import get_logger
 from daemon.core.names import RevisionState, RollbackCause
 
+log = get_logger("errata.rollback")
 _LOOKS = 5  # times; a busy writer may move head between the look and the rollback
 
 
 def roll_back(
     ledger: Ledger,
     model: str,
+    store: Path,
     *,
     to: int | None = None,
     last_good: bool = False,
@@ -27,7 +33,8 @@ def roll_back(
     """Append a revision with the content of ``to`` or of the last good one, and return its number.
 
     Raises ConfigError for neither or both of ``to`` and ``last_good`` or no reason, NotFoundError for no such
-    or no good revision, and StaleHeadError if head is not ``expected_head`` or does not hold still.
+    or no good revision, StaleHeadError if head is not ``expected_head`` or does not hold still, and
+    CorruptBlobError if ``to`` needs a blob that is missing or damaged in ``store``.
     """
     if (to is None) is not last_good:
         raise ConfigError("a rollback needs a revision or the last good one, not both")
@@ -36,9 +43,11 @@ def roll_back(
     looks = 0
     while True:
         looks += 1
-        target, seen = (to, expected_head) if to is not None else _look(ledger, model, expected_head)
+        target, seen = (to, expected_head) if to is not None else _look(ledger, model, store, expected_head)
         try:
-            return ledger.rollback(model, target, who=who, reason=reason, cause=cause, expected_head=seen)
+            return ledger.rollback(
+                model, target, who=who, reason=reason, cause=cause, check=check_in(store), expected_head=seen
+            )
         except StaleHeadError:
             if expected_head is not None or looks == _LOOKS:
                 raise
@@ -60,31 +69,37 @@ def taken_back_warning(connection: Connection, model: str, number: int) -> str:
 def last_good_revision(
     connection: Connection,
     head_row: RowMapping,
+    store: Path,
     at_most: int | None = None,
     accused: Collection[str] = (),
 ) -> int:
-    """The newest live revision that head holds, of other content than head and none of ``accused``.
+    """The newest sound live revision that head holds, of other content than head and none of ``accused``.
 
-    What a rollback took back is not live. Raises NotFoundError if there is none up to ``at_most``.
+    What a rollback took back is not live. One that needs a blob which is missing or damaged in ``store`` is
+    passed over. Raises NotFoundError if there is none up to ``at_most``.
     """
     good = (revisions.c.state == RevisionState.LIVE) & revisions.c.kept
     other = revisions.c.content.not_in({head_row["content"], *accused})
     before = (revisions.c.number < head_row["number"]) & other
-    query = select(func.max(revisions.c.number)).where(revisions.c.model == head_row["model"], good, before)
+    query = select(revisions).where(revisions.c.model == head_row["model"], good, before)
     if at_most is not None:
         query = query.where(revisions.c.number <= at_most)
-    number = connection.execute(query).scalar()
-    if number is None:
-        raise NotFoundError(
-            f"no good revision of {head_row['model']!r} lies below head {head_row['number']}",
-            hint="errata revisions lists them; --to names one",
-        )
-    return int(number)
+    for row in connection.execute(query.order_by(revisions.c.number.desc())).mappings():
+        try:
+            check_in(store)(blobs_of(connection, row))
+        except StoreError as error:
+            log.warning("passed over", revision=row["number"], why=error.message)
+            continue
+        return int(row["number"])
+    raise NotFoundError(
+        f"no good revision of {head_row['model']!r} lies sound below head {head_row['number']}",
+        hint="errata revisions lists them; --to names one, and errata scrub lists damaged blobs",
+    )
 
 
-def _look(ledger: Ledger, model: str, expected_head: int | None) -> tuple[int, int]:
+def _look(ledger: Ledger, model: str, store: Path, expected_head: int | None) -> tuple[int, int]:
     """The last good revision, and the head that it was found for."""
     with ledger.read() as connection:
         current = head(connection, model)
         number = int(current["number"]) if expected_head is None else expected_head
-        return last_good_revision(connection, current), number
+        return last_good_revision(connection, current, store), number

@@ -1,5 +1,6 @@
 """Blobs that rot: never loaded, mended from the pairs, or left behind for a revision that is sound."""
 
+import errno
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -7,10 +8,21 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
-from daemon.core.errors import CorruptBlobError, LedgerError, NotFoundError, StoreError
+from daemon.core import fsio
+from daemon.core.blobs import check_in
+from daemon.core.errors import (
+    ConfigError,
+    CorruptBlobError,
+    DiskFullError,
+    LedgerError,
+    NotFoundError,
+    StoreError,
+)
 from daemon.core.ledger.chain import head
 from daemon.core.ledger.schema import incidents, revisions, tenures
-from daemon.upkeep.backup import back_up, restore
+from daemon.core.names import RollbackCause
+from daemon.upkeep import backup as backup_module
+from daemon.upkeep.backup import back_up, restore, restore_blobs
 from daemon.upkeep.store import collect_garbage, scrub
 from tests.crash.conftest import copy_of
 from tests.crash.life import Life
@@ -19,7 +31,7 @@ from tests.toy import ToyEditor
 from tests.workers.revisions.test_store import DAMAGES, flip_a_bit
 from workers.queue.tasks import survey_head
 from workers.revisions.loading import load_tensors
-from workers.revisions.recovery import rebuild
+from workers.revisions.recovery import mend_tensors, rebuild
 
 
 @pytest.fixture
@@ -197,17 +209,23 @@ def test_a_collection_never_takes_what_a_writer_has_just_put(life: Life) -> None
 # -- backup ---------------------------------------------------------------------------------------------
 
 
+def restored(life: Life) -> Life:
+    """The installation after a restore, as a new process sees it."""
+    return Life(life.config.data_dir.parent, ahead=60.0)
+
+
 def test_a_backup_brings_everything_back(life: Life, template: Path) -> None:
     folder = copy_of(template) / "backup"
     copied = back_up(life.config, folder)
-    assert copied.blobs == copied.linked > 0
+    assert copied.blobs > 0
+    assert (copied.linked, copied.unsound) == (0, {})
     states = life.states()
     life.go_on()
     for path in tensors_of(life, 2):
         path.unlink()
     life.close()
-    restore(life.config, folder)
-    again = Life(life.config.data_dir.parent, ahead=60.0)
+    assert restore(life.config, folder).unsound == {}
+    again = restored(life)
     assert again.states() == states
     again.check()
     assert scrub(again.ledger, again.config) == {}
@@ -216,23 +234,150 @@ def test_a_backup_brings_everything_back(life: Life, template: Path) -> None:
     again.close()
 
 
-def test_a_backup_of_damage_is_refused(life: Life, template: Path) -> None:
-    flip_a_bit(tensors_of(life, 1)[0])
-    with pytest.raises(CorruptBlobError):
-        back_up(life.config, copy_of(template) / "backup")
-
-
-def test_a_damaged_backup_changes_nothing(life: Life, template: Path) -> None:
+def test_a_backup_on_the_same_disk_outlives_damage_to_the_store(life: Life, template: Path) -> None:
     folder = copy_of(template) / "backup"
     back_up(life.config, folder)
-    blob = next((folder / "store").glob("*/*"))
-    data = blob.read_bytes()
-    blob.unlink()
-    blob.write_bytes(data[:-1])
-    states = life.states()
-    with pytest.raises(CorruptBlobError):
+    for path in list(life.config.store_path.glob("*/*")):
+        with path.open("r+b") as stream:
+            stream.truncate(path.stat().st_size - 1)
+    life.close()
+    assert restore(life.config, folder).unsound == {}
+    for path in life.config.store_path.glob("*/*"):
+        assert path.stat().st_nlink == 1, "and the backup outlives the next damage"
+    again = restored(life)
+    assert scrub(again.ledger, again.config) == {}
+    again.check()
+    again.close()
+
+
+def test_hard_links_are_an_option(life: Life, template: Path) -> None:
+    folder = copy_of(template) / "backup"
+    copied = back_up(life.config, folder, hard_links=True)
+    assert copied.blobs == copied.linked > 0
+
+
+@pytest.mark.parametrize("damage", [*DAMAGES, lose])
+def test_a_backup_leaves_out_what_is_damaged_and_saves_the_rest(
+    life: Life, template: Path, damage: Callable[[Path], None]
+) -> None:
+    folder, bad = copy_of(template) / "backup", tensors_of(life, 1)[0]
+    whole = back_up(life.config, copy_of(template) / "whole")
+    damage(bad)
+    copied = back_up(life.config, folder)
+    assert set(copied.unsound) == {bad.stem}
+    assert "needed by default@1" in copied.unsound[bad.stem]
+    assert copied.blobs == whole.blobs - 1
+    shutil.rmtree(life.config.store_path)
+    life.close()
+    back = restore(life.config, folder)
+    assert set(back.unsound) == {bad.stem}
+    again = restored(life)
+    with pytest.raises(CorruptBlobError, match="revision 1 cannot come back"):
+        again.ledger.rollback(
+            "default", 1, who="op", reason="why", cause=RollbackCause.OPERATOR,
+            check=check_in(again.config.store_path),
+        )  # fmt: skip
+    again.check_head()
+    again.go_on()
+    again.check()
+    again.close()
+
+
+def test_damage_to_a_backup_is_reported_and_the_rest_restored(life: Life, template: Path) -> None:
+    folder = copy_of(template) / "backup"
+    back_up(life.config, folder)
+    shutil.rmtree(life.config.store_path)
+    lost = tensors_of(life, 0)[0]
+    cut = folder / "store" / lost.relative_to(life.config.store_path)
+    cut.write_bytes(cut.read_bytes()[:-1])
+    life.close()
+    assert set(restore(life.config, folder).unsound) == {lost.stem}
+
+
+def test_what_the_store_still_has_is_not_taken_from_a_damaged_backup(life: Life, template: Path) -> None:
+    folder = copy_of(template) / "backup"
+    back_up(life.config, folder)
+    for path in (folder / "store").glob("*/*"):
+        path.write_bytes(b"")
+    life.close()
+    assert restore(life.config, folder).unsound == {}
+
+
+def test_blobs_alone_are_restored_while_everything_runs(life: Life, template: Path) -> None:
+    folder = copy_of(template) / "backup"
+    back_up(life.config, folder)
+    life.go_on()
+    head_before = kinds(life)
+    flip_a_bit(pairs_of(life, since=1))
+    tensors_of(life, 1)[0].unlink()
+    assert restore_blobs(life.ledger, life.config, folder).unsound == {}
+    assert scrub(life.ledger, life.config) == {}
+    assert kinds(life) == head_before, "the ledger is as it was"
+
+
+def test_damaged_tensors_of_old_revisions_follow_from_their_facts(life: Life) -> None:
+    for number in (0, 1):
+        flip_a_bit(tensors_of(life, number)[0])
+    assert len(scrub(life.ledger, life.config)) == 2
+    assert mend_tensors(life.ledger, life.store, ToyEditor(), "default") == []
+    assert scrub(life.ledger, life.config) == {}
+
+
+def test_what_does_not_follow_is_named(life: Life) -> None:
+    pairs = pairs_of(life, since=1)
+    flip_a_bit(pairs)
+    flip_a_bit(tensors_of(life, 1)[0])
+    left = mend_tensors(life.ledger, life.store, ToyEditor(), "default")
+    assert left == sorted([pairs.stem, tensors_of(life, 1)[0].stem])
+
+
+def test_a_backup_that_was_interrupted_is_none(life: Life, template: Path) -> None:
+    folder = copy_of(template) / "backup"
+
+    def interrupt(_done: int, _of: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        back_up(life.config, folder, interrupt)
+    assert list(folder.iterdir()) == []
+    (folder / "unfinished.sqlite").touch()  # as after a SIGKILL
+    with pytest.raises(LedgerError, match="interrupted"):
         restore(life.config, folder)
-    assert life.states() == states
+    with pytest.raises(StoreError, match="interrupted"):
+        back_up(life.config, folder)
+
+
+def test_a_full_disk_leaves_nothing_of_a_backup(
+    life: Life, template: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = copy_of(template) / "backup"
+
+    def full(_source: Path, target: Path) -> bool:
+        with fsio.disk_errors(target):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(backup_module, "copy_durably", full)
+    with pytest.raises(DiskFullError, match="no space left for the backup"):
+        back_up(life.config, folder)
+    assert list(folder.iterdir()) == []
+    monkeypatch.undo()
+    assert back_up(life.config, folder).unsound == {}
+
+
+@pytest.mark.parametrize("inside", ["backup", "store/backup", "."])
+def test_a_backup_does_not_lie_in_what_it_is_a_backup_of(life: Life, inside: str) -> None:
+    with pytest.raises(ConfigError, match="lies in"):
+        back_up(life.config, life.config.data_dir / inside)
+
+
+def test_each_restore_keeps_the_ledger_that_it_replaces(life: Life, template: Path) -> None:
+    folder = copy_of(template) / "backup"
+    back_up(life.config, folder)
+    life.close()
+    for _ in range(3):
+        restore(life.config, folder)
+    kept = life.config.data_dir.glob("ledger.sqlite.before-restore*")
+    assert len([path for path in kept if not path.name.endswith(("-wal", "-shm"))]) == 3
 
 
 def test_a_backup_goes_into_a_folder_of_its_own(life: Life, tmp_path: Path) -> None:

@@ -16,28 +16,33 @@ def add_commands(app: typer.Typer) -> None:
 def rebuild(
     context: typer.Context,
     mend: Annotated[
-        bool, typer.Option("--mend", help="append a revision with the solved tensors where they differ")
+        bool,
+        typer.Option("--mend", help="write damaged tensors again, and a revision where head's differ"),
     ] = False,
     as_json: Json = False,
 ) -> None:
     """Solve head again from the base weights and its stored facts, and compare with its stored tensors.
 
-    The exit status is 1 where they differ and head was not mended.
+    With --mend the damaged tensors of all kept revisions are solved and written again. The exit status is 1
+    where head differs and was not mended, or where blobs stay damaged, which are listed.
 
     Examples: errata rebuild | errata rebuild --mend
     """
     from daemon.core.ledger.ledger import Ledger
     from workers.queue.assemble import make_editor
     from workers.revisions.loading import DRIFT
+    from workers.revisions.recovery import mend_tensors
     from workers.revisions.recovery import rebuild as act
     from workers.revisions.store import Store
 
     config = load(context)
     ledger = Ledger.open_existing(config.ledger_url)
-    rebuilt = act(ledger, Store(config.store_path), make_editor(config), config.model.name, who(), mend=mend)
+    store, editor, model = Store(config.store_path), make_editor(config), config.model.name
+    damaged = mend_tensors(ledger, store, editor, model) if mend else []
+    rebuilt = act(ledger, store, editor, model, who(), mend=mend)
     if as_json:
         answer = {"revision": rebuilt.revision, "agrees": rebuilt.agrees, "drift": rebuilt.drift}
-        typer.echo(json.dumps({**answer, "head": rebuilt.number}))
+        typer.echo(json.dumps({**answer, "head": rebuilt.number, "damaged": damaged}))
     else:
         for name, drift in rebuilt.drift.items():
             typer.echo(
@@ -45,5 +50,7 @@ def rebuild(
             )
         word = "equals" if rebuilt.agrees else "differs from"
         typer.echo(f"revision {rebuilt.revision} {word} what its facts give, head is {rebuilt.number}")
-    if not rebuilt.agrees and rebuilt.number == rebuilt.revision:
+        for blob in damaged:
+            typer.echo(f"blob {blob} stays damaged: errata restore FOLDER --blobs takes it from a backup")
+    if damaged or (not rebuilt.agrees and rebuilt.number == rebuilt.revision):
         raise typer.Exit(1)

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from sqlalchemy import RowMapping, select
 
+from daemon.core.blobs import check_in
 from daemon.core.config.settings import CONFIG_VARIABLE, Config
 from daemon.core.errors import UnavailableError
 from daemon.core.ledger.chain import get_revision, head
@@ -169,10 +170,13 @@ def _roll_back_and_forth(ledger: Ledger, config: Config, editor: Editor, console
     show("head", int(edited["number"]))
     number, by_hand = int(edited["number"]), RollbackCause.OPERATOR
     reason = "the tour shows a rollback"
-    base = ledger.rollback(model, 0, who=WHO, reason=reason, cause=by_hand, expected_head=number)
+    check = check_in(config.store_path)
+    base = ledger.rollback(model, 0, who=WHO, reason=reason, cause=by_hand, check=check, expected_head=number)
     show("rolled back to 0", base)
     reason = "the tour takes it back"
-    again = ledger.rollback(model, number, who=WHO, reason=reason, cause=by_hand, expected_head=base)
+    again = ledger.rollback(
+        model, number, who=WHO, reason=reason, cause=by_hand, check=check, expected_head=base
+    )
     show(f"and to {number} again", again)
 
 

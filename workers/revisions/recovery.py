@@ -4,14 +4,16 @@ Damaged bytes are never loaded. The tensors follow from the stored pairs. Where 
 becomes the newest sound revision, and the corrections that this reverts wait to be written again.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from sqlalchemy import Connection, RowMapping, select
 
-from daemon.core.blobs import require_sound
+from daemon.core.blobs import check_in, require_sound
 from daemon.core.errors import CorruptBlobError, NotFoundError, StoreError
 from daemon.core.ledger.chain import head
+from daemon.core.ledger.holdings import blobs_of
 from daemon.core.ledger.incidents import record_recovery
 from daemon.core.ledger.ledger import Ledger
 from daemon.core.ledger.schema import revisions
@@ -70,6 +72,29 @@ def rebuild(ledger: Ledger, store: Store, editor: Editor, model: str, who: str, 
     return Rebuilt(row["number"], drifts, number)
 
 
+def mend_tensors(ledger: Ledger, store: Store, editor: Editor, model: str) -> list[str]:
+    """Solve every kept revision with damaged tensors from its pairs, and return the blobs that stay damaged.
+
+    A revision follows bit for bit from its facts, so the solved tensors are written under the same names.
+    """
+    mine = (revisions.c.model == model) & revisions.c.kept
+    with ledger.read() as connection:
+        chain = connection.execute(select(revisions).where(mine)).mappings().all()
+        pairs = {row["number"]: active_pairs(connection, model, row["number"]) for row in chain}
+        needed = sorted({blob for row in chain for blob in blobs_of(connection, row)})
+    for row in chain:
+        if not _unsound(store, row["tensors"].values()):
+            continue
+        try:
+            editor.restore(load_pairs(store, pairs[row["number"]], editor.layers))
+        except StoreError as error:
+            log.warning("not solved again", revision=row["number"], why=error.message)
+            continue
+        for name, tensor in editor.published().items():
+            store.put({name: tensor})
+    return _unsound(store, needed)
+
+
 def recover(ledger: Ledger, store: Store, editor: Editor, model: str, why: str) -> int:
     """Make head loadable again after damage was found, record an incident and return head's number.
 
@@ -102,22 +127,31 @@ def _fall_back(ledger: Ledger, store: Store, model: str, why: str) -> int:
         record_recovery(connection, ledger.clock.now(), model, current, done, number)
 
     return ledger.rollback(
-        model, target, who=WHO, reason=why, cause=RollbackCause.RECOVERY, expected_head=current,
-        in_transaction=note,
+        model, target, who=WHO, reason=why, cause=RollbackCause.RECOVERY, check=check_in(store.root),
+        expected_head=current, in_transaction=note,
     )  # fmt: skip
 
 
 def _newest_sound(connection: Connection, store: Store, model: str) -> int:
     query = select(revisions).where(revisions.c.model == model, revisions.c.kept)
     for row in connection.execute(query.order_by(revisions.c.number.desc())).mappings().all():
-        pairs = {pair.blob for pair in active_pairs(connection, model, row["number"])}
         try:
-            for blob in (*row["tensors"].values(), *sorted(pairs)):
-                require_sound(store.root, blob)
+            check_in(store.root)(blobs_of(connection, row))
         except StoreError:
             continue
         return int(row["number"])
     raise NotFoundError(f"no revision of {model!r} is sound", hint="errata restore brings back a backup")
+
+
+def _unsound(store: Store, blobs: Iterable[str]) -> list[str]:
+    """Those of the blobs that are missing or damaged."""
+    unsound = []
+    for blob in blobs:
+        try:
+            require_sound(store.root, blob)
+        except StoreError:
+            unsound.append(blob)
+    return unsound
 
 
 def _drift(store: Store, row: RowMapping, name: str, solved: torch.Tensor) -> float | None:

@@ -1,7 +1,8 @@
 """What the ledger needs of the store: the tensors of kept revisions and the pairs that are in force."""
 
-from sqlalchemy import Connection, or_, select
+from sqlalchemy import Connection, RowMapping, or_, select
 
+from daemon.core.ledger.chain import active_tenures
 from daemon.core.ledger.schema import revisions, tenures
 
 
@@ -26,3 +27,10 @@ def kept_blobs(connection: Connection) -> dict[str, tuple[str, int]]:
             before = needed.get(span.blob, (model, 0))[1]
             needed[span.blob] = (model, max(before, last))
     return needed
+
+
+def blobs_of(connection: Connection, revision: RowMapping) -> list[str]:
+    """The blobs that a revision needs: its tensors, and the pairs from which they follow."""
+    tenures_there = active_tenures(connection, revision["model"], revision["number"])
+    pairs = {row["blob"] for row in tenures_there if row["blob"] is not None}
+    return sorted({*revision["tensors"].values(), *pairs})

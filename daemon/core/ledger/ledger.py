@@ -11,8 +11,15 @@ from typing import Self
 
 from sqlalchemy import Connection, Engine, RowMapping
 
+from daemon.core.blobs import REPAIR, BlobCheck
 from daemon.core.clock import Clock, Dating, StepWatch, SystemClock
-from daemon.core.errors import LedgerError, NotFoundError, StaleHeadError
+from daemon.core.errors import (
+    CorruptBlobError,
+    LedgerError,
+    NotFoundError,
+    StaleHeadError,
+    StoreError,
+)
 from daemon.core.fsio import FaultHook, no_fault
 from daemon.core.ledger import audit, leases
 from daemon.core.ledger.batches import close_batch
@@ -33,6 +40,7 @@ from daemon.core.ledger.database import (
     schema_version,
     transaction,
 )
+from daemon.core.ledger.holdings import blobs_of
 from daemon.core.ledger.incidents import settle_left_behind
 from daemon.core.ledger.leases import Lease, LeaseClock
 from daemon.core.ledger.probe_results import insert_probes
@@ -154,6 +162,7 @@ class Ledger:
         who: str,
         reason: str,
         cause: RollbackCause,
+        check: BlobCheck,
         expected_head: int | None = None,
         in_transaction: Callable[[Connection, int], None] = lambda _connection, _number: None,
     ) -> int:
@@ -162,8 +171,10 @@ class Ledger:
         The same transaction rejects every revision that head no longer holds and settles its incidents, so
         that nobody goes back for the same evidence again. An edit in progress loses its token and is planned
         again. ``in_transaction`` is called with the new number at the end. Raises NotFoundError if ``to`` is
-        not there or its tensors were given up, StaleHeadError if head is not ``expected_head``.
+        not there or its tensors were given up, CorruptBlobError if ``check`` refuses a blob that it needs,
+        and StaleHeadError if head is not ``expected_head``.
         """
+        self._require_blobs(model, to, check)
         with self.write() as connection:
             now = self.clock.now()
             current = _expected_head(connection, model, expected_head)
@@ -184,6 +195,18 @@ class Ledger:
             audit.record(connection, now, who, "rollback", f"{model}@{to}", reason, details)
             in_transaction(connection, number)
         return number
+
+    def _require_blobs(self, model: str, number: int, check: BlobCheck) -> None:
+        """Check what a revision needs of the store, outside of any write: that reads all of it."""
+        with self.read() as connection:
+            needed = blobs_of(connection, _kept_revision(connection, model, number))
+        try:
+            check(needed)
+        except StoreError as error:
+            raise CorruptBlobError(
+                f"revision {number} cannot come back: {error.message}",
+                hint=f"go back to another revision, or {REPAIR}",
+            ) from error
 
     def rebuild(
         self,

@@ -151,7 +151,10 @@ def operator_faults(place: Place, record: Record, chance: random.Random) -> Iter
         with place.ledger.read() as connection:
             number = int(head(connection, MODEL)["number"])
         to = None if last_good else max(0, number - chance.randrange(1, 5))
-        roll_back(place.ledger, MODEL, to=to, last_good=last_good, who="operator", reason="a doubt")
+        roll_back(
+            place.ledger, MODEL, place.config.store_path, to=to, last_good=last_good, who="operator",
+            reason="a doubt",
+        )  # fmt: skip
 
     backup = Backup(place, record, chance)
     yield Fault("rollback to a revision", "operator", partial(roll, last_good=False))

@@ -1,28 +1,35 @@
 """Operators' rollbacks: which revision is the last good one, races, and what happens to open incidents."""
 
+import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from sqlalchemy import insert, select, update
 
+from daemon.admission.submission import submit
+from daemon.core.blobs import blob_path
 from daemon.core.clock import to_text
-from daemon.core.errors import ConfigError, NotFoundError, StaleHeadError
+from daemon.core.errors import ConfigError, CorruptBlobError, NotFoundError, StaleHeadError
+from daemon.core.fsio import write_durably
 from daemon.core.ledger import audit
 from daemon.core.ledger.chain import get_revision, head
 from daemon.core.ledger.ledger import Ledger
 from daemon.core.ledger.schema import audit as audit_table
-from daemon.core.ledger.schema import incidents, revisions, switches
+from daemon.core.ledger.schema import incidents, revisions, switches, tenures
 from daemon.core.ledger.switches import pause, resume
 from daemon.core.names import DEFAULT_MODEL, IncidentState, RevisionState
 from daemon.watch.judge import judge
 from daemon.watch.rollback import roll_back
 from tests.installation import Installation, edit, probes, write_quietly
-from tests.ledgers import close_by_hand, held, statement, states
+from tests.ledgers import apply_waiting, close_by_hand, found, held, statement, states
+
+NOWHERE = Path("there is no store")
 
 
 def back(ledger: Ledger, **how: object) -> int:
     options = {"who": "tester", "reason": "because", **how}
-    return roll_back(ledger, DEFAULT_MODEL, **options)  # type: ignore[arg-type]
+    return roll_back(ledger, DEFAULT_MODEL, NOWHERE, **options)  # type: ignore[arg-type]
 
 
 def set_state(ledger: Ledger, number: int, state: RevisionState) -> None:
@@ -159,3 +166,71 @@ def test_an_incident_is_closed_by_hand_and_audited(ledger: Ledger) -> None:
     assert incident_states(ledger) == {1: "closed"}
     with pytest.raises(NotFoundError):
         close_by_hand(ledger, 7, "ann", "which?")
+
+
+# -- blobs ----------------------------------------------------------------------------------------------
+
+
+def put_blobs(ledger: Ledger, store: Path) -> dict[int, list[Path]]:
+    """Write made-up blobs that match the revisions, and return those of each."""
+    files: dict[int, list[Path]] = {}
+    with ledger.write() as connection:
+        for row in connection.execute(select(revisions).order_by(revisions.c.number)).mappings().all():
+            data = f"revision {row['number']}".encode()
+            name = hashlib.sha256(data).hexdigest()
+            write_durably(blob_path(store, name), data)
+            mine = revisions.c.number == row["number"]
+            connection.execute(update(revisions).where(mine).values(tensors={"w": name}))
+            files[row["number"]] = [blob_path(store, name)]
+        connection.execute(update(tenures).values(blob=name))
+    return files
+
+
+@pytest.fixture
+def stored(sqlite_ledger: Ledger, tmp_path: Path) -> tuple[Ledger, Path, dict[int, list[Path]]]:
+    """Four live revisions whose blobs are there."""
+    found(sqlite_ledger)
+    for number, city in enumerate(("Lima", "Cusco", "Ica"), start=1):
+        submit(sqlite_ledger, statement("Peru", city, day=number), "tester")
+        assert apply_waiting(sqlite_ledger) == number
+        set_state(sqlite_ledger, number, RevisionState.LIVE)
+    store = tmp_path / "store"
+    return sqlite_ledger, store, put_blobs(sqlite_ledger, store)
+
+
+def damaged(path: Path) -> None:
+    path.write_bytes(b"damaged")
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, damaged])
+def test_no_rollback_goes_to_a_revision_without_its_blobs(
+    stored: tuple[Ledger, Path, dict[int, list[Path]]], damage: Callable[[Path], None]
+) -> None:
+    ledger, store, files = stored
+    damage(files[1][0])
+    with pytest.raises(CorruptBlobError, match="revision 1 cannot come back") as refused:
+        roll_back(ledger, DEFAULT_MODEL, store, to=1, who="ann", reason="a doubt")
+    assert "errata rebuild --mend" in refused.value.hint
+    with ledger.read() as connection:
+        assert head(connection, DEFAULT_MODEL)["number"] == 3
+    assert roll_back(ledger, DEFAULT_MODEL, store, to=2, who="ann", reason="a doubt") == 4
+
+
+def test_the_last_good_revision_is_one_whose_blobs_are_sound(
+    stored: tuple[Ledger, Path, dict[int, list[Path]]],
+) -> None:
+    ledger, store, files = stored
+    files[2][0].unlink()
+    assert roll_back(ledger, DEFAULT_MODEL, store, last_good=True, who="ann", reason="a doubt") == 4
+    assert content_of(ledger, 4) == 1
+    for number in (0, 1):
+        damaged(files[number][0])
+    with pytest.raises(NotFoundError, match="no good revision"):
+        roll_back(ledger, DEFAULT_MODEL, store, last_good=True, who="ann", reason="a doubt")
+
+
+def test_a_host_without_the_store_cannot_check_and_refuses_nothing(
+    stored: tuple[Ledger, Path, dict[int, list[Path]]],
+) -> None:
+    ledger, store, _ = stored
+    assert roll_back(ledger, DEFAULT_MODEL, store / "elsewhere", to=1, who="ann", reason="a doubt") == 4

@@ -1,5 +1,7 @@
 """The one road back: what a rollback of any cause leaves behind is rejected, its incidents settled."""
 
+from pathlib import Path
+
 import pytest
 from sqlalchemy import RowMapping, select
 
@@ -54,7 +56,7 @@ def states_of(ledger: Ledger) -> list[str]:
 def last_good(ledger: Ledger) -> int:
     current = head_row(ledger)
     with ledger.read() as connection:
-        return last_good_revision(connection, current)
+        return last_good_revision(connection, current, Path("there is no store"))
 
 
 def accuse(ledger: Ledger, number: int, result: ProbeResult = ProbeResult.DEGRADED) -> None:
