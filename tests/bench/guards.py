@@ -593,6 +593,42 @@ PUBLISHING = (
         "return config.store.reserve_bytes",
         _PLACE + "test_the_reserve_counts_what_a_publication_needs",
     ),
+    Guard(
+        "the blobs of a revision are checked before a rollback to it", _LEDGER,
+        "        self._require_blobs(model, to, check)\n",
+        "",
+        "tests/daemon/watch/test_rollback.py::test_no_rollback_goes_to_a_revision_without_its_blobs",
+    ),
+    Guard(
+        "the last good revision is sound", "daemon/watch/rollback.py",
+        "            check_in(store)(blobs_of(connection, row))\n",
+        "            pass\n",
+        "tests/daemon/watch/test_rollback.py::test_the_last_good_revision_is_one_whose_blobs_are_sound",
+    ),
+    Guard(
+        "a backup leaves out damaged blobs", "daemon/upkeep/backup.py",
+        "        if why := _flaw_of(store, blob):\n",
+        "        if why := '':\n",
+        _DAMAGE + "test_a_backup_leaves_out_what_is_damaged_and_saves_the_rest[lose]",
+    ),
+    Guard(
+        "a backup has files of its own", "daemon/upkeep/backup.py",
+        "if hard_links and _link(source, copy):",
+        "if _link(source, copy):",
+        _DAMAGE + "test_a_backup_on_the_same_disk_outlives_damage_to_the_store",
+    ),
+    Guard(
+        "an unfinished backup has no ledger", "daemon/upkeep/backup.py",
+        '_UNFINISHED = "unfinished.sqlite"',
+        '_UNFINISHED = "ledger.sqlite"',
+        _DAMAGE + "test_a_backup_that_was_interrupted_is_none",
+    ),
+    Guard(
+        "a backup does not lie in data_dir", "daemon/upkeep/backup.py",
+        "if where.is_relative_to(mine.resolve()):",
+        "if False:",
+        _DAMAGE + "test_a_backup_does_not_lie_in_what_it_is_a_backup_of",
+    ),
 )  # fmt: skip
 
 GUARDS = (*WRITERS, *TIME, *WEIGHTS, *STRANGERS, *PUBLISHING)

@@ -88,6 +88,9 @@ class Life:
             self._session = Session(self.ledger, self.store, ToyEditor(), self.config, fault=self._fault)
         return self._session
 
+    def tell(self, state: str) -> None:
+        """Record nothing: no daemon asks what this worker does."""
+
     def forget(self) -> None:
         self._session = None
 

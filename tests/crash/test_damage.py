@@ -278,6 +278,7 @@ def test_a_backup_leaves_out_what_is_damaged_and_saves_the_rest(
             check=check_in(again.config.store_path),
         )  # fmt: skip
     again.check_head()
+    assert mend_tensors(again.ledger, again.store, ToyEditor(), "default") == []
     again.go_on()
     again.check()
     again.close()

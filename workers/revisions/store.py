@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from daemon.core.blobs import blob_path, touch
+from daemon.core.blobs import REPAIR, blob_path, touch
 from daemon.core.errors import CorruptBlobError, DiskFullError, StoreError
 from daemon.core.fsio import FaultHook, no_fault, sha256_of, write_durably
 
@@ -67,13 +67,13 @@ class Store:
         except OSError as error:
             raise CorruptBlobError(
                 f"blob {name[:12]}… is missing: {error.strerror}",
-                hint="errata restore brings it back from a backup",
+                hint=REPAIR,
             ) from error
         digest = hashlib.sha256(data).hexdigest()
         if digest != name:
             raise CorruptBlobError(
                 f"blob {path} is corrupt: its sha256 is {digest[:12]}…",
-                hint="errata rebuild --mend, or errata restore",
+                hint=REPAIR,
             )
         try:
             return load(data)
