@@ -54,6 +54,7 @@ CONFIGS = {
 MODELS = st.sampled_from(sorted(CONFIGS))
 RESULTS = st.sampled_from([ProbeResult.OK] * 4 + [ProbeResult.DEGRADED, ProbeResult.UNKNOWN])
 DEATHS = st.integers(0, 8)  # faults until the process dies
+NO_STORE = Path("there is no store")
 SELDOM = st.integers(0, 1)  # an operator acts at 0 only
 SHARE = st.floats(0, 1)
 
@@ -212,7 +213,7 @@ class JudgeMachine(RuleBasedStateMachine):
             return
         held = set(self.path_of(model))
         try:
-            number = roll_back(self.ledger, model, last_good=True, who="op", reason="3 a.m.")
+            number = roll_back(self.ledger, model, NO_STORE, last_good=True, who="op", reason="3 a.m.")
         except NotFoundError:
             return
         target = self.revision(model, number)["content_of"]
