@@ -103,7 +103,8 @@ def run(
 ) -> None:
     """Start Redis, scheduler, API and one editing worker on this machine.
 
-    SIGTERM stops all of them after the work in progress.
+    SIGTERM, SIGINT or SIGHUP ends all of them within 10 seconds, a second signal at once. What was in work by
+    then comes again.
 
     Examples: errata run | errata run --once | errata run --no-worker
     """

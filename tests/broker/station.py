@@ -8,6 +8,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -69,16 +70,19 @@ class Station:
         """The worker that was started last and was not stopped."""
         return self.workers[-1] if self.workers else None
 
-    def start_worker(self) -> subprocess.Popen[bytes]:
-        """A worker as the supervisor starts it."""
+    def start_worker(
+        self, app: str = "tests.broker.worker_app", **environment: str
+    ) -> subprocess.Popen[bytes]:
+        """A worker as the supervisor starts it, or one of another application."""
         queue = edit_queue(self.config.model.name)
         command = [
-            sys.executable, "-m", "celery", "--app", "tests.broker.worker_app", "worker",
+            sys.executable, "-m", "celery", "--app", app, "worker",
             "--pool", "prefork", "--concurrency", "1", "--queues", queue, "--without-gossip",
             "--without-mingle", "--loglevel", "WARNING",
         ]  # fmt: skip
         environment = {
-            **os.environ, "ERRATA_CONFIG": str(self.file), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1",
+            **environment, **os.environ, "ERRATA_CONFIG": str(self.file), "PYTHONPATH": str(ROOT),
+            "OMP_NUM_THREADS": "1",
         }  # fmt: skip
         with self.log.open("ab") as sink:
             started = subprocess.Popen(
@@ -91,7 +95,8 @@ class Station:
         """Kill a worker, or the one that was started last."""
         stopped = worker or self.worker
         if stopped is not None:
-            os.killpg(stopped.pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.killpg(stopped.pid, signal.SIGKILL)
             stopped.wait()
             self.workers.remove(stopped)
 

@@ -131,17 +131,31 @@ def test_a_path_with_awkward_characters_works(redis_binary: Path, tmp_path: Path
             assert connection.default_channel.client.get("key") == b"value"
 
 
-def test_a_server_without_owner_is_ended_before_a_second_one_starts(
-    redis_binary: Path, tmp_path: Path
-) -> None:
-    folder = tmp_path / "redis"
+def killed_owner(folder: Path, last: str) -> int:
+    """The process id of the server of an owner that does a last thing and ends as by SIGKILL."""
     owner = (
         "import os, sys; from pathlib import Path; from daemon.embedded.redis_server import PrivateRedis\n"
-        "s = PrivateRedis(Path(sys.argv[1])); s.start(); print(s.pid, flush=True); os._exit(9)"
+        f"s = PrivateRedis(Path(sys.argv[1])); s.start(); print(s.pid, flush=True); {last}; os._exit(9)"
     )
     command = [sys.executable, "-c", owner, str(folder)]
-    orphan = int(subprocess.run(command, capture_output=True, text=True, check=False).stdout)
+    return int(subprocess.run(command, capture_output=True, text=True, check=False).stdout)
+
+
+def test_a_server_ends_with_its_owner(redis_binary: Path, tmp_path: Path) -> None:
+    orphan = killed_owner(tmp_path / "redis", "pass")
+    deadline = time.monotonic() + 5
+    while not ended(orphan):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_hung_server_without_owner_is_ended_before_a_second_one_starts(
+    redis_binary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "redis"
+    orphan = killed_owner(folder, "os.kill(s.pid, 19)")  # SIGSTOP: it cannot end when it is told to
     assert not ended(orphan)
+    monkeypatch.setattr("daemon.embedded.redis_server._LEFTOVER_SECONDS", 0.3)
     with PrivateRedis(folder, redis_binary) as server:
         assert server.pid != orphan
         assert client_of(server).ping()
@@ -153,7 +167,7 @@ def test_a_number_that_was_given_out_again_is_left_alone(redis_binary: Path, tmp
     with PrivateRedis(folder, redis_binary), subprocess.Popen(["sleep", "30"]) as stranger:
         (folder / "pid").write_text(str(stranger.pid))
         with pytest.MonkeyPatch.context() as patch, pytest.raises(UnavailableError, match="cannot be ended"):
-            patch.setattr("daemon.embedded.redis_server._STOP_SECONDS", 0.3)
+            patch.setattr("daemon.embedded.redis_server._LEFTOVER_SECONDS", 0.3)
             PrivateRedis(folder, redis_binary).start()
         assert stranger.poll() is None
         stranger.kill()

@@ -157,12 +157,19 @@ def test_keda_watches_the_queue_that_the_daemon_fills() -> None:
     assert scaled["spec"]["maxReplicaCount"] == 1, "a model has one writer"
     edit = Config.model_fields["edit"].default
     assert scaled["spec"]["cooldownPeriod"] > edit.task_seconds
-    patience = edit.task_seconds
-    (worker,) = [document for name, document in documents() if name == "worker.yaml/StatefulSet"]
-    assert worker["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] >= patience
-    for unit in ("errata.service", "errata-worker.service"):
-        (seconds,) = re.findall(r"^TimeoutStopSec=(\d+)$", (DEPLOY / "systemd" / unit).read_text(), re.M)
-        assert int(seconds) >= patience
+
+
+def test_everything_has_the_time_to_end_in_order() -> None:
+    kinds = ("Deployment", "StatefulSet")
+    graces = [
+        document["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
+        for name, document in documents()
+        if document["kind"] in kinds and "redis" not in name
+    ]
+    for unit in sorted((DEPLOY / "systemd").glob("errata*.service")):
+        graces += map(int, re.findall(r"^TimeoutStopSec=(\d+)$", unit.read_text(), re.M))
+    assert len(graces) == 9
+    assert all(10 < grace <= 30 for grace in graces), "they end within 10 s"
 
 
 @pytest.mark.parametrize("file", ["errata.example.toml", "kubernetes/base/errata.toml"])

@@ -50,7 +50,7 @@ def worker(
 ) -> None:
     """Edit batches from the queue, with one Celery worker of one process.
 
-    SIGTERM ends it after its batch.
+    SIGTERM ends it within 10 seconds; its batch is given back to the queue.
 
     Examples: errata worker | errata worker --targets
     """

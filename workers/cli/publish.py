@@ -1,9 +1,8 @@
 """The commands ``export`` and ``publish``, which write revisions as model folders."""
 
 import json
-import signal
-import threading
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -63,7 +62,8 @@ def publish(
 
     Examples: errata publish | errata publish --follow
     """
-    from daemon.core.ledger.heartbeats import Heart
+    from daemon.core.ending import Ending
+    from daemon.core.ledger.heartbeats import ENDING, Heart
     from daemon.core.tracing import configure_tracing
     from workers.publishing.consumers import make_consumers
     from workers.publishing.publisher import Publisher
@@ -75,8 +75,10 @@ def publish(
     if follow:
         seconds = config.schedule.heartbeat_seconds
         with Heart(ledger, config.model.name, ProcessRole.PUBLISHER, seconds) as heart:
+            ending = Ending(on_ask=partial(setattr, heart, "state", ENDING))
+            ending.listen()
             heart.state = "follows"
-            publisher.follow(_stop_event(), config.publish.poll_seconds)
+            publisher.follow(ending.asked, config.publish.poll_seconds)
         return
     publisher.tick()
     _report(_read(config, "live"), config.published_path / "live", as_json=as_json)
@@ -124,11 +126,3 @@ def _ledger(config: "Config") -> "Ledger":
     from daemon.core.ledger.ledger import Ledger
 
     return Ledger.open_existing(config.ledger_url)
-
-
-def _stop_event() -> threading.Event:
-    """An event that SIGTERM and SIGINT set."""
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
-    return stop

@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -14,6 +15,8 @@ from rich.text import Text
 
 from daemon.core.command import Json, load, needs
 from daemon.core.names import ProcessRole, Role
+
+_LOOK_SECONDS = 1.0  # between two looks whether the server still runs
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -69,9 +72,9 @@ def serve(context: typer.Context) -> None:
 
     Example: errata serve
     """
-    import uvicorn
-
-    from daemon.core.ledger.heartbeats import Heart
+    from daemon.core.ending import Ending
+    from daemon.core.http_server import HttpServer
+    from daemon.core.ledger.heartbeats import ENDING, Heart
     from daemon.core.ledger.ledger import Ledger
     from daemon.core.log import configure_logging
     from workers.models.open import open_model
@@ -82,22 +85,19 @@ def serve(context: typer.Context) -> None:
     config = load(context)
     configure_logging(config.log.level, json_lines=config.log.json_lines)
     ledger = Ledger.open_existing(config.ledger_url)
-    heart = Heart(ledger, config.model.name, ProcessRole.COMPLETIONS, config.schedule.heartbeat_seconds)
-    heart.start()
-    replica = Replica(ledger, Store(config.store_path), open_model(config), config)
-    replica.start()
-    heart.state = "serves"
-    try:
-        uvicorn.run(
-            make_app(replica, config),
-            host=config.serve.host,
-            port=config.serve.port,
-            log_config=None,
-            access_log=False,
-        )
-    finally:
+    role, seconds = ProcessRole.COMPLETIONS, config.schedule.heartbeat_seconds
+    with Heart(ledger, config.model.name, role, seconds) as heart:
+        ending = Ending(on_ask=partial(setattr, heart, "state", ENDING))
+        ending.listen()
+        replica = Replica(ledger, Store(config.store_path), open_model(config), config)
+        replica.start()
+        server = HttpServer(make_app(replica, config), config.serve.host, config.serve.port)
+        server.start()
+        heart.state = "serves"
+        while server.alive and not ending.asked.wait(_LOOK_SECONDS):
+            pass
         replica.stop()
-        heart.stop()
+        server.stop()
 
 
 def _side_by_side(prompt: str, answers: list[tuple[int, Iterator[str]]]) -> None:

@@ -1,6 +1,7 @@
 """The tour of ``deploy/quickstart.sh``, which runs the real parts and shows each step on one screen."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ from daemon.core.ledger.chain import get_revision, head
 from daemon.core.ledger.ledger import Ledger
 from daemon.core.ledger.schema import corrections, feed_outcomes, probe_results, quarantine, revisions
 from daemon.core.names import CorrectionState, RollbackCause
+from daemon.core.orphans import leashed
 from workers.cli.probe import show_revision
 from workers.editing.editor import Editor
 from workers.progress import progress_bars
@@ -72,7 +74,7 @@ def _errata(environment: dict[str, str], *arguments: str) -> None:
     """Run a command of ``errata`` in the foreground."""
     command = [sys.executable, "-m", "daemon.cli", *arguments]
     try:
-        status = subprocess.run(command, env=environment, check=False).returncode
+        status = subprocess.run(leashed(command, signal.SIGTERM), env=environment, check=False).returncode
     except KeyboardInterrupt:
         return
     if status != 0:
@@ -85,7 +87,8 @@ def _drain(config: Config, environment: dict[str, str], console: Console) -> Non
     log_file.parent.mkdir(parents=True, exist_ok=True)
     with log_file.open("ab") as log:
         command = [sys.executable, "-m", "daemon.cli", "run", "--once"]
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+        held = leashed(command, signal.SIGTERM)
+        process = subprocess.Popen(held, env=environment, stdout=log, stderr=subprocess.STDOUT)
     try:
         with progress_bars(console) as step:
             while process.poll() is None:

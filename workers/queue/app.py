@@ -12,6 +12,7 @@ from daemon.core.log import configure_logging
 from daemon.core.names import ProcessRole
 from daemon.core.tracing import configure_tracing
 from workers.queue.assemble import SessionHolder, make_heart
+from workers.queue.interruption import end_in_time
 from workers.queue.tasks import add_tasks
 
 
@@ -20,7 +21,8 @@ def _make() -> Celery:
     application = celery_app(config)
     role = ProcessRole(os.environ.get(ROLE_VARIABLE, ProcessRole.WORKER))
     heart = make_heart(config, role)
-    add_tasks(application, config, SessionHolder(config, heart))
+    interruption = end_in_time(application)
+    add_tasks(application, config, SessionHolder(config, heart), interruption)
     # kept by the signals themselves, which otherwise hold them weakly; threads must begin after the fork
     worker_process_init.connect(lambda **_: heart.start(), weak=False)
     worker_process_shutdown.connect(lambda **_: heart.stop(), weak=False)

@@ -14,6 +14,7 @@ from daemon.core.log import get_logger
 from daemon.core.names import EDIT_TASK, SURVEY_TASK, TARGETS_TASK
 from daemon.core.tracing import span
 from workers.queue.assemble import SessionHolder
+from workers.queue.interruption import Interruption
 from workers.queue.leading import leading_step
 from workers.queue.target_worker import TargetWorker
 
@@ -21,26 +22,35 @@ log = get_logger("errata.tasks")
 _LOOK_SECONDS = 0.5  # between looks at a lease that another writer has
 
 
-def add_tasks(app: Celery, config: Config, holder: SessionHolder | None = None) -> None:
+def add_tasks(
+    app: Celery,
+    config: Config,
+    holder: SessionHolder | None = None,
+    interruption: Interruption | None = None,
+) -> None:
     """Add the tasks to ``app``, taken by the worker that leads. The first loads the model, in a child."""
     session_holder, target_worker = holder or SessionHolder(config), TargetWorker(config)
+    interruptible = (interruption or Interruption()).task
     app.steps["consumer"].add(leading_step(config))
 
     @app.task(name=TARGETS_TASK)  # type: ignore[untyped-decorator]
     def targets(job: str) -> None:
         """Find the targets of a chunk and write them, or the error, for the editing worker."""
-        target_worker.run(job)
+        with interruptible():
+            target_worker.run(job)
 
     @app.task(name=EDIT_TASK)  # type: ignore[untyped-decorator]
     def edit(batch_id: str) -> None:
         """Apply one batch, after the lease of a writer before this one."""
-        if not deliver_when_free(session_holder, batch_id, 2 * config.edit.lease_seconds):
-            raise Reject("another writer has the lease", requeue=True)
+        with interruptible():
+            if not deliver_when_free(session_holder, batch_id, 2 * config.edit.lease_seconds):
+                raise Reject("another writer has the lease", requeue=True)
 
     @app.task(name=SURVEY_TASK)  # type: ignore[untyped-decorator]
     def survey() -> None:
         """Run all probes on head."""
-        survey_head(session_holder)
+        with interruptible():
+            survey_head(session_holder)
 
 
 def deliver_when_free(holder: SessionHolder, batch_id: str, patience: float) -> bool:

@@ -26,6 +26,8 @@ from workers.serving.generation import Piece, Sampling, stream
 log = get_logger("errata.serve")
 _IDLE = 0.1  # seconds between looks for new weights while no request waits; a swap may be that late
 
+_GRACE_SECONDS = 1.5  # for the request in progress at the end, and for the threads after it
+
 
 @dataclass(frozen=True)
 class ServedRevision:
@@ -73,7 +75,7 @@ class Replica:
         self._poll = config.serve.poll_seconds
         self._requests: queue.Queue[GenerationRequest] = queue.Queue(config.serve.queue_bound)
         self._next: queue.SimpleQueue[Weights] = queue.SimpleQueue()
-        self._stop = threading.Event()
+        self._stop, self._abandons = threading.Event(), threading.Event()
         self._threads = [
             threading.Thread(target=self._work, name="model", daemon=True),
             threading.Thread(target=self._follow, name="follow", daemon=True),
@@ -95,10 +97,15 @@ class Replica:
             thread.start()
 
     def stop(self) -> None:
-        """End after the request in progress and answer waiting ones with an UnavailableError."""
+        """End after the request in progress and answer waiting ones with an UnavailableError.
+
+        A request that takes longer than a moment is ended with that error too.
+        """
         self._stop.set()
+        self._threads[0].join(_GRACE_SECONDS)
+        self._abandons.set()
         for thread in self._threads:
-            thread.join()
+            thread.join(_GRACE_SECONDS)
         while not self._requests.empty():
             self._requests.get_nowait().tell(UnavailableError("the server is stopping"))
 
@@ -136,6 +143,9 @@ class Replica:
                 for piece in stream(self.model, prompt, request.sampling):
                     request.tell((index, piece))
                     if request.cancelled.is_set():
+                        return
+                    if self._abandons.is_set():
+                        request.tell(UnavailableError("the server is stopping", hint="send it again"))
                         return
         except Exception as error:  # the thread's edge: one failed request must not end the thread
             log.exception("request failed")

@@ -211,6 +211,9 @@ class Session:
             blamed = isinstance(error, (EditError, OutOfMemoryError, PromptError))
             outcome, message = AttemptOutcome.FAILED if blamed else AttemptOutcome.LATER, str(error)
             raise
+        except KeyboardInterrupt:
+            outcome, message = AttemptOutcome.LATER, "the worker was asked to end"
+            raise
         except Exception as error:
             outcome, message = AttemptOutcome.FAILED, f"{type(error).__name__}: {error}"
             raise
