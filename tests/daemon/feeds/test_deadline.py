@@ -51,7 +51,7 @@ def serving(say: Say) -> Iterator[int]:
 
 
 def drip(connection: socket.socket, text: bytes) -> None:
-    for byte in text * 100:
+    for byte in text * 20:
         connection.sendall(bytes([byte]))
         time.sleep(0.05)
 
