@@ -13,6 +13,8 @@ WAITING = frozenset({CorrectionState.PENDING, CorrectionState.QUEUED})
 CARRYING = WAITING | {CorrectionState.APPLIED}
 CONSIDERED = CARRYING | {CorrectionState.CONFIRMED, CorrectionState.REVERTED}
 """States of the corrections that a new one is compared with; those in other states have lost already."""
+TAKEN_BACK = frozenset({CorrectionState.REVERTED, CorrectionState.QUARANTINED})
+"""States in which a contender was taken out of the weights: what says the same needs an operator."""
 
 
 @dataclass
@@ -51,7 +53,7 @@ def to_quarantine(reason: QuarantineReason, message: str) -> Placement:
 
 @dataclass
 class Contenders:
-    """The corrections of one fact whose state is in ``CONSIDERED``."""
+    """The corrections of one fact whose state is in ``CONSIDERED``, and those that bisect quarantined."""
 
     rows: list[Contender] = field(default_factory=list)
 
@@ -82,9 +84,9 @@ class Contenders:
             message = f"as {current.id}" if current is not None else "the fact is not held"
             state = CorrectionState.CONFIRMED
             return Placement(AdmissionOutcome.CONFIRMED, state, message, _ids(older_confirmed))
-        reverted = _newest(row for row in self.rows if row.state is CorrectionState.REVERTED)
-        if reverted is not None and not may_return and new.agrees_with(reverted):
-            message = f"a rollback took {reverted.id} back, which says the same"
+        taken_back = _newest(row for row in self.rows if row.state in TAKEN_BACK)
+        if taken_back is not None and not may_return and new.agrees_with(taken_back):
+            message = f"a rollback took {taken_back.id} back, which says the same"
             return to_quarantine(QuarantineReason.REVERTED_BEFORE, message)
         waiting = [row for row in older if row.state in WAITING]
         followers = [row for row in older_confirmed if any(row.agrees_with(one) for one in waiting)]

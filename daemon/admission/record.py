@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Self
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, Row, select
 
 from daemon.admission.newest_wins import CONSIDERED, Contender, Contenders, Placement, to_quarantine
 from daemon.core.clock import to_text
@@ -16,6 +16,7 @@ from daemon.core.ledger.corrections import store_corrections, supersede
 from daemon.core.ledger.database import in_chunks
 from daemon.core.ledger.quarantine import QuarantineEntry, add_to_quarantine
 from daemon.core.ledger.schema import corrections
+from daemon.core.ledger.schema import quarantine as quarantine_table
 from daemon.core.names import AdmissionOutcome, CorrectionState, QuarantineReason
 from daemon.core.text import printable
 from daemon.feeds.base import RawItem
@@ -89,7 +90,7 @@ def store_arrivals(
     One that ``objection`` refuses is stored too, in quarantine.
     """
     known = _known(connection, (arrival.id for arrival in arrivals))
-    facts = load_contenders(connection, (one.fact_id for one in arrivals if one.id not in known))
+    facts = load_contenders(connection, [one.fact_id for one in arrivals if one.id not in known])
     rows: dict[str, dict[str, Any]] = {}
     winners: dict[str, str] = {}
     decisions: list[Decision] = []
@@ -113,7 +114,7 @@ def store_arrivals(
     return decisions
 
 
-def load_contenders(connection: Connection, fact_ids: Iterable[str]) -> defaultdict[str, Contenders]:
+def load_contenders(connection: Connection, fact_ids: Sequence[str]) -> defaultdict[str, Contenders]:
     """Return by fact the corrections that a new one is compared with."""
     facts: defaultdict[str, Contenders] = defaultdict(Contenders)
     names = ("id", "fact_id", "order_key", "object", "prompt", "state")
@@ -123,7 +124,24 @@ def load_contenders(connection: Connection, fact_ids: Iterable[str]) -> defaultd
         for row in connection.execute(query.where(corrections.c.fact_id.in_(ids), considered)):
             state = CorrectionState(row.state)
             facts[row.fact_id].rows.append(Contender(row.id, row.order_key, row.object, row.prompt, state))
+    for row in _culprits(connection, fact_ids):
+        state = CorrectionState.QUARANTINED
+        facts[row.fact_id].rows.append(Contender(row.id, row.order_key, row.object, row.prompt, state))
     return facts
+
+
+def _culprits(connection: Connection, fact_ids: Sequence[str]) -> list[Row[Any]]:
+    """The corrections of facts that bisect quarantined for the harm that they did."""
+    names = ("id", "fact_id", "order_key", "object", "prompt")
+    harmful = (corrections.c.state == CorrectionState.QUARANTINED) & (
+        quarantine_table.c.reason == QuarantineReason.DAMAGE
+    )
+    rows: list[Row[Any]] = []
+    for ids in in_chunks(fact_ids):
+        query = select(*(corrections.c[name] for name in names)).distinct()
+        joined = query.join(quarantine_table, quarantine_table.c.correction_id == corrections.c.id)
+        rows += connection.execute(joined.where(corrections.c.fact_id.in_(ids), harmful))
+    return rows
 
 
 def quarantine(

@@ -12,7 +12,7 @@ class CorrectionState(StrEnum):
     CONFIRMED = "confirmed"  # states what the ledger already holds, so nothing is edited
     SUPERSEDED = "superseded"  # a newer correction of the same fact won
     RETRACTED = "retracted"  # taken out by a correction without object
-    REVERTED = "reverted"  # taken back by a rollback, and not applied again by itself
+    REVERTED = "reverted"  # taken back by a rollback; only self-healing may apply it again by itself
     QUARANTINED = "quarantined"  # refused or taken back, with a reason
 
 
@@ -81,6 +81,7 @@ class Subject(StrEnum):
     STORE = "store"
     CONSUMER = "consumer"
     HOST = "host"
+    CORRECTIONS = "corrections"  # that an automatic rollback took back and that did not come back by themselves
 
 
 class IncidentState(StrEnum):
@@ -180,6 +181,9 @@ ALL_PROBES = "all_probes"
 
 STORE_PROBE = "store"
 """The probe name of incidents about damaged blobs."""
+
+BISECT_PROBE = "bisect"
+"""The probe name of incidents about corrections that an automatic rollback took back and that stay out."""
 
 TARGETS_TASK = "errata.targets"
 DEFAULT_MODEL = "default"

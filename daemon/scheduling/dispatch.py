@@ -141,14 +141,15 @@ def reconcile(ledger: Ledger, config: Config, queue: Queue) -> int:
 
 
 def _send(ledger: Ledger, model: str, queue: Queue, state: BatchState, before: str | None = None) -> int:
-    # in order of admission: the dates of batches do not tell it where the clock was set back
+    # edits before bisects, in order of admission: dates do not tell it where the clock was set back
+    bisects = batch_table.c.rollback.is_not(None)
     oldest = select(func.min(corrections.c.seq)).where(corrections.c.batch_id == batch_table.c.id)
     mine = (batch_table.c.model == model) & (batch_table.c.state == state)
     query = select(batch_table.c.id).where(mine)
     if before is not None:
         query = query.where(batch_table.c.sent_at <= before)
     with ledger.read() as connection:
-        ordered = query.order_by(oldest.scalar_subquery(), batch_table.c.id)
+        ordered = query.order_by(bisects, oldest.scalar_subquery(), batch_table.c.id)
         due = connection.execute(ordered).scalars().all()
     for start in range(0, len(due), _AT_ONCE):
         sent = []
@@ -170,6 +171,7 @@ def edits_left(connection: Connection, now: datetime, model: str, per_hour: int)
     if per_hour <= 0:
         return None
     since = to_text(now - timedelta(hours=1))
-    recent = select(batch_table.c.id).where(batch_table.c.model == model, batch_table.c.created_at > since)
+    edits = (batch_table.c.model == model) & batch_table.c.rollback.is_(None)
+    recent = select(batch_table.c.id).where(edits, batch_table.c.created_at > since)
     made = select(func.count()).select_from(corrections).where(corrections.c.batch_id.in_(recent))
     return max(0, per_hour - int(connection.execute(made).scalar_one()))

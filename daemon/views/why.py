@@ -21,7 +21,7 @@ from daemon.core.names import RevisionKind, Subject
 from daemon.views.facts import fact_story
 from daemon.views.rows import Row, fetch
 
-_ORDER = ("said", "held", "decided", "batch", "attempt", "written", "probe", "incident", "ended", "audit")
+_ORDER = ("said", "held", "decided", "batch", "attempt", "written", "probe", "incident", "ended", "bisect", "audit")
 
 
 def fact_timeline(connection: Connection, fact_id: str) -> Row:
@@ -34,6 +34,7 @@ def fact_timeline(connection: Connection, fact_id: str) -> Row:
     events += _quarantine(connection, ids)
     events += _batches(connection, {row["batch_id"] for row in stated if row["batch_id"]})
     events += _revisions(connection, fact_id, {row["id"]: row for row in stated})
+    events += _bisects(connection, fact_id)
     events += _audit(connection, [fact_id, *ids])
     events.sort(key=lambda event: (event["at"], _ORDER.index(event["kind"])))
     newest = max(stated, key=lambda row: row["order_key"])
@@ -105,6 +106,21 @@ def _revisions(connection: Connection, fact_id: str, stated: dict[str, Row]) -> 
             gone = "its absence ends" if is_absent else f"{_value(correction)} leaves the weights"
             events.append(_revision(by_number[row["until"]], "ended", gone))
     events += _measured(connection, model, numbers)
+    return events
+
+
+def _bisects(connection: Connection, fact_id: str) -> list[Row]:
+    """Return what bisect found about the rollbacks that took the fact out of the weights."""
+    events: list[Row] = []
+    ended = (tenures.c.fact_id == fact_id) & tenures.c.until.is_not(None)
+    query = select(tenures.c.model, tenures.c.until).where(ended).distinct()
+    for model, number in connection.execute(query).all():
+        about = (audit.c.target == f"{model}@{number}") & (audit.c.action == "bisect")
+        for row in _where(connection, audit, about):
+            found = row["details"]
+            counts = f"{len(found.get('guilty', ()))} culprits, {len(found.get('waiting', ()))} written again"
+            text = f"bisect of rollback {number} by {row['who']}: {counts}; {row['reason']}"
+            events.append(_event(row["at"], "bisect", text, revision=number))
     return events
 
 

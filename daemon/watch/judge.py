@@ -3,6 +3,7 @@
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 
 from sqlalchemy import Connection, RowMapping, func, select
 
@@ -20,6 +21,7 @@ from daemon.core.ledger.chain import (
     went_back_by_itself,
 )
 from daemon.core.ledger.dates import settle_dates
+from daemon.core.ledger.healing import begin_healing
 from daemon.core.ledger.incidents import (
     accusations,
     close_answered,
@@ -178,11 +180,18 @@ def react(
             roll_back(
                 ledger, model, config.store_path, to=trouble.target, who=who,
                 reason=f"revision {trouble.first} is degraded", cause=cause, expected_head=trouble.head,
+                in_transaction=partial(_heal, ledger, config),
             )  # fmt: skip
         except StaleHeadError:
             continue
         return Reaction.ROLLED_BACK
     return Reaction.NOTHING
+
+
+def _heal(ledger: Ledger, config: Config, connection: Connection, number: int) -> None:
+    """Let what the rollback ``number`` took back come back by itself where it does no harm."""
+    if config.watch.auto_bisect:
+        begin_healing(connection, ledger.clock.now(), config.model.name, number, config.edit.batch_size)
 
 
 def _trouble(connection: Connection, config: Config, accused: Collection[int] | None) -> Trouble | None:

@@ -1,6 +1,6 @@
 """Roll a model back to a given revision, or to the last good one."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from sqlalchemy import Connection, RowMapping, select
@@ -15,6 +15,8 @@ from daemon.core.log import get_logger
 from daemon.core.names import RevisionState, RollbackCause
 
 log = get_logger("errata.rollback")
+InTransaction = Callable[[Connection, int], None]
+"""Called with the number of the new revision, in its transaction."""
 _LOOKS = 5  # times; a busy writer may move head between the look and the rollback
 
 
@@ -29,6 +31,7 @@ def roll_back(
     reason: str,
     cause: RollbackCause = RollbackCause.OPERATOR,
     expected_head: int | None = None,
+    in_transaction: InTransaction = lambda _connection, _number: None,
 ) -> int:
     """Append a revision with the content of ``to`` or of the last good one, and return its number.
 
@@ -46,8 +49,9 @@ def roll_back(
         target, seen = (to, expected_head) if to is not None else _look(ledger, model, store, expected_head)
         try:
             return ledger.rollback(
-                model, target, who=who, reason=reason, cause=cause, check=check_in(store), expected_head=seen
-            )
+                model, target, who=who, reason=reason, cause=cause, check=check_in(store), expected_head=seen,
+                in_transaction=in_transaction,
+            )  # fmt: skip
         except StaleHeadError:
             if expected_head is not None or looks == _LOOKS:
                 raise

@@ -453,7 +453,7 @@ STRANGERS = (
     ),
     Guard(
         "what a rollback took back stays out", "daemon/admission/newest_wins.py",
-        "if reverted is not None and not may_return and new.agrees_with(reverted):",
+        "if taken_back is not None and not may_return and new.agrees_with(taken_back):",
         "if False:",
         _ADMISSION + "test_what_a_rollback_took_back_does_not_come_back_by_itself",
     ),

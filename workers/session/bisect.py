@@ -48,17 +48,17 @@ def bisect(rehearsal: Rehearsal, number: int | None, who: str, report: Report = 
     with ledger.read() as connection:
         number = _rollback(connection, model, number)
         reverted = reverted_by(connection, model, number)
-        names = _broken(connection, model, number)
+        names = broken_probes(connection, model, number)
     if not reverted:
         raise NotFoundError(
             f"rollback {number} has no reverted correction left", hint="errata revisions lists the rollbacks"
         )
-    trial = _Trial(rehearsal, names, len(reverted), report)
+    trial = Trial(rehearsal, names, len(reverted), report)
     trial.admit(reverted)
     return _conclude(ledger, model, number, who, trial)
 
 
-class _Trial:
+class Trial:
     """The corrections that are judged so far: the good ones are in the copy, the culprits are not."""
 
     def __init__(self, rehearsal: Rehearsal, broken: set[str], total: int, report: Report) -> None:
@@ -111,7 +111,7 @@ class _Trial:
         return harms
 
 
-def _conclude(ledger: Ledger, model: str, number: int, who: str, trial: _Trial) -> Bisection:
+def _conclude(ledger: Ledger, model: str, number: int, who: str, trial: Trial) -> Bisection:
     """Quarantine the culprits and let the rest wait for a batch.
 
     Corrections that were released or superseded meanwhile stay as they are.
@@ -146,7 +146,7 @@ def _rollback(connection: Connection, model: str, number: int | None) -> int:
     return int(newest)
 
 
-def _broken(connection: Connection, model: str, number: int) -> set[str]:
+def broken_probes(connection: Connection, model: str, number: int) -> set[str]:
     """The probes whose incidents the rollback closed, which are run even where they are slow."""
     query = select(incidents.c.probe).where(
         incidents.c.model == model, incidents.c.rollback_revision == number

@@ -10,6 +10,8 @@ from datetime import timedelta
 from enum import StrEnum
 from functools import partial
 
+from sqlalchemy import RowMapping
+
 from daemon.core.clock import from_text
 from daemon.core.config.settings import Config
 from daemon.core.errors import (
@@ -17,6 +19,7 @@ from daemon.core.errors import (
     ErrataError,
     FencedError,
     OutOfMemoryError,
+    ProbeError,
     PromptError,
     StaleHeadError,
 )
@@ -29,6 +32,7 @@ from daemon.core.ledger.attempts import (
     end_attempt,
     fatal_probes,
 )
+from daemon.core.ledger.healing import fail_healing, give_up
 from daemon.core.ledger.heartbeats import process_name
 from daemon.core.ledger.ledger import Ledger
 from daemon.core.ledger.probe_results import last_survey
@@ -44,6 +48,7 @@ from workers.revisions.loading import Loaded
 from workers.revisions.pairs import save_pairs
 from workers.revisions.recovery import recover
 from workers.revisions.store import Store
+from workers.session.healing import heal
 from workers.session.known import NOTE
 from workers.session.lease import LeaseKeeper
 from workers.session.plan import BatchPlan, make_plan
@@ -64,6 +69,7 @@ class Outcome(StrEnum):
     NOTHING_TO_DO = "nothing to do"
     ALREADY_DONE = "already done"
     SPLIT = "split"
+    BISECTED = "bisected"
 
 
 class Session:
@@ -92,15 +98,15 @@ class Session:
             LeaseHeldError, DiskFullError: another writer has the lease, or the disk is full. The batch is
             sent again later. Any other error counts as a failed attempt; after too many the batch is split.
         """
-        if not self._is_open(batch_id):
+        if self._open_batch(batch_id) is None:
             return Outcome.ALREADY_DONE
         with LeaseKeeper(self.ledger, self.model, self.config.edit.lease_seconds, batch_id) as keeper:
-            if not self._is_open(batch_id):
+            if (batch := self._open_batch(batch_id)) is None:
                 return Outcome.ALREADY_DONE
-            if self._gives_up(batch_id):
+            if self._gives_up(batch):
                 return Outcome.SPLIT
             with self._attempt(batch_id):
-                return self._apply(keeper, batch_id)
+                return self._apply(keeper, batch)
 
     def recover(self, why: str) -> int:
         """Make head loadable again after damaged blobs were found, and return its number.
@@ -111,15 +117,29 @@ class Session:
         self.copy.loaded = None
         return recover(self.ledger, self.store, self.editor, self.model, why)
 
-    def _apply(self, keeper: LeaseKeeper, batch_id: str) -> Outcome:
-        """Plan, edit and commit, and start again where a rollback moved head meanwhile."""
+    def _apply(self, keeper: LeaseKeeper, batch: RowMapping) -> Outcome:
+        """Plan, edit and commit, or bisect, and start again where a rollback moved head meanwhile."""
+        batch_id = batch["id"]
         for _ in range(_PLANS):
             try:
+                if batch["rollback"] is not None:
+                    return self._heal(keeper, batch)
                 return self._edit_once(keeper, batch_id)
             except (StaleHeadError, FencedError) as error:
                 log.info("planned again", batch=batch_id, why=str(error))
                 keeper.take()
         raise StaleHeadError(f"head moved {_PLANS} times under batch {batch_id}")
+
+    def _heal(self, keeper: LeaseKeeper, batch: RowMapping) -> Outcome:
+        """Bisect a portion of what a rollback took back. Where it cannot be measured, that ends in time."""
+        try:
+            return Outcome.BISECTED if heal(self.copy, keeper, batch) else Outcome.NOTHING_TO_DO
+        except ProbeError as error:
+            if self._attempt_number < self.config.edit.max_attempts:
+                raise
+            with self.ledger.write() as connection:
+                fail_healing(connection, self.ledger.clock.now(), batch, str(error))
+            return Outcome.NOTHING_TO_DO
 
     def _edit_once(self, keeper: LeaseKeeper, batch_id: str) -> Outcome:
         """Plan, edit and commit once, on head as it is now."""
@@ -178,19 +198,25 @@ class Session:
 
     # -- before the edit ------------------------------------------------------------------------------
 
-    def _is_open(self, batch_id: str) -> bool:
+    def _open_batch(self, batch_id: str) -> RowMapping | None:
+        """The batch, unless it is done."""
         with self.ledger.read() as connection:
             batch = batches.get(connection, batch_id)
-        return batch is not None and batch["state"] in (BatchState.OPEN, BatchState.SENT)
+        is_open = batch is not None and batch["state"] in (BatchState.OPEN, BatchState.SENT)
+        return batch if is_open else None
 
-    def _gives_up(self, batch_id: str) -> bool:
+    def _gives_up(self, batch: RowMapping) -> bool:
         """Split a batch that was started too often, and send its halves as batches of their own."""
+        batch_id = batch["id"]
         with self.ledger.write() as connection:
             starts = count_failures(connection, batch_id)
             if starts < self.config.edit.max_attempts:
                 return False
-            why = f"its batch failed {starts} times"
-            halves = batches.split_or_refuse(connection, self.ledger.clock.now(), batch_id, why)
+            now, why = self.ledger.clock.now(), f"its batch failed {starts} times"
+            if batch["rollback"] is None:
+                halves = batches.split_or_refuse(connection, now, batch_id, why)
+            else:
+                halves = give_up(connection, now, batch, why, self.config.edit.batch_size)
         log.warning("batch split", batch=batch_id, starts=starts, halves=halves)
         return True
 

@@ -82,6 +82,9 @@ class WatchConfig(Section):
     )
     hysteresis: float = Field(0.01, ge=0, lt=1, description="margin to the bound after an incident")
     auto_rollback: bool = Field(True, description="roll a degraded revision back without a human")
+    auto_bisect: bool = Field(
+        True, description="after an automatic rollback bisect it and write what did no harm again"
+    )
     cooldown_seconds: float = Field(900, ge=0, description="within it a second rollback freezes instead")
 
     def resolved(self, folder: Path) -> "WatchConfig":

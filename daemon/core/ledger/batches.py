@@ -7,7 +7,7 @@ from datetime import datetime
 from sqlalchemy import Connection, RowMapping, insert, select, update
 
 from daemon.core.clock import to_text
-from daemon.core.ledger.corrections import put_in_batch
+from daemon.core.ledger.corrections import put_in_batch, put_up_for_bisect
 from daemon.core.ledger.database import no_later
 from daemon.core.ledger.proposals import Refusal
 from daemon.core.ledger.schema import batches, corrections
@@ -25,7 +25,7 @@ def create_all(
     connection: Connection, now: datetime, model: str, groups: Sequence[Sequence[str]]
 ) -> list[str]:
     """Put each group of corrections into a new batch in the outbox, and return the batches' ids."""
-    made = {"b" + secrets.token_hex(10): group for group in groups}
+    made = {_new_id(): group for group in groups}
     if not made:
         return []
     about = {"model": model, "state": BatchState.OPEN, "created_at": to_text(now)}
@@ -33,6 +33,17 @@ def create_all(
     for batch_id, group in made.items():
         put_in_batch(connection, batch_id, group)
     return list(made)
+
+
+def create_bisect(
+    connection: Connection, now: datetime, model: str, rollback: int, correction_ids: Sequence[str]
+) -> str:
+    """Put corrections that ``rollback`` reverted into a new batch for bisect, and return its id."""
+    batch_id = _new_id()
+    about = {"id": batch_id, "model": model, "state": BatchState.OPEN, "created_at": to_text(now)}
+    connection.execute(insert(batches).values(**about, rollback=rollback))
+    put_up_for_bisect(connection, batch_id, correction_ids)
+    return batch_id
 
 
 def mark_sent(connection: Connection, now: datetime, batch_ids: Sequence[str]) -> None:
@@ -62,6 +73,14 @@ def waiting(connection: Connection, batch_id: str) -> Sequence[RowMapping]:
     return connection.execute(query.order_by(corrections.c.seq)).mappings().all()
 
 
+def up_for_bisect(connection: Connection, batch_id: str) -> Sequence[RowMapping]:
+    """The corrections of a batch that are still reverted, in order of admission."""
+    query = select(corrections).where(
+        corrections.c.batch_id == batch_id, corrections.c.state == CorrectionState.REVERTED
+    )
+    return connection.execute(query.order_by(corrections.c.seq)).mappings().all()
+
+
 def close_batch(
     connection: Connection, now: datetime, batch_id: str, state: BatchState = BatchState.DONE
 ) -> None:
@@ -85,6 +104,10 @@ def split_or_refuse(connection: Connection, now: datetime, batch_id: str, why: s
     middle = len(ids) // 2
     model = rows[0]["model"]
     return create_all(connection, now, model, [ids[:middle], ids[middle:]])
+
+
+def _new_id() -> str:
+    return "b" + secrets.token_hex(10)
 
 
 def settle_dates(connection: Connection, now: datetime) -> None:

@@ -49,6 +49,20 @@ def leave_batch(connection: Connection, correction_id: str, state: CorrectionSta
     connection.execute(update(corrections).where(corrections.c.id == correction_id).values(**values))
 
 
+def put_up_for_bisect(connection: Connection, batch_id: str, ids: Sequence[str]) -> None:
+    """Make reverted corrections members of a batch without changing their state."""
+    for some in in_chunks(ids):
+        these = corrections.c.id.in_(some)
+        connection.execute(update(corrections).where(these).values(batch_id=batch_id))
+
+
+def note_return(connection: Connection, ids: Iterable[str], rollback: int) -> None:
+    """Record that corrections which a rollback took back are written again by themselves."""
+    for some in in_chunks(ids):
+        these = corrections.c.id.in_(some)
+        connection.execute(update(corrections).where(these).values(came_back=rollback))
+
+
 def settle_dates(connection: Connection, now: datetime) -> None:
     """Date by now what is dated later, because the clock was set back."""
     no_later(connection, update(corrections), corrections.c.admitted_at, now)

@@ -83,6 +83,13 @@ def record_recovery(
     connection.execute(update(incidents).where(_of_probe(model, revision, STORE_PROBE)).values(**values))
 
 
+def add_to_story(connection: Connection, model: str, rollback: int, story: str) -> None:
+    """Add to the incidents that a rollback answered what became of the corrections that it took back."""
+    mine = (incidents.c.model == model) & (incidents.c.rollback_revision == rollback)
+    told = incidents.c.message + f"; {story}"
+    connection.execute(update(incidents).where(mine).values(message=told))
+
+
 def close_answered(
     connection: Connection, now: datetime, model: str, revision: int, probes: Collection[str]
 ) -> None:

@@ -33,6 +33,7 @@ corrections = Table(
     Column("state", String(16), nullable=False),
     Column("reason", Text, nullable=False, default=""),
     Column("batch_id", String(32)),
+    Column("came_back", Integer),  # the automatic rollback after which it was written again by itself
     Index("ix_corrections_fact_state", "fact_id", "state"),
     Index("ix_corrections_model_state", "model", "state", "seq"),
     Index("ix_corrections_batch", "batch_id"),
@@ -48,6 +49,7 @@ batches = Table(
     Column("sent_at", String(32)),
     Column("sends", Integer, nullable=False, default=0),
     Column("closed_at", String(32)),
+    Column("rollback", Integer),  # the rollback of which this is a portion for bisect; NULL: an edit
     Index("ix_batches_state", "state", "model"),
 )
 

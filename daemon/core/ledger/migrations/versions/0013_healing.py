@@ -1,0 +1,13 @@
+"""0013: a batch may be a portion of a rollback that is to be bisected, and a correction may have come back."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0013"
+down_revision = "0012"
+
+
+def upgrade() -> None:
+    """Add the columns. What was rolled back before this version stays as it is."""
+    op.add_column("batches", sa.Column("rollback", sa.Integer(), nullable=True))
+    op.add_column("corrections", sa.Column("came_back", sa.Integer(), nullable=True))
