@@ -21,7 +21,19 @@ from daemon.core.names import RevisionKind, Subject
 from daemon.views.facts import fact_story
 from daemon.views.rows import Row, fetch
 
-_ORDER = ("said", "held", "decided", "batch", "attempt", "written", "probe", "incident", "ended", "bisect", "audit")
+_ORDER = (
+    "said",
+    "held",
+    "decided",
+    "batch",
+    "attempt",
+    "written",
+    "probe",
+    "incident",
+    "ended",
+    "bisect",
+    "audit",
+)
 
 
 def fact_timeline(connection: Connection, fact_id: str) -> Row:
