@@ -81,7 +81,7 @@ class Subject(StrEnum):
     STORE = "store"
     CONSUMER = "consumer"
     HOST = "host"
-    CORRECTIONS = "corrections"  # that an automatic rollback took back and that did not come back by themselves
+    CORRECTIONS = "corrections"  # that an automatic rollback took back and that stay out
 
 
 class IncidentState(StrEnum):

@@ -152,7 +152,7 @@ def _measured(connection: Connection, model: str, numbers: set[int]) -> list[Row
         bound = "" if row["bound"] is None else f", bound {row['bound']:.4g}"
         text = f"probe {row['probe']} of revision {row['revision']}: {row['result']}, {score}{bound}"
         events.append(_event(row["measured_at"], "probe", text, revision=row["revision"]))
-    accused = incidents.c.subject.in_((Subject.REVISION, Subject.STORE))
+    accused = incidents.c.subject.in_((Subject.REVISION, Subject.STORE, Subject.CORRECTIONS))
     noticed = (incidents.c.model == model) & incidents.c.revision.in_(numbers) & accused
     for row in _where(connection, incidents, noticed):
         text = f"incident {row['id']} at revision {row['revision']}: {row['message']}; {row['state']}"
