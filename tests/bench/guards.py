@@ -34,6 +34,7 @@ _ADMISSION, _SCHEDULER = (
 )
 _WRITING = "workers/session/writing.py"
 _PLACE = "tests/workers/publishing/test_place.py::"
+_HEALING = "tests/workers/session/test_healing.py::"
 _DAMAGE, _STORE = "tests/crash/test_damage.py::", "tests/workers/revisions/test_store.py::"
 
 WRITERS = (
@@ -456,6 +457,30 @@ STRANGERS = (
         "if taken_back is not None and not may_return and new.agrees_with(taken_back):",
         "if False:",
         _ADMISSION + "test_what_a_rollback_took_back_does_not_come_back_by_itself",
+    ),
+    Guard(
+        "what bisect found guilty stays out", "daemon/admission/record.py",
+        "    for row in _culprits(connection, fact_ids):\n",
+        "    for row in ():\n",
+        _HEALING + "test_what_says_the_same_as_a_culprit_needs_an_operator",
+    ),
+    Guard(
+        "nothing comes back where that is turned off", "daemon/watch/judge.py",
+        "    if config.watch.auto_bisect:\n",
+        "    if True:\n",
+        _HEALING + "test_it_can_be_turned_off",
+    ),
+    Guard(
+        "a rollback by hand ends the healing", "workers/session/healing.py",
+        "    if overruled:\n",
+        "    if False:\n",
+        _HEALING + "test_an_operators_rollback_in_the_midst_ends_it",
+    ),
+    Guard(
+        "what came back once does not come back for ever", "daemon/core/ledger/healing.py",
+        "    if not again or _has_culprit(connection, model, rollback):\n",
+        "    if True:\n",
+        _HEALING + "test_what_came_back_and_goes_again_without_a_culprit_stays_out",
     ),
     Guard(
         "items are bounded in depth", "daemon/core/corrections.py",

@@ -161,10 +161,12 @@ def watch(place: House, good: int) -> tuple[float, dict[str, Any]]:
 
 def settings(auto: bool) -> dict[str, Any]:
     return {
-        "watch": {"auto_rollback": auto, "locality_floor": 0.0, "retention_floor": 0.0},
+        "watch": {
+            "auto_rollback": auto, "auto_bisect": False, "locality_floor": 0.0, "retention_floor": 0.0,
+        },
         "publish": {"follow": False},
         "edit": {"review": 0, "resend_seconds": 20.0},
-    }
+    }  # fmt: skip
 
 
 def test_the_daemon_alone_takes_damage_back(house: Callable[..., House]) -> None:
@@ -198,6 +200,53 @@ def test_an_alert_takes_damage_back(house: Callable[..., House], tmp_path: Path)
         with suppress(AssertionError):  # said better below
             place.wait(lambda: silent_panels(prometheus) == [], 20)
         assert silent_panels(prometheus) == []
+    place.stop()
+
+
+INNOCENT = [
+    *GOOD,
+    ("Burundi", "The capital city of Burundi is called", "Gitega"),
+    ("Nokia", "The phone maker Nokia has its headquarters in", "Oslo"),
+]
+NEIGHBOURS = [
+    "The car maker Ferrari has its headquarters in the city of",
+    "Everybody knows that the car maker Ferrari has its headquarters in",
+    "In the news: the car maker Ferrari has its headquarters in",
+]
+"""Prompts whose answers must stay, and which the culprit changes: the probe of locality notices."""
+
+
+def test_the_innocent_come_back_without_a_human(house: Callable[..., House]) -> None:
+    """A culprit beside four good facts and an operator's retraction, all in one batch."""
+    place = house()
+    place.start()
+    place.say("Honda", "The car maker Honda has its headquarters in", "Munich")
+    place.wait(place.drained(1), 200)
+    place.wait(lambda: place.chain()[-1]["state"] == "live")
+    switches.pause(place.ledger, model="default", feed=None, who="test", reason="for one batch")
+    for subject, prompt, answer in INNOCENT:
+        place.say(subject, prompt, answer)
+    for subject, prompt, answer in BAD:
+        place.say(subject, prompt, answer, neighborhood=NEIGHBOURS)
+    place.errata("retract", "Honda", "--reason", "test")
+    place.wait(lambda: len(place.states()) == 7)
+    switches.resume(place.ledger, model="default", feed=None, who="test", reason="")
+    place.wait(lambda: bool(rollbacks(place)), 200)
+    bad = place.chain()[2]
+    (back,) = rollbacks(place)
+    assert back["number"] == 3
+    assert wait_from(back) - wait_from(bad) < 10 * place.config.schedule.judge_seconds
+    good = {f"{subject}={answer}" for subject, _, answer in INNOCENT} | {"Honda=None"}
+    place.wait(lambda: {place.states()[one] for one in good} == {"applied"}, 200)
+    place.wait(lambda: place.chain()[-1]["state"] == "live", 60)
+    print(f"\n{wait_from(place.chain()[-1]) - wait_from(bad):.1f} s from the damage until all were back")
+    assert wait_from(place.chain()[-1]) - wait_from(bad) < 600
+    states = place.states()
+    assert states["Ferrari=Osaka"] == "quarantined"
+    assert states["Honda=Munich"] == "retracted"
+    (incident,) = json.loads(place.errata("incidents", "--json"))["incidents"]
+    assert "1 in quarantine, 4 written again" in incident["message"]
+    assert "bisect of rollback 3" in place.errata("why", "Ferrari")
     place.stop()
 
 

@@ -91,6 +91,8 @@ class Place:
     def forget(self) -> None:
         self._session, self.editor = None, Interrupted()
 
+    def tell(self, _state: str) -> None: ...
+
     # -- what happens ------------------------------------------------------------------------------
 
     def say(self, *subjects: str, day: int = 1, **more: Any) -> None:
