@@ -139,7 +139,7 @@ def fail_healing(connection: Connection, now: datetime, batch: RowMapping, why: 
 
 def _ranks(connection: Connection, model: str, rollback: int) -> dict[str, int]:
     """The order in which the corrections of a rollback that no portion holds yet are tried, by id."""
-    rows = _rows(connection, reverted_by(connection, model, rollback))
+    rows = _rows(connection, _taken_back_last(connection, model, rollback))
     tried = set(_portions(connection, model, rollback))
     approved = _approved(connection, [row["id"] for row in rows])
     return {
@@ -147,6 +147,17 @@ def _ranks(connection: Connection, model: str, rollback: int) -> dict[str, int]:
         for row in rows
         if row["batch_id"] not in tried
     }
+
+
+def _taken_back_last(connection: Connection, model: str, rollback: int) -> list[str]:
+    """The corrections that no later rollback took back once more: those are tried as part of that one."""
+    ids = reverted_by(connection, model, rollback)
+    again: set[str] = set()
+    for some in in_chunks(ids):
+        later = (tenures.c.model == model) & (tenures.c.until > rollback)
+        query = select(tenures.c.correction_id).where(later, tenures.c.correction_id.in_(some))
+        again |= set(connection.execute(query).scalars())
+    return [one for one in ids if one not in again]
 
 
 def _would_repeat(
@@ -159,9 +170,10 @@ def _would_repeat(
     again = [row for row in harmless if row["came_back"] is not None]
     if not again or _has_culprit(connection, model, rollback):
         return set()
-    ended = (tenures.c.model == model) & (tenures.c.until == rollback)
-    taken = set(connection.execute(select(tenures.c.correction_id).where(ended)).scalars())
-    alone = taken <= {row["id"] for row in again}
+    ids = select(tenures.c.correction_id).where(tenures.c.model == model)
+    restored = set(connection.execute(ids.where(tenures.c.since == rollback)).scalars())
+    taken = set(connection.execute(ids.where(tenures.c.until == rollback)).scalars()) - restored
+    alone = taken <= {row["id"] for row in again if _is_retraction(row)}
     return {row["id"] for row in again if alone or not _is_retraction(row)}
 
 
