@@ -1,10 +1,10 @@
-"""0013: a batch may be a portion of a rollback that is to be bisected, and a correction may have come back."""
+"""0015: a batch may be a portion of a rollback that is to be bisected, and a correction may have come back."""
 
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0013"
-down_revision = "0012"
+revision = "0015"
+down_revision = "0014"
 
 
 def upgrade() -> None:
