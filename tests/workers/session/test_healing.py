@@ -144,7 +144,8 @@ class Place:
         """An automatic rollback to the first revision."""
         heals = partial(begin_healing, now=self.clock.now(), model="default", size=8)
         roll_back(
-            self.ledger, "default", to=1, who="an alert", reason="complaints", cause=RollbackCause.ALERT,
+            self.ledger, "default", self.config.store_path, to=1, who="an alert", reason="complaints",
+            cause=RollbackCause.ALERT,
             in_transaction=lambda connection, number: heals(connection, rollback=number),
         )  # fmt: skip
 
@@ -220,7 +221,7 @@ def test_why_and_the_incident_tell_the_story(place: Place) -> None:
 
 def test_after_an_operators_rollback_nothing_comes_back(place: Place) -> None:
     damage(place)
-    roll_back(place.ledger, "default", to=1, who="ann", reason="a doubt")
+    roll_back(place.ledger, "default", place.config.store_path, to=1, who="ann", reason="a doubt")
     place.tick()
     assert {place.states()[one] for one in (*NEW, "Trojan", "Peru gone")} == {"reverted"}
     assert place.left() == 0
@@ -238,7 +239,9 @@ def test_it_can_be_turned_off(tmp_path: Path) -> None:
 def test_an_operators_rollback_in_the_midst_ends_it(place: Place) -> None:
     damage(place)
     judge(place.ledger, place.config)
-    place.editor.happens = lambda: roll_back(place.ledger, "default", to=1, who="ann", reason="enough")
+    place.editor.happens = lambda: roll_back(
+        place.ledger, "default", place.config.store_path, to=1, who="ann", reason="enough"
+    )
     place.tick()
     assert {place.states()[one] for one in (*NEW, "Trojan")} == {"reverted"}
     assert place.left() == 0
