@@ -46,7 +46,8 @@ def looks(place: Place, record: Record) -> Iterator[Check]:
     seen = read_looks(place.looks)
     broken = broken_looks(seen, record.published, MEND_SECONDS)
     what = f"{len(seen)} looks, {len(broken)} broken: {broken[:_SHOWN]}"
-    yield Check("no look at the published folder was broken", bool(seen) and not broken, what)
+    holds = bool(seen) and not broken and record.reader_lived
+    yield Check("no look at the published folder was broken", holds, what)
     times = mending_times(seen, record.published, MEND_SECONDS)
     slow = [seconds for seconds in times if seconds >= MEND_SECONDS]
     what = (

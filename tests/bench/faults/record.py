@@ -32,6 +32,7 @@ class Record:
     ends: list[tuple[str, float]] = field(default_factory=list)  # part and seconds that SIGTERM took
     died: list[str] = field(default_factory=list)  # parts that ended by themselves
     freezes: int = 0
+    reader_lived: bool = False  # to the end
 
 
 class Witness:

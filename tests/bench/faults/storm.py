@@ -109,6 +109,7 @@ class Storm:
         """End every part by SIGTERM."""
         for name, part in self._place.parts.items():
             self._record.ends.append((name, part.terminate(PATIENCE)))
+        self._record.reader_lived = self._place.reader.pid is not None
         self._place.reader.kill()
 
     def _do_one(self, now: float) -> None:
