@@ -53,31 +53,32 @@ def collect_garbage(ledger: Ledger, config: Config) -> Swept:
 
 
 def is_scrub_due(connection: Connection, ledger: Ledger, config: Config) -> bool:
-    """Whether the last scrub is at least ``store.scrub_seconds`` old."""
-    last = last_scrub(connection)
+    """Whether the model's last scrub is at least ``store.scrub_seconds`` old."""
+    last = last_scrub(connection, config.model.name)
     return last is None or (ledger.clock.now() - last).total_seconds() >= config.store.scrub_seconds
 
 
 def scrub(ledger: Ledger, config: Config, progress: Progress = lambda _done, _of: None) -> dict[str, str]:
     """Compare every blob that a kept revision needs with its name, and return the unsound with the reason.
 
-    Each of these opens an incident of the newest revision that needs it.
+    Only the blobs of this model are in question, because another may have its own store. Each unsound one
+    opens an incident of the newest revision that needs it.
     """
-    start = time.monotonic()
+    start, model = time.monotonic(), config.model.name
     with ledger.read() as connection:
-        needed = kept_blobs(connection)
+        needed = kept_blobs(connection, model)
     unsound: dict[str, str] = {}
     size = 0
     for done, blob in enumerate(sorted(needed), start=1):
         try:
             size += require_sound(config.store_path, blob)
         except StoreError as error:
-            if _is_needed(ledger, blob):  # a collection may have deleted it meanwhile
+            if _is_needed(ledger, model, blob):  # a collection may have deleted it meanwhile
                 unsound[blob] = error.message
         progress(done, len(needed))
     with ledger.write() as connection:
         now = ledger.clock.now()
-        insert_scrub(connection, now, len(needed), size, unsound, time.monotonic() - start)
+        insert_scrub(connection, now, model, len(needed), size, unsound, time.monotonic() - start)
         for blob, why in unsound.items():
             open_damage(connection, now, *needed[blob], why)
             log.error("unsound blob", blob=blob, why=why)
@@ -110,6 +111,6 @@ def scrub_published(ledger: Ledger, config: Config) -> dict[str, str]:
     return flaws
 
 
-def _is_needed(ledger: Ledger, blob: str) -> bool:
+def _is_needed(ledger: Ledger, model: str, blob: str) -> bool:
     with ledger.read() as connection:
-        return blob in kept_blobs(connection)
+        return blob in kept_blobs(connection, model)

@@ -138,9 +138,10 @@ def free_bytes(config: Config) -> int:
     return shutil.disk_usage(folder).free
 
 
-def unsound_blobs(connection: Connection) -> int:
-    """Count the blobs that the last scrub found missing or damaged."""
-    unsound = connection.execute(select(scrubs.c.unsound).order_by(scrubs.c.id.desc()).limit(1)).scalar()
+def unsound_blobs(connection: Connection, model: str) -> int:
+    """Count the blobs that the last scrub of a model found missing or damaged."""
+    mine = select(scrubs.c.unsound).where(scrubs.c.model == model)
+    unsound = connection.execute(mine.order_by(scrubs.c.id.desc()).limit(1)).scalar()
     return len(unsound or ())
 
 

@@ -162,7 +162,8 @@ class _Scrape:
         """Add the free space for the next revision and the result of the last scrub."""
         self._add("errata_store_free_bytes", figures.free_bytes(self._config))
         self._add("errata_store_reserve_bytes", required_bytes(self._connection, self._config))
-        self._add("errata_store_unsound_blobs", figures.unsound_blobs(self._connection))
+        unsound = figures.unsound_blobs(self._connection, self._config.model.name)
+        self._add("errata_store_unsound_blobs", unsound)
 
     def _feeds(self, model: str, names: set[str], pulled: Mapping[str, Row]) -> None:
         for name in sorted(names):

@@ -20,6 +20,7 @@ from daemon.core.errors import (
 )
 from daemon.core.ledger.chain import head
 from daemon.core.ledger.schema import incidents, revisions, tenures
+from daemon.core.ledger.scrubs import last_scrub
 from daemon.core.names import RollbackCause
 from daemon.upkeep import backup as backup_module
 from daemon.upkeep.backup import back_up, restore, restore_blobs
@@ -127,6 +128,14 @@ def test_the_scrub_finds_every_kind_of_damage_and_opens_one_incident(life: Life)
     for _ in range(2):
         assert set(scrub(life.ledger, life.config)) == {path.stem for path in broken}
     assert len(store_incidents(life)) == 1
+
+
+def test_a_scrub_asks_nothing_of_the_store_of_another_model(life: Life) -> None:
+    life.ledger.found("other", {"layers.0.weight": "ab" * 32}, "encore-blue")
+    assert scrub(life.ledger, life.config) == {}
+    with life.ledger.read() as connection:
+        assert last_scrub(connection, life.config.model.name) is not None
+        assert last_scrub(connection, "other") is None
 
 
 def test_head_is_what_its_facts_amount_to(life: Life) -> None:

@@ -6,10 +6,14 @@ from daemon.core.ledger.chain import active_tenures
 from daemon.core.ledger.schema import revisions, tenures
 
 
-def kept_blobs(connection: Connection) -> dict[str, tuple[str, int]]:
-    """Every blob that a kept revision of any model needs, with the newest revision that needs it."""
+def kept_blobs(connection: Connection, model: str | None = None) -> dict[str, tuple[str, int]]:
+    """Every blob that a kept revision needs, with the newest revision that needs it.
+
+    Without ``model`` the blobs of all models, which may share a store.
+    """
     needed: dict[str, tuple[str, int]] = {}
-    rows = connection.execute(select(revisions).where(revisions.c.kept).order_by(revisions.c.number))
+    query = select(revisions).where(revisions.c.kept).order_by(revisions.c.number)
+    rows = connection.execute(query if model is None else query.where(revisions.c.model == model))
     oldest: dict[str, int] = {}
     newest: dict[str, int] = {}
     for row in rows.mappings():
@@ -17,15 +21,15 @@ def kept_blobs(connection: Connection) -> dict[str, tuple[str, int]]:
         if row["number"] > 0:
             oldest.setdefault(row["model"], row["number"])
         needed |= dict.fromkeys(row["tensors"].values(), (row["model"], row["number"]))
-    for model, first in oldest.items():
+    for name, first in oldest.items():
         still = or_(tenures.c.until.is_(None), tenures.c.until > first)
-        query = select(tenures.c.blob, tenures.c.until).where(
-            tenures.c.model == model, tenures.c.blob.is_not(None), still
+        spans = select(tenures.c.blob, tenures.c.until).where(
+            tenures.c.model == name, tenures.c.blob.is_not(None), still
         )
-        for span in connection.execute(query):
-            last = newest[model] if span.until is None else span.until - 1
-            before = needed.get(span.blob, (model, 0))[1]
-            needed[span.blob] = (model, max(before, last))
+        for span in connection.execute(spans):
+            last = newest[name] if span.until is None else span.until - 1
+            before = needed.get(span.blob, (name, 0))[1]
+            needed[span.blob] = (name, max(before, last))
     return needed
 
 

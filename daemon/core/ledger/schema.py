@@ -262,11 +262,12 @@ judgements = Table(
     Column("judged_at", String(32), nullable=False),
 )
 
-# Looks at every blob that a kept revision needs.
+# Looks at every blob that a kept revision of a model needs.
 scrubs = Table(
     "scrubs",
     metadata,
     Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("model", String(64), nullable=False, server_default=""),
     Column("blobs", Integer, nullable=False),
     Column("bytes", BigInteger, nullable=False),
     Column("unsound", JSON, nullable=False),  # blob -> what is wrong with it

@@ -10,18 +10,25 @@ from daemon.core.ledger.database import no_later
 from daemon.core.ledger.schema import scrubs
 
 
-def last_scrub(connection: Connection) -> datetime | None:
-    """When the last scrub ended, or None before the first."""
-    last = connection.execute(select(scrubs.c.at).order_by(scrubs.c.id.desc()).limit(1)).scalar()
+def last_scrub(connection: Connection, model: str) -> datetime | None:
+    """When the last scrub of a model ended, or None before the first."""
+    mine = select(scrubs.c.at).where(scrubs.c.model == model)
+    last = connection.execute(mine.order_by(scrubs.c.id.desc()).limit(1)).scalar()
     return None if last is None else from_text(last)
 
 
 def insert_scrub(
-    connection: Connection, now: datetime, blobs: int, size: int, unsound: Mapping[str, str], seconds: float
+    connection: Connection,
+    now: datetime,
+    model: str,
+    blobs: int,
+    size: int,
+    unsound: Mapping[str, str],
+    seconds: float,
 ) -> None:
     """Add a scrub of ``blobs`` files with ``size`` bytes, with what is wrong with each damaged blob."""
-    row = {"blobs": blobs, "bytes": size, "unsound": dict(unsound), "seconds": seconds, "at": to_text(now)}
-    connection.execute(insert(scrubs).values(**row))
+    row = {"model": model, "blobs": blobs, "bytes": size, "unsound": dict(unsound), "seconds": seconds}
+    connection.execute(insert(scrubs).values(**row, at=to_text(now)))
 
 
 def settle_dates(connection: Connection, now: datetime) -> None:
