@@ -42,7 +42,7 @@ class Place(TinyHouse):
             serve={"enabled": True, "port": self.answers_port, "max_tokens": 100_000},
             api={"port": self.port},
             store={"reserve_bytes": 0},
-            schedule={"heartbeat_seconds": 0.5},
+            schedule={"heartbeat_seconds": 2.0},
         )
         self.log = folder / "run.log"
         self.edit(1, statement("Peru", "Lima"))
@@ -85,7 +85,7 @@ def place(tmp_path: Path, redis_binary: Path) -> Iterator[Place]:
 def running(place: Place) -> Iterator[subprocess.Popen[bytes]]:
     """``errata run`` with all of its parts alive."""
     process = place.start()
-    wait(place.all_live, 120, place.log.read_text()[-2000:])
+    wait(place.all_live, 300, place.log.read_text()[-2000:])
     yield process
     family = [] if has_ended(process.pid) else descendants(process.pid)
     process.kill()
@@ -132,7 +132,7 @@ def test_sigkill_leaves_nothing_and_status_says_so(place: Place, running: subpro
     running.kill()
     running.wait()
     wait(lambda: all(map(has_ended, family)), 5)
-    wait(lambda: place.lives() == dict.fromkeys(ROLES, "lost"), 5)
+    wait(lambda: place.lives() == dict.fromkeys(ROLES, "lost"), 15)
     told = place.errata("status")
     assert told.returncode == 0
     for role in ROLES:
