@@ -85,14 +85,16 @@ def place(tmp_path: Path, redis_binary: Path) -> Iterator[Place]:
 def running(place: Place) -> Iterator[subprocess.Popen[bytes]]:
     """``errata run`` with all of its parts alive."""
     process = place.start()
-    wait(place.all_live, 300, place.log.read_text()[-2000:])
-    yield process
-    family = [] if has_ended(process.pid) else descendants(process.pid)
-    process.kill()
-    process.wait()
-    for pid in family:
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+    try:
+        wait(place.all_live, 300, place.log.read_text()[-2000:])
+        yield process
+    finally:
+        family = [] if has_ended(process.pid) else descendants(process.pid)
+        process.kill()
+        process.wait()
+        for pid in family:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 def end(process: subprocess.Popen[bytes], number: signal.Signals = signal.SIGTERM) -> float:
