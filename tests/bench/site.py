@@ -49,6 +49,7 @@ class Part:
         """Start the process, unless it runs."""
         if self.pid is not None:
             return
+        self._again_at = 0.0
         with self.log.open("ab") as sink:
             self._process = subprocess.Popen(
                 self._command, env=self.environment, cwd=ROOT, stdin=subprocess.DEVNULL,
@@ -56,8 +57,8 @@ class Part:
             )  # fmt: skip
 
     def send(self, number: int) -> None:
-        """Send a signal to the process and its descendants."""
-        if self._process is not None:
+        """Send a signal to the process and its descendants, unless it was seen to have ended."""
+        if self._process is not None and not self._again_at:  # its number may be another's by now
             with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, number)
 
@@ -66,7 +67,7 @@ class Part:
         self.send(signal.SIGKILL)
         if self._process is not None:
             self._process.wait(_PATIENCE)
-        self._process = None
+        self._process, self._again_at = None, 0.0
 
     def terminate(self, patience: float) -> float:
         """Send SIGTERM to the process alone, kill what is left after ``patience``, and return the seconds."""
@@ -87,10 +88,10 @@ class Part:
         if status is None:
             return None
         if not self._again_at:
+            self.send(signal.SIGKILL)  # descendants that outlived it
             self._again_at = time.monotonic() + pause
             return status
         if time.monotonic() >= self._again_at:
-            self._again_at = 0.0
             self.start()
         return None
 

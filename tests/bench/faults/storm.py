@@ -114,12 +114,14 @@ class Storm:
 
     def _do_one(self, now: float) -> None:
         """Do the next fault of the pack whose target has no other fault at this moment."""
-        if not self._pack:
-            self._pack = self._chance.sample(self._faults, len(self._faults))
         busy = {fault.target for _, fault in self._open}
         busy |= {target for target, until in self._spared.items() if now < until}
-        fault = next((one for one in self._pack if one.target not in busy), None)
-        if fault is None:
+        for _ in range(2):
+            fault = next((one for one in self._pack if one.target not in busy), None)
+            if fault is not None:
+                break
+            self._pack += self._chance.sample(self._faults, len(self._faults))
+        else:
             return
         self._pack.remove(fault)
         self._note(fault.name)
