@@ -218,7 +218,7 @@ NEIGHBOURS = [
 
 def test_the_innocent_come_back_without_a_human(house: Callable[..., House]) -> None:
     """A culprit beside four good facts and an operator's retraction, all in one batch."""
-    place = house()
+    place = house(watch={"probe_seconds": 300.0})  # tests share the cores
     place.start()
     place.say("Honda", "The car maker Honda has its headquarters in", "Munich")
     place.wait(place.drained(1), 200)
