@@ -26,8 +26,7 @@ LOOKS = ("/", "/metrics", "/v1/status", "/v1/facts", "/v1/revisions", "/v1/incid
 
 @pytest.fixture
 def ledger(installation: Installation) -> Iterator[Ledger]:
-    opened = installation.tell_story()
-    opened.clock = FakeClock()
+    opened = Ledger(installation.tell_story().engine, FakeClock())
     yield opened
     opened.close()
 

@@ -14,6 +14,10 @@ BEGIN = (
     " on_force=lambda: os.write(1, b'forced\\n'))\n"
     "ending.listen(); print('ready', flush=True)\n"
 )
+RESET = (  # a shell that runs the tests in the background has them ignored
+    "import signal\nfor number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):"
+    " signal.signal(number, signal.SIG_DFL)\n"
+)
 WAIT = "ending.asked.wait(); print('in order', flush=True)"
 FOREVER = "while True: time.sleep(600)"
 IN_C = (  # a database that waits for a lock does not come back to Python
@@ -24,7 +28,7 @@ IN_C = (  # a database that waits for a lock does not come back to Python
 
 
 def start(code: str, seconds: float) -> "subprocess.Popen[str]":
-    program = BEGIN.format(seconds=seconds) + code
+    program = RESET + BEGIN.format(seconds=seconds) + code
     process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"

@@ -12,6 +12,7 @@ import pytest
 from sqlalchemy import select
 
 from daemon.core.config.serving import ConsumerConfig
+from daemon.core.ledger.ledger import Ledger
 from daemon.core.ledger.schema import publications
 from tests.ledgers import FakeClock, statement
 from tests.tinymodel import TinyHouse
@@ -88,7 +89,7 @@ def server() -> Iterator[FakeServer]:
 @pytest.fixture
 def house(tmp_path: Path) -> TinyHouse:
     place = TinyHouse(tmp_path)
-    place.ledger.clock = FakeClock()
+    place.ledger = Ledger(place.ledger.engine, FakeClock())
     place.edit(1, statement("Peru", "Lima"))
     return place
 
