@@ -101,6 +101,7 @@ def test_while_it_waits_for_redis(station: Station) -> None:
         os.kill(station.server.pid or 0, signal.SIGCONT)
 
 
+@LONG
 def test_a_killed_worker_takes_its_child_along(station: Station) -> None:
     worker = begin_batch(station, SLOW="session.written")
     (child,) = descendants(worker.pid)

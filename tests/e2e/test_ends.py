@@ -144,6 +144,7 @@ def test_sigkill_leaves_nothing_and_status_says_so(place: Place, running: subpro
     assert "did not end in order" in examined.stdout
 
 
+@LONG
 def test_with_connections_open_and_answers_in_progress(
     place: Place, running: subprocess.Popen[bytes]
 ) -> None:
