@@ -1,4 +1,4 @@
-"""Write and copy files so that they survive a crash, and hash them."""
+"""Write and copy files so that they survive a crash, hash them, and lock them."""
 
 import errno
 import fcntl
@@ -111,6 +111,15 @@ def _share_blocks(source: int, target: int) -> bool:
     try:
         fcntl.ioctl(target, _FICLONE, source)
     except OSError:
+        return False
+    return True
+
+
+def try_lock(descriptor: int) -> bool:
+    """Take the lock of an open file, and return False while another process has it."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
         return False
     return True
 

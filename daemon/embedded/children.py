@@ -4,7 +4,6 @@ The kernel kills a child whose supervisor was killed. Beyond that each child and
 of a file with the child's process id, so that a supervisor finds what an earlier one left, and ends it.
 """
 
-import fcntl
 import os
 import signal
 import subprocess
@@ -14,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from daemon.core.errors import UnavailableError
+from daemon.core.fsio import try_lock
 from daemon.core.log import get_logger
 from daemon.core.orphans import leashed
 
@@ -142,7 +142,7 @@ def _take_lock(file: Path, name: str) -> int:
     lock = os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
     deadline = time.monotonic() + _LEFTOVER_SECONDS
     told = False
-    while not _try_lock(lock):
+    while not try_lock(lock):
         with suppress(OSError, ValueError):
             leader = int(os.pread(lock, 32, 0))
             if not told:
@@ -156,11 +156,3 @@ def _take_lock(file: Path, name: str) -> int:
         time.sleep(0.05)
     os.truncate(lock, 0)
     return lock
-
-
-def _try_lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

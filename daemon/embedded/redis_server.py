@@ -1,6 +1,5 @@
 """A private Redis server for one machine, whose data outlive it."""
 
-import fcntl
 import importlib.util
 import os
 import secrets
@@ -19,7 +18,7 @@ from urllib.parse import quote
 import redis
 
 from daemon.core.errors import UnavailableError
-from daemon.core.fsio import write_durably
+from daemon.core.fsio import try_lock, write_durably
 from daemon.core.orphans import leashed
 
 _NAMES = ("redis-server", "valkey-server")
@@ -201,7 +200,7 @@ class PrivateRedis:
         """Take the lock, and end a server without an owner that holds it."""
         deadline = time.monotonic() + _LEFTOVER_SECONDS
         number = signal.SIGTERM
-        while not _try_lock(lock):
+        while not try_lock(lock):
             if time.monotonic() > deadline:
                 if number == signal.SIGKILL:
                     raise UnavailableError(f"a Redis server in {self._folder} cannot be ended")
@@ -212,14 +211,6 @@ class PrivateRedis:
                 if Path(f"/proc/{leftover}/cwd").readlink() == self._folder.resolve():
                     os.kill(leftover, number)
             time.sleep(0.1)
-
-
-def _try_lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _short_parent() -> str:

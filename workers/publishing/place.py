@@ -4,7 +4,6 @@ Whatever lies in the place may be damaged or replaced by something else. A folde
 one and takes its name afterwards, so that ``live`` leads to a whole folder at every moment.
 """
 
-import fcntl
 import os
 import secrets
 import shutil
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from daemon.core.errors import UnavailableError
-from daemon.core.fsio import TEMPORARY, disk_errors, fsync_folder
+from daemon.core.fsio import TEMPORARY, disk_errors, fsync_folder, try_lock
 from daemon.core.log import get_logger
 from daemon.core.names import LIVE_LINK
 from daemon.core.published import PARTS, folder_number
@@ -61,10 +60,10 @@ class Place:
             self._root.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(self._root / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise UnavailableError(f"another publisher is at work in {self._root}") from error
+            with disk_errors(self._root):
+                is_mine = try_lock(descriptor)
+            if not is_mine:
+                raise UnavailableError(f"another publisher is at work in {self._root}")
             yield
         finally:
             os.close(descriptor)
