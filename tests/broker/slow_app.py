@@ -8,13 +8,7 @@ import signal
 import time
 from typing import Any
 
-from celery import Celery
-
-from daemon.core.broker import celery_app
-from daemon.core.config.settings import load_config
-from tests.broker.toy_holder import ToyHolder, make_session
-from workers.queue.interruption import end_in_time
-from workers.queue.tasks import add_tasks
+from tests.broker.toy_holder import ToyHolder, make_app, make_session
 from workers.session.session import Session
 
 PLACE = os.environ["SLOW"]
@@ -47,11 +41,4 @@ class SlowHolder(ToyHolder):
         return self._session
 
 
-def make() -> Celery:
-    config = load_config()
-    application = celery_app(config)
-    add_tasks(application, config, SlowHolder(config), end_in_time(application))
-    return application
-
-
-app = make()
+app = make_app(SlowHolder)
