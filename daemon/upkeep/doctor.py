@@ -1,6 +1,5 @@
 """Check an installation for the usual mistakes, and say how to mend each."""
 
-import shutil
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,6 +29,7 @@ from daemon.core.ledger.ledger import Ledger
 from daemon.core.ledger.schema import audit as audit_table
 from daemon.core.ledger.schema import corrections, revisions
 from daemon.core.names import Role
+from daemon.core.space import required_bytes
 from daemon.upkeep.processes import examine_processes
 from daemon.views import figures
 from daemon.views.lists import publication_list
@@ -42,8 +42,11 @@ _WRITTEN = datetime(2026, 1, 1, tzinfo=UTC)  # this code is newer, so a clock be
 def examine(config: Config) -> list[Finding]:
     """Run every check. Nothing is created, migrated or changed."""
     findings = [_guarded("ledger", lambda: _ledger(config))]
+    wanted = config.store.reserve_bytes
     if findings[0].ok:
         with _look(config) as ledger:
+            with ledger.read() as connection:
+                wanted = required_bytes(connection, config)
             findings += [
                 _guarded("audit", lambda: _audit(ledger)),
                 _guarded("revisions", lambda: _revisions(ledger, config)),
@@ -59,7 +62,7 @@ def examine(config: Config) -> list[Finding]:
             _guarded("redis eviction", lambda: _redis_setting(config, "maxmemory-policy", "noeviction")),
             _guarded("clock and redis", lambda: _redis_clock(config)),
         ]
-    findings += [_disk(config), _model(config), _statistics(config)]
+    findings += [_disk(config, wanted), _model(config), _statistics(config)]
     findings += [_token("api", config.api.token_file, config.api.host)]
     lesser = {Role.READ: config.api.read_token_file, Role.SUBMIT: config.api.submit_token_file}
     findings += [_token(f"api {role}", file, config.api.host) for role, file in lesser.items() if file]
@@ -180,12 +183,10 @@ def _redis_clock(config: Config) -> Finding:
     return Finding("clock and redis", ok, detail, fix)
 
 
-def _disk(config: Config) -> Finding:
-    folder = config.data_dir
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    free, wanted = shutil.disk_usage(folder).free, config.store.reserve_bytes
-    detail = f"{free >> 20} MiB free, edits need {wanted >> 20} MiB"
+def _disk(config: Config, wanted: int) -> Finding:
+    """Whether an edit and its publication have the space without which no batch is sent."""
+    free = figures.free_bytes(config)
+    detail = f"{free >> 20} MiB free, edits and their publication need {wanted >> 20} MiB"
     if free >= wanted:
         return Finding("disk", True, detail)
     return Finding("disk", False, detail, "free space, or lower store.reserve_bytes or store.keep_revisions")

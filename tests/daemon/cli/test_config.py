@@ -1,6 +1,8 @@
 """Tests of config show, config path and doctor."""
 
 import json
+import os
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -283,6 +285,15 @@ def test_an_idle_worker_is_no_problem(whole: Installation) -> None:
 
 def test_a_disk_that_is_nearly_full(whole: Installation) -> None:
     whole.write(f"[store]\nreserve_bytes = {1 << 62}")
+    assert "free space" in doctor(whole)["disk"]["fix"]
+
+
+def test_a_disk_on_which_the_model_cannot_be_published(whole: Installation) -> None:
+    whole.write("[store]\nreserve_bytes = 0\n[publish]\nfollow = true")
+    with closing(whole.open()) as ledger:
+        found(ledger)
+    assert doctor(whole)["disk"]["ok"]
+    os.truncate(whole.config.model_path / "model.safetensors", 1 << 43)  # sparse: more than any disk here
     assert "free space" in doctor(whole)["disk"]["fix"]
 
 
