@@ -79,7 +79,7 @@ class Threads(BaseExecutor):  # type: ignore[misc]  # APScheduler has no types
     def finish(self, seconds: float) -> list[str]:
         """Wait at most so long for the jobs in progress, and return the names of those that go on."""
         deadline = time.monotonic() + seconds
-        for thread in [one for one in self._running if one.name not in self.left_at_the_end]:
+        for thread in [one for one in list(self._running) if one.name not in self.left_at_the_end]:
             thread.join(max(0.0, deadline - time.monotonic()))
         return sorted(thread.name for thread in list(self._running) if thread.is_alive())
 
